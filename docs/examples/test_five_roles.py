@@ -1,0 +1,88 @@
+"""What the page "Write a plug-in" quotes is held to its roles' contracts, and decodes."""
+
+import five_roles
+import pytest
+from five_roles.acceptance import Match, MatchConfig
+from five_roles.attention import Naive, NaiveConfig
+from five_roles.features import Joined, JoinedConfig
+from five_roles.head import Echo, EchoConfig
+from five_roles.tree import Fan, FanConfig
+
+from eagle import Decoder, DecoderSpec
+from eagle.errors import IncompatibleError, SpecError
+from eagle.registry import Registry
+from eagle.roles import BuildContext
+from eagle.spec import resolve
+from eagle.testing import (
+    check_acceptance_rule,
+    check_attention_backend,
+    check_draft_head,
+    check_feature_extractor,
+    check_tree_builder,
+    tiny_target,
+)
+
+CONTEXT = BuildContext()
+
+
+@pytest.fixture(scope="module")
+def target():
+    return tiny_target()
+
+
+@pytest.fixture
+def registry():
+    made = Registry.discover()
+    made.register(five_roles, "five-roles", "an-example")
+    return made
+
+
+# [features]
+def test_the_feature_extractor_keeps_its_contract(target):
+    check_feature_extractor(Joined(JoinedConfig(layers=(0, 1)), CONTEXT), target)
+
+
+# [head]
+def test_the_draft_head_keeps_its_contract(target):
+    head = Echo(EchoConfig(), CONTEXT)
+    head.load(target, Naive(NaiveConfig(), CONTEXT))
+    check_draft_head(head, target)
+
+
+# [tree]
+@pytest.mark.parametrize("width", [1, 4])
+def test_the_tree_builder_keeps_its_contract(width):
+    check_tree_builder(Fan(FanConfig(width=width), CONTEXT))
+
+
+# [attention]
+def test_the_attention_backend_keeps_its_contract():
+    check_attention_backend(Naive(NaiveConfig(), CONTEXT))
+
+
+# [acceptance]
+def test_the_acceptance_rule_is_lossless():
+    check_acceptance_rule(Match(MatchConfig(), CONTEXT))
+
+
+# [decode]
+def test_all_five_decode_together_and_say_what_the_target_says(registry, target):
+    def answer(**parts):
+        decoder = Decoder.from_spec(DecoderSpec(**parts), registry=registry, target=target)
+        return decoder.generate([3, 1, 4, 1, 5], max_new_tokens=16, ignore_eos=True)
+
+    drafted = answer(head="echo", tree="fan", attention="naive", acceptance="match")
+    plain = answer(head="none", tree="none")
+    assert drafted.tokens == plain.tokens
+
+
+# [end]
+def test_a_pair_that_does_not_fit_is_refused(registry, target):
+    with pytest.raises(IncompatibleError, match=r"features of size 64 .* needs 32"):
+        resolve(
+            DecoderSpec(features="joined", head="echo", tree="fan"),
+            registry,
+            BuildContext(target.info),
+        )
+    with pytest.raises(SpecError, match="the target has layers 0 to 2"):
+        Joined(JoinedConfig(layers=(7,)), BuildContext(target.info))

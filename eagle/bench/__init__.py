@@ -1,0 +1,1 @@
+"""Measuring a decoder: knows how to run one and what to compare it with; prints nothing."""

@@ -1,0 +1,48 @@
+"""Files of prompts to measure with; knows two layouts and no benchmark by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from eagle.errors import DataError
+
+__all__ = ["read_prompts"]
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Return the prompts of a file; of a conversation, its first turn.
+
+    Args:
+        path: ``.jsonl`` with an object ``{"turns": ["...", ...]}`` on each line, as MT-bench has
+            it, or any other text file with one prompt on each line. Empty lines are skipped.
+
+    Raises:
+        DataError: it cannot be read, holds no prompt, or a line is not what it should be.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix == ".jsonl":
+        prompts = [_first_turn(line, f"{path}:{number}") for number, line in numbered]
+    else:
+        prompts = [line.strip() for _, line in numbered]
+    if not prompts:
+        raise DataError(f"{path} holds no prompt")
+    return prompts
+
+
+def _first_turn(line: str, place: str) -> str:
+    try:
+        first = json.loads(line)["turns"][0]
+    except (ValueError, LookupError, TypeError) as error:
+        raise DataError(
+            f'{place}: should be a JSON object like {{"turns": ["the prompt"]}}'
+        ) from error
+    if not isinstance(first, str) or not first.strip():
+        raise DataError(f"{place}: the first of its turns should be a text that is not empty")
+    return first

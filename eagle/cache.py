@@ -1,0 +1,126 @@
+"""Keys and values of committed text and of the tree being verified; knows rows, not tokens.
+
+One preallocated tensor per layer: stacked into one tensor, the compiler copies the whole cache on
+every write. Slot b's committed rows are 0 to ``lengths[b] - 1``; a pass writes its entries at the
+rows that its `Step` names, and `compact` moves the accepted ones to the front.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Step", "TreeCache"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over N new entries per slot: where they are written and what each of them sees.
+
+    Every entry sees the ``lengths[b]`` committed rows and those of the R rows behind them that
+    `tail` allows. R is at least N: a draft head's later levels see earlier ones.
+
+    Attributes:
+        positions: int64 ``[B, N]``, rotary positions.
+        rows: int64 ``[B, N]``, cache rows that the entries are written to.
+        lengths: int64 ``[B]``, committed rows.
+        tail: bool ``[B, N, R]``; entry (i, r) says that entry i sees row ``lengths[b] + r``.
+        span: rows of the cache that are read, a bound known on the host: no slot's
+            ``lengths[b] + R`` exceeds it.
+        slot: the one slot that this pass is for (then B is 1), or None for all of them.
+    """
+
+    positions: Tensor
+    rows: Tensor
+    lengths: Tensor
+    tail: Tensor
+    span: int
+    slot: int | None = None
+
+    @classmethod
+    def tree(cls, lengths: Tensor, depths: Tensor, ancestors: Tensor, span: int) -> Step:
+        """Return the step that verifies a token tree right behind the committed rows."""
+        offsets = torch.arange(depths.shape[1], device=depths.device)
+        return cls(lengths[:, None] + depths, lengths[:, None] + offsets, lengths, ancestors, span)
+
+    @classmethod
+    def chain(cls, lengths: Tensor, count: int, span: int, slot: int | None = None) -> Step:
+        """Return the step that appends *count* entries, each seeing all before it."""
+        offsets = torch.arange(count, device=lengths.device)
+        rows = lengths[:, None] + offsets
+        tail = (offsets[:, None] >= offsets).expand(lengths.shape[0], count, count)
+        return cls(rows, rows, lengths, tail, span, slot)
+
+    def mask(self) -> Tensor:
+        """Return the dense mask, bool ``[B, 1, N, span]``, True where an entry sees a row."""
+        behind = torch.arange(self.span, device=self.lengths.device) - self.lengths[:, None]
+        inside = (behind >= 0) & (behind < self.tail.shape[2])
+        index = behind.clamp(0, self.tail.shape[2] - 1)[:, None].expand(-1, self.tail.shape[1], -1)
+        seen = self.tail.gather(2, index) & inside[:, None]
+        return (seen | (behind < 0)[:, None])[:, None]
+
+
+class TreeCache:
+    """Keys and values of all layers, ``[slots, kv_heads, rows, head_dim]`` each.
+
+    Rows start as zeros: a masked row still takes part in attention's weighted sum with weight
+    zero, and zero times the NaN of uninitialised memory would be NaN.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        slots: int,
+        kv_heads: int,
+        rows: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (slots, kv_heads, rows, head_dim)
+        self.rows = rows
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+
+    def write(self, layer: int, keys: Tensor, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Store the new entries of one layer and return what its queries may read.
+
+        Args:
+            layer: which layer.
+            keys: ``[B, kv_heads, N, head_dim]``.
+            values: the same shape.
+            step: where to write.
+
+        Returns:
+            Keys and values ``[B, kv_heads, step.span, head_dim]``, views of the cache.
+        """
+        written = []
+        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            store = store if step.slot is None else store[step.slot : step.slot + 1]
+            if store.shape[0] == 1:
+                store.index_copy_(2, step.rows[0], new)
+            else:
+                store.scatter_(2, step.rows[:, None, :, None].expand_as(new), new)
+            written.append(store[:, :, : step.span])
+        return written[0], written[1]
+
+    def compact(self, lengths: Tensor, path: Tensor) -> None:
+        """Move the rows of the accepted path to the front of the tree's region, in every layer.
+
+        Args:
+            lengths: int64 ``[B]``, committed rows, where the tree's region starts.
+            path: int64 ``[B, D + 1]``, accepted nodes in order. Entries behind the accepted ones
+                may name any node; what they move is overwritten before it is ever seen.
+        """
+        source = lengths[:, None] + path
+        target = lengths[:, None] + torch.arange(path.shape[1], device=path.device)
+        for store in (*self.keys, *self.values):
+            if store.shape[0] == 1:
+                store.index_copy_(2, target[0], store.index_select(2, source[0]))
+                continue
+            shape = (store.shape[0], store.shape[1], path.shape[1], store.shape[3])
+            moved = store.gather(2, source[:, None, :, None].expand(shape))
+            store.scatter_(2, target[:, None, :, None].expand(shape), moved)

@@ -1,0 +1,199 @@
+"""``eagle chat``: a conversation, turn by turn, with each token in the colour of its origin."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from eagle.cli import console
+from eagle.cli.decoding import (
+    MaxNewTokens,
+    MinP,
+    Seed,
+    SpecOption,
+    Stop,
+    Target,
+    Temperature,
+    TopK,
+    TopP,
+    figures,
+    load_decoder,
+    sampling_params,
+    warn_if_lossy,
+)
+from eagle.cli.options import Overrides
+
+if TYPE_CHECKING:
+    from eagle.decoder import Decoder
+    from eagle.sampling import SamplingParams
+
+EXAMPLES = console.examples(
+    "eagle chat",
+    "eagle chat --temperature 0.7 --max-new-tokens 512",
+    'printf "Hello\\nAnd in French?\\n" | eagle chat',
+)
+
+DRAFTED, BONUS = "cyan", "yellow"
+
+
+def chat(
+    spec: SpecOption = "eagle",
+    set_: Overrides = None,
+    target: Target = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+) -> None:
+    """Talk with the target, in several turns.
+
+    Ctrl-C stops an answer, Ctrl-D or /exit ends the conversation, /reset forgets it. Input that
+    is no terminal is read as one turn a line.
+    """
+    params = sampling_params(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    decoder = load_decoder(spec, set_, target)
+    conversation = Conversation(decoder, params)
+    warn_if_lossy(decoder)
+    _legend()
+    for turn in _turns():
+        if turn == "/exit":
+            return
+        if turn == "/reset":
+            conversation.messages.clear()
+            _note("forgotten; a new conversation begins")
+        else:
+            conversation.answer(turn)
+
+
+class Conversation:
+    """The turns so far, and the decoder that answers them.
+
+    Raises:
+        RequestError: the target cannot hold a conversation.
+    """
+
+    def __init__(self, decoder: Decoder, params: SamplingParams) -> None:
+        from eagle.errors import RequestError
+
+        if not getattr(decoder.target.tokenizer, "chat_template", None):
+            raise RequestError(
+                f"the target {decoder.target.info.name!r} has no chat template, so it cannot tell "
+                "turns apart; use `eagle generate --raw` with it"
+            )
+        self.decoder, self.params = decoder, params
+        self.messages: list[dict[str, str]] = []
+
+    def answer(self, turn: str) -> None:
+        """Answer a turn on stdout; a turn that cannot be answered is reported and forgotten."""
+        from eagle.errors import RequestError
+
+        self.messages.append({"role": "user", "content": turn})
+        try:
+            self._forget_oldest()
+            text = self._stream()
+        except RequestError as error:
+            self.messages.pop()
+            if not sys.stdin.isatty():
+                raise
+            console.fail(str(error))
+        else:
+            self.messages.append({"role": "assistant", "content": text})
+
+    def _stream(self) -> str:
+        text, tokens, result = "", 0, None
+        with _interruptible() as stopped:
+            for event in self.decoder.stream(self.messages, self.params):
+                for piece in event.pieces:
+                    text += piece.text
+                    style = DRAFTED if piece.drafted else BONUS
+                    console.out.print(Text(piece.text, style), end="", soft_wrap=True)
+                sys.stdout.flush()
+                tokens, result = tokens + len(event.tokens), event.result
+                if stopped():
+                    break
+        print(flush=True)
+        _note(figures(result.stats) if result else f"stopped after {tokens} tokens")
+        return text
+
+    def _forget_oldest(self) -> None:
+        """Drop the oldest turns until the conversation leaves room for an answer."""
+        from eagle.requests import encode
+
+        target, capacity = self.decoder.target, self.decoder.capacity
+        room = capacity - min(self.params.max_new_tokens, capacity // 2)
+        dropped = 0
+        while len(self.messages) > 1:
+            ids = encode(
+                self.messages, target.tokenizer, raw=False, vocab_size=target.info.vocab_size
+            )
+            if len(ids) <= room:
+                break
+            del self.messages[:2]  # a question with its answer
+            dropped += 1
+        if dropped:
+            turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
+            _note(f"{turns} forgotten: this decoder holds {capacity} tokens, the answer included")
+
+
+def _turns() -> Iterator[str]:
+    """Yield what the user says, turn by turn, until there is no more."""
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with suppress(ImportError):
+            import readline  # noqa: F401 - gives input() editing and history
+    while True:
+        try:
+            line = input("> ") if interactive else next(sys.stdin)
+        except (EOFError, StopIteration):
+            return
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            print()
+            _note("Ctrl-D or /exit ends the conversation")
+            continue
+        if line.strip():
+            yield line.strip()
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn Ctrl-C into a question that may be asked between cycles.
+
+    An exception at any point would leave the decoder's buffers between two states.
+    """
+    pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield pressed.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _legend() -> None:
+    console.err.print(
+        f"[{DRAFTED}]accepted draft tokens[/] · [{BONUS}]bonus tokens[/] · "
+        "[dim]Ctrl-C stops an answer, Ctrl-D or /exit ends, /reset forgets[/]",
+        soft_wrap=True,
+    )
+
+
+def _note(text: str) -> None:
+    console.err.print(text, style="dim", soft_wrap=True, markup=False)

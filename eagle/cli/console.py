@@ -1,0 +1,104 @@
+"""How commands speak: results to stdout, all else to stderr, mistakes in one line each."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from eagle.errors import EagleError
+
+__all__ = ["GROUP", "emit_json", "err", "examples", "fail", "help_if_bare", "out", "run"]
+
+out = Console(highlight=False)
+"""For results."""
+
+err = Console(stderr=True, highlight=False)
+"""For everything else: progress, notes, errors."""
+
+GROUP: dict[str, Any] = {
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+    "invoke_without_command": True,
+    "rich_markup_mode": "rich",
+    "pretty_exceptions_enable": False,
+    "add_completion": False,
+}
+"""Settings of the program and of every group of commands."""
+
+USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
+
+
+def examples(*lines: str) -> str:
+    """Return an epilog for ``--help`` that shows example commands, one per line."""
+    # Typer joins lines, but keeps paragraphs apart.
+    return "\n\n".join(["Examples:", *(f"  [cyan]{escape(line)}[/cyan]" for line in lines)])
+
+
+def help_if_bare(context: typer.Context) -> None:
+    """Show the help of a group that was called without a command."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit
+
+
+def emit_json(value: Any) -> None:
+    """Print a value as JSON, the only thing on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def fail(message: str) -> None:
+    """Print an error on stderr, one line for each of its sentences."""
+    for line in message.splitlines():
+        err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+
+
+def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
+    """Run a command, explain what goes wrong, and return the exit status.
+
+    Args:
+        command: the command that typer made.
+        arguments: the words after the program's name.
+        debug: show tracebacks.
+    """
+    try:
+        status = command.main(args=list(arguments), prog_name="eagle", standalone_mode=False)
+        sys.stdout.flush()  # a closed pipe shows here, where it can still be dealt with
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else OWN_ERROR
+    except BrokenPipeError:
+        # Python flushes stdout once more when it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OWN_ERROR
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _explain(error)
+    return status if isinstance(status, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    # Typer carries its own copy of click, and earlier versions use the real one: what they have
+    # in common is this method.
+    if hasattr(error, "format_message"):
+        fail(error.format_message())
+        if context := getattr(error, "ctx", None):
+            err.print(f"Try '{context.command_path} --help'.", style="dim", soft_wrap=True)
+        return USER_ERROR
+    if isinstance(error, EagleError):
+        fail(str(error))
+        return USER_ERROR
+    if isinstance(error, OSError):
+        fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return USER_ERROR
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    fail(f"{text} (a mistake in this library; run again with --debug and report what it shows)")
+    return OWN_ERROR

@@ -1,0 +1,198 @@
+"""What the commands that decode have in common: options, loading, the line of figures.
+
+Like every module of the command line it imports nothing heavy at its top.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from eagle.cli import console
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from eagle.decoder import Decoder
+    from eagle.requests import Stats
+    from eagle.sampling import SamplingParams
+    from eagle.trace import Trace
+
+__all__ = [
+    "MaxNewTokens",
+    "MinP",
+    "Raw",
+    "Seed",
+    "SpecOption",
+    "Stop",
+    "Target",
+    "Temperature",
+    "TopK",
+    "TopP",
+    "figures",
+    "load_decoder",
+    "require_words",
+    "sampling_params",
+    "warn_if_lossy",
+    "working",
+]
+
+SpecOption = Annotated[
+    str,
+    typer.Option("--spec", metavar="NAME|FILE", help="Decoder spec: a shipped one, or YAML."),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        "--target",
+        metavar="ID|PATH",
+        help="Target model: Hub id, folder or GGUF file; short for --set target.model=...",
+        show_default=False,
+    ),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", metavar="N", help="Longest answer, in tokens.")
+]
+# Bounds are checked by `SamplingParams`, where they are defined, rather than here once more.
+Temperature = Annotated[
+    float, typer.Option("--temperature", metavar="T", help="0 takes the likeliest token always.")
+]
+TopK = Annotated[
+    int, typer.Option("--top-k", metavar="K", help="Only the K likeliest tokens; 0 is off.")
+]
+TopP = Annotated[
+    float,
+    typer.Option("--top-p", metavar="P", help="Only the likeliest tokens of mass P; 1 is off."),
+]
+MinP = Annotated[
+    float,
+    typer.Option("--min-p", metavar="P", help="Only tokens P times as likely as the likeliest."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed, the same answer.")]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--stop",
+        metavar="STR",
+        help="End before this text; may be repeated.",
+        show_default=False,
+    ),
+]
+Raw = Annotated[
+    bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+]
+
+
+def sampling_params(**given: Any) -> SamplingParams:
+    """Return checked sampling parameters.
+
+    Raises:
+        RequestError: naming the option that is out of bounds.
+    """
+    from pydantic import ValidationError
+
+    from eagle.errors import RequestError
+    from eagle.explain import explain
+    from eagle.sampling import SamplingParams
+
+    try:
+        return SamplingParams(**given)
+    except ValidationError as error:
+        path, problem = next(iter(explain(error, SamplingParams, given).items()))
+        option = "--" + str(path[0]).replace("_", "-")
+        raise RequestError(f"{option}: {problem}") from error
+
+
+def require_words(prompt: str, *, raw: bool) -> None:
+    """Refuse an empty prompt before anything is loaded for it.
+
+    Raises:
+        RequestError: there is nothing to answer; with *raw*, nothing to continue.
+    """
+    from eagle.errors import RequestError
+
+    if not (prompt if raw else prompt.strip()):
+        raise RequestError("the prompt is empty; give at least one word")
+
+
+def load_decoder(
+    spec: str, overrides: Sequence[str] | None, target: str | None, *, trace: Trace | None = None
+) -> Decoder:
+    """Load what a command decodes with, telling on stderr what takes the time.
+
+    Args:
+        spec: name or file of a spec.
+        overrides: of ``--set``.
+        target: of ``--target``.
+        trace: what is to watch the decoder.
+    """
+    settings = list(overrides or ())
+    if target is not None:
+        settings.append(f"target.model={json.dumps(target)}")
+    # Ordered so that a mistake in the spec shows before transformers is imported, which takes
+    # most of the start, and before the embedded model is fetched.
+    with working("loading"), _without_collection():
+        from eagle.registry import default_registry
+        from eagle.spec import load_spec, resolve
+
+        loaded = load_spec(spec, settings)
+        resolve(loaded, default_registry())
+        from eagle import loading
+    loading.locate(loaded.target)  # the first time ever it fetches, with a progress bar of its own
+    with working(f"loading {loaded.target.model}"), _without_collection():
+        from eagle.decoder import Decoder
+
+        return trace.decoder(loaded) if trace else Decoder.from_spec(loaded)
+
+
+def working(what: str) -> AbstractContextManager[Any]:
+    """Show on stderr what is being done; on a terminal, while it is being done only."""
+    if console.err.is_terminal:
+        return console.err.status(f"{escape(what)} ...")
+    return nullcontext()
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause the cyclic garbage collector while modules and weights are loaded.
+
+    Importing makes about a million objects and next to no garbage; walking over them again and
+    again takes a tenth of the start.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def figures(stats: Stats) -> str:
+    """Return the figures of an answer in one line."""
+    parts = [_count(stats.new_tokens, "token"), f"{stats.tokens_per_second:.1f} tokens/s"]
+    if stats.cycles:
+        parts += [f"tau {stats.tau:.2f}", _count(stats.cycles, "cycle")]
+    parts.append(f"first token {stats.time_to_first_token:.2f} s")
+    return " · ".join(parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def warn_if_lossy(decoder: Decoder) -> None:
+    """Say so, on stderr, where the acceptance rule changes the output distribution."""
+    if not decoder.resolved.lossless:
+        rule = decoder.spec.acceptance.name
+        console.err.print(
+            f"[yellow]not lossless:[/] the acceptance rule {escape(repr(rule))} changes what the "
+            "target would say",
+            soft_wrap=True,
+        )

@@ -1,0 +1,235 @@
+"""``eagle generate``: the main job, on one prompt; and, if asked, how much faster it is done."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from eagle.cli import console
+from eagle.cli.decoding import (
+    MaxNewTokens,
+    MinP,
+    Raw,
+    Seed,
+    SpecOption,
+    Stop,
+    Target,
+    Temperature,
+    TopK,
+    TopP,
+    figures,
+    load_decoder,
+    require_words,
+    sampling_params,
+    warn_if_lossy,
+    working,
+)
+from eagle.cli.options import Json, Overrides
+
+if TYPE_CHECKING:
+    from eagle.bench.compare import Against, Comparison, Side
+    from eagle.decoder import Decoder
+    from eagle.requests import Result
+    from eagle.sampling import SamplingParams
+
+EXAMPLES = console.examples(
+    'eagle generate "Why is the sky blue?"',
+    "cat question.txt | eagle generate - --temperature 0.7 --seed 1",
+    'eagle generate "Once upon a time" --raw --stop "The end"',
+    'eagle generate "Why is the sky blue?" --spec chain --set tree.depth=4 --json',
+    'eagle generate "Why is the sky blue?" --compare',
+    "eagle generate --compare --prompts mt_bench.jsonl --max-new-tokens 128",
+)
+
+
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PROMPT | -]",
+            help="What to answer; - reads it from standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    spec: SpecOption = "eagle",
+    set_: Overrides = None,
+    target: Target = None,
+    max_new_tokens: MaxNewTokens = 256,
+    temperature: Temperature = 0.0,
+    top_k: TopK = 0,
+    top_p: TopP = 1.0,
+    min_p: MinP = 0.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    raw: Raw = False,
+    as_json: Json = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also decode plainly, here and with transformers' generate; print speed-ups.",
+        ),
+    ] = False,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE",
+            help='With --compare, many prompts: one a line, or JSONL with {"turns": [...]}.',
+            show_default=False,
+        ),
+    ] = None,
+    repeats: Annotated[
+        int, typer.Option("--repeats", metavar="N", min=1, help="With --compare: rounds a prompt.")
+    ] = 1,
+) -> None:
+    """Answer a prompt, as the target would, in fewer passes.
+
+    The answer goes to stdout as it comes, and one line of figures to stderr.
+    """
+    texts = _prompts(prompt, prompts, compare=compare, raw=raw)
+    params = sampling_params(
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    decoder = load_decoder(spec, set_, target)
+    warn_if_lossy(decoder)
+    answer = None
+    if prompts is None:
+        answer = _stream(decoder, texts[0], params, raw=raw, show=not as_json)
+        console.err.print(figures(answer.stats), style="dim", soft_wrap=True)
+    comparison = _compare(decoder, texts, params, repeats, raw=raw) if compare else None
+    if as_json:
+        console.emit_json(_describe(decoder, answer, comparison))
+    elif comparison is not None:
+        console.out.print(_table(decoder, comparison))
+        _remark(decoder, comparison)
+
+
+def _prompts(prompt: str | None, file: Path | None, *, compare: bool, raw: bool) -> list[str]:
+    """Return the prompts, or say which of the two ways to give them was not kept to."""
+    from eagle.errors import RequestError
+
+    if file is not None:
+        if not compare:
+            raise RequestError("--prompts goes with --compare only; give one prompt, or add it")
+        if prompt is not None:
+            raise RequestError("--prompts: give either a prompt or a file of them, not both")
+        from eagle.bench.prompts import read_prompts
+
+        return read_prompts(file)
+    if prompt is None:
+        raise RequestError(
+            "the prompt is missing; give what to answer, or - to read it from standard input"
+        )
+    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    require_words(text, raw=raw)
+    return [text]
+
+
+def _stream(
+    decoder: Decoder, prompt: str, params: SamplingParams, *, raw: bool, show: bool
+) -> Result:
+    """Answer a prompt, showing the text as it becomes certain."""
+    text, result = "", None
+    for event in decoder.stream(prompt, params, raw=raw):
+        text, result = event.text or text, event.result
+        if show:
+            print(event.text, end="", flush=True)
+    if show and not text.endswith("\n"):
+        print(flush=True)
+    assert result is not None  # the last event has it
+    return result
+
+
+def _compare(
+    decoder: Decoder, prompts: list[str], params: SamplingParams, repeats: int, *, raw: bool
+) -> Comparison:
+    from eagle.bench.compare import compare
+
+    with working("comparing") as status:
+
+        def progress(done: int, total: int) -> None:
+            if status is not None:
+                status.update(f"comparing, {done} of {total} rounds done ...")
+
+        return compare(decoder, prompts, params, repeats=repeats, raw=raw, progress=progress)
+
+
+def _describe(
+    decoder: Decoder, answer: Result | None, comparison: Comparison | None
+) -> dict[str, Any]:
+    """Return what ``--json`` prints; many prompts have their rounds instead of one answer."""
+    shown: dict[str, Any] = {}
+    if answer is not None:
+        shown |= {
+            "text": answer.text,
+            "tokens": list(answer.tokens),
+            "finish_reason": answer.finish_reason,
+            "stats": asdict(answer.stats),
+        }
+    elif comparison is not None:
+        shown |= {"tau": comparison.tau, "rounds": [asdict(r) for r in comparison.rounds]}
+    shown |= {
+        "spec": decoder.spec.model_dump(mode="json"),
+        "lossless": decoder.resolved.lossless,
+    }
+    if comparison is not None:
+        shown["compare"] = {
+            "plain": _figures(comparison.against("plain")),
+            "hf": _figures(comparison.against("hf")),
+        }
+    return shown
+
+
+def _figures(against: Against) -> dict[str, Any]:
+    return {
+        "tokens_per_second": against.tokens_per_second,
+        "speedup": against.speedup,
+        "identical": against.identical,
+    }
+
+
+def _table(decoder: Decoder, comparison: Comparison) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("", "tokens/s", "speed-up", "range", "identical", "tau"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    name = decoder.spec.name + ("" if decoder.resolved.lossless else " (not lossless)")
+    speed = f"{comparison.tokens_per_second:.1f}"
+    table.add_row(f"[bold]{escape(name)}[/]", speed, "", "", "", f"{comparison.tau:.2f}")
+    others: tuple[tuple[str, Side], ...] = (
+        ("plain, same runtime", "plain"),
+        ("transformers generate", "hf"),
+    )
+    for title, side in others:
+        row = comparison.against(side)
+        span = f"{row.lowest:.2f} to {row.highest:.2f}" if len(comparison.rounds) > 1 else ""
+        same = "" if row.identical is None else f"{row.same} of {len(comparison.rounds)}"
+        table.add_row(
+            title, f"{row.tokens_per_second:.1f}", f"{row.speedup:.2f}", span, same, "1.00"
+        )
+    return table
+
+
+def _remark(decoder: Decoder, comparison: Comparison) -> None:
+    """Explain a difference at temperature 0 that is not the decoder's doing."""
+    differs = any(comparison.against(side).identical is False for side in ("plain", "hf"))
+    dtype = str(decoder.target.dtype).removeprefix("torch.")
+    if differs and decoder.resolved.lossless and dtype in ("bfloat16", "float16"):
+        console.err.print(
+            f"Tokens differ where {dtype} rounds two near-equal logits differently in passes of "
+            "different width; --set target.dtype=float32 shows it.",
+            style="dim",
+            soft_wrap=True,
+        )

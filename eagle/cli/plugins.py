@@ -1,0 +1,106 @@
+"""``eagle plugins``: which strategies are installed, and which plug-ins are broken."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from eagle.cli import console
+from eagle.cli.options import Json
+from eagle.errors import nearest
+
+if TYPE_CHECKING:
+    from eagle.registry import Registered, Registry
+    from eagle.roles import Role
+
+EXAMPLES = console.examples("eagle plugins", "eagle plugins --role tree", "eagle plugins --json")
+
+
+def plugins(
+    role: Annotated[
+        str | None,
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="Only this role: features, head, tree, attention or acceptance.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List the installed strategies by role, and the plug-ins that are broken, with the reason."""
+    from eagle.registry import default_registry
+
+    registry, chosen = default_registry(), _role(role)
+    if as_json:
+        console.emit_json(_describe(registry, chosen))
+    else:
+        _print(registry, chosen)
+
+
+def _role(name: str | None) -> Role | None:
+    from eagle.roles import Role
+
+    known = [role.value for role in Role]
+    if name is not None and name not in known:
+        raise typer.BadParameter(
+            f"{name!r} is no role.{nearest(name, known)} Roles: {', '.join(known)}.",
+            param_hint="--role",
+        )
+    return Role(name) if name else None
+
+
+def _describe(registry: Registry, role: Role | None) -> dict[str, Any]:
+    return {
+        "strategies": [
+            {
+                "role": entry.role.value,
+                "name": entry.name,
+                "plugin": entry.origin.plugin,
+                "distribution": entry.origin.distribution,
+                "version": entry.origin.version,
+                "description": entry.strategy.description,
+                "laws": _laws(entry),
+                "lossless": _lossless(entry),
+            }
+            for entry in registry.strategies(role)
+        ],
+        "broken": [
+            {"name": broken.name, "distribution": broken.distribution, "reason": broken.reason}
+            for broken in registry.broken
+        ],
+    }
+
+
+def _laws(entry: Registered) -> list[str]:
+    return sorted(law.value for law in entry.strategy.laws)
+
+
+def _lossless(entry: Registered) -> bool | None:
+    """Return whether a rule is lossless; the question does not arise for the other roles."""
+    return entry.strategy.lossless if entry.role.value == "acceptance" else None
+
+
+def _print(registry: Registry, role: Role | None) -> None:
+    from eagle.registry import ROLE_TITLES
+
+    table = Table.grid(padding=(0, 2))
+    heading = None
+    for entry in registry.strategies(role):
+        if entry.role != heading:
+            heading = entry.role
+            table.add_row(f"[bold]{heading.value}[/]", f"[bold]{ROLE_TITLES[heading]}s[/]")
+        details = [entry.origin.release]
+        if entry.strategy.laws:
+            details.append(f"siblings: {', '.join(_laws(entry))}")
+        if (lossless := _lossless(entry)) is not None:
+            details.append("lossless" if lossless else "not lossless")
+        table.add_row(
+            f"  {escape(entry.name)}",
+            f"{escape(entry.strategy.description)}\n[dim]{escape(' · '.join(details))}[/]",
+        )
+    console.out.print(table)
+    for broken in registry.broken:
+        console.out.print(f"[bold red]broken:[/] {escape(str(broken))}", soft_wrap=True)

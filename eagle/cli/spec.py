@@ -1,0 +1,87 @@
+"""``eagle spec``: the shipped decoder specs, checking one's own, and the schema of all of them."""
+
+from __future__ import annotations
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from eagle.cli import console
+from eagle.cli.options import Json, Overrides, SpecName
+
+app = typer.Typer(
+    **console.GROUP,
+    help="Show, check and describe decoder specs.",
+    epilog=console.examples("eagle spec list", "eagle spec show chain", "eagle spec check my.yaml"),
+)
+
+
+@app.callback()
+def _root(context: typer.Context) -> None:
+    console.help_if_bare(context)
+
+
+@app.command("list", epilog=console.examples("eagle spec list", "eagle spec list --json"))
+def list_specs(as_json: Json = False) -> None:
+    """List the specs that come with the package."""
+    from eagle.spec import load_spec, shipped_specs
+
+    described = {name: load_spec(name).description for name in shipped_specs()}
+    if as_json:
+        console.emit_json([{"name": n, "description": text} for n, text in described.items()])
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, description in described.items():
+        table.add_row(escape(name), escape(description))
+    console.out.print(table)
+
+
+@app.command(
+    epilog=console.examples(
+        "eagle spec show chain > my.yaml", "eagle spec show eagle --set tree=chain"
+    )
+)
+def show(spec: SpecName, set_: Overrides = None) -> None:
+    """Print a spec as it was written or, with --set, in full with the overrides applied."""
+    from eagle.document import dump
+    from eagle.spec import load_spec
+
+    loaded = load_spec(spec, set_ or ())
+    text = dump(loaded.model_dump(mode="json")) if set_ else loaded.document.text
+    console.out.out(text.rstrip("\n"))
+
+
+@app.command(
+    epilog=console.examples(
+        "eagle spec check my.yaml", "eagle spec check my.yaml --set tree.depth=4"
+    )
+)
+def check(spec: SpecName, set_: Overrides = None) -> None:
+    """Check a spec: keys, values, strategies, and whether they go together. Loads no weights."""
+    from eagle.registry import default_registry
+    from eagle.roles import Role
+    from eagle.spec import load_spec, resolve
+
+    resolved = resolve(load_spec(spec, set_ or ()), default_registry())
+    shape = resolved.tree.shape
+    parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in Role)
+    console.out.out(f"{spec}: valid")
+    console.out.out(f"  {parts}")
+    console.out.out(
+        f"  {'lossless' if resolved.lossless else 'changes the output distribution'}, "
+        f"tree nodes: {shape.nodes}, drafted levels: {shape.depth}, "
+        f"{'' if resolved.capturable else 'not '}capturable as one graph"
+    )
+
+
+@app.command(epilog=console.examples("eagle spec schema > eagle-spec.schema.json"))
+def schema() -> None:
+    """Print the JSON Schema of specs, with the settings of every installed strategy.
+
+    An editor with YAML support completes and checks a spec with it, if its first line is
+    # yaml-language-server: $schema=eagle-spec.schema.json
+    """
+    from eagle.registry import default_registry
+    from eagle.spec import json_schema
+
+    console.emit_json(json_schema(default_registry()))

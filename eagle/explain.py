@@ -1,0 +1,106 @@
+"""What is wrong with a user's values, in sentences: knows pydantic's errors, not files or lines."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from eagle.errors import nearest
+
+__all__ = ["KeyPath", "explain"]
+
+KeyPath = tuple[str | int, ...]
+"""Where a value stands in a document: keys of mappings and indices of lists."""
+
+
+def explain(
+    error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]
+) -> dict[KeyPath, str]:
+    """Return one sentence for each key that is wrong.
+
+    Args:
+        error: what pydantic raised.
+        model: the model that was asked for.
+        data: what it was given.
+
+    Returns:
+        Sentences by key path; the alternatives of a union are joined into one.
+    """
+    found: dict[KeyPath, list[str]] = {}
+    unions: set[KeyPath] = set()
+    for item in error.errors(include_url=False):
+        path, tagged = _key_path(item["loc"], item["type"], data)
+        if tagged:
+            unions.add(path)
+        sentence = _explain(item, path, model)
+        if sentence not in (texts := found.setdefault(path, [])):
+            texts.append(sentence)
+    # A branch of a union that failed deeper down was the one that was meant.
+    for path in unions:
+        if any(len(other) > len(path) and other[: len(path)] == path for other in found):
+            del found[path]
+    return {path: _join(texts, _value(data, path)) for path, texts in found.items()}
+
+
+def _key_path(loc: KeyPath, kind: str, data: Any) -> tuple[KeyPath, bool]:
+    """Return the keys in a pydantic location, and whether it also names branches of a union."""
+    path: list[str | int] = []
+    tagged = False
+    for number, part in enumerate(loc):
+        last = number == len(loc) - 1
+        keys = range(len(data)) if isinstance(data, list) else data
+        if isinstance(data, dict | list) and part in keys:
+            data = data[part]  # type: ignore[index]
+        elif not (last and kind == "missing"):
+            tagged = True
+            continue
+        path.append(part)
+    return tuple(path), tagged
+
+
+def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
+    if item["type"] == "extra_forbidden":
+        known = _fields(model, path[:-1])
+        listed = f" Known keys: {', '.join(known)}." if known else " No key is known here."
+        return f"unknown key.{nearest(str(path[-1]), known)}{listed}"
+    if item["type"] == "missing":
+        return "is required but not given"
+    message = str(item["msg"])
+    for theirs, ours in (("an object", "a mapping"), ("valid array", "valid list")):
+        message = message.replace(theirs, ours)  # the user wrote YAML, not JSON
+    if item["type"] in ("value_error", "assertion_error"):
+        return message.partition(", ")[2]
+    return message.replace("Input should", "should", 1)
+
+
+def _join(sentences: list[str], value: Any) -> str:
+    if any(", not " in text or not text.startswith("should be ") for text in sentences):
+        return "; ".join(sentences)
+    wanted = [text.removeprefix("should be ") for text in sentences]
+    shown = json.dumps(value, default=str)
+    quoted = re.findall(r"'([^']*)'", " ".join(wanted))
+    hint = nearest(value, quoted) if isinstance(value, str) else ""
+    return f"should be {' or '.join(wanted)}, not {shown if len(shown) < 80 else 'this'}.{hint}"
+
+
+def _value(data: Any, path: KeyPath) -> Any:
+    for part in path:
+        if isinstance(data, dict) and part not in data:
+            return None
+        data = data[part]
+    return data
+
+
+def _fields(model: type[BaseModel], path: KeyPath) -> list[str]:
+    """Return the keys that are known at a path, as far as plain nested models tell."""
+    for part in path:
+        info = model.model_fields.get(str(part))
+        annotation = info.annotation if info else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return [info.alias or name for name, info in model.model_fields.items()]

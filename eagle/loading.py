@@ -1,0 +1,171 @@
+"""From what a user writes for a target to its files, configuration, weights and tokenizer.
+
+Knows transformers' loaders and what they cannot serve; knows nothing of decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eagle.errors import TargetError
+from eagle.roles import TargetInfo
+from eagle.schema import TargetSpec
+
+__all__ = ["Source", "describe", "load_model", "load_tokenizer", "locate", "refuse", "window"]
+
+# Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a target's files are: arguments of every `from_pretrained`."""
+
+    name: str
+    path: str
+    options: dict[str, Any]
+
+
+def locate(spec: TargetSpec) -> Source:
+    """Resolve an embedded model, a folder, a GGUF file or a Hub id.
+
+    Raises:
+        TargetError: a path that does not exist.
+        AssetError: the embedded model is not in the cache and cannot be fetched.
+    """
+    from eagle import assets
+
+    asset = assets.ASSETS.get(spec.model)
+    if asset is not None and asset.kind == "model":
+        return Source(spec.model, str(assets.model_folder(spec.model)), {})
+    path = Path(spec.model).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise TargetError(f"target.model: there is no file {path}")
+        return Source(spec.model, str(path.parent), {"gguf_file": path.name})
+    if path.is_dir():
+        return Source(spec.model, str(path), {})
+    if spec.model.startswith((".", "/", "~")) or spec.model.count("/") > 1:
+        raise TargetError(f"target.model: there is no folder {path}")
+    return Source(spec.model, spec.model, {"revision": spec.revision} if spec.revision else {})
+
+
+def describe(source: Source) -> tuple[TargetInfo, Any]:
+    """Read a target's configuration, without its weights, and refuse what cannot be served.
+
+    Raises:
+        TargetError: it cannot be read, or `refuse` refuses it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source.path, **source.options)
+    except Exception as error:  # transformers raises many kinds here, all meaning the same
+        raise TargetError(
+            f"the target {source.name!r} cannot be read: {_first_line(error)} (target.model is "
+            "the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id)"
+        ) from error
+    refuse(source.name, config)
+    text = config.get_text_config()
+    info = TargetInfo(
+        name=source.name,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        layers=text.num_hidden_layers,
+        max_positions=text.max_position_embeddings,
+    )
+    return info, text
+
+
+def refuse(name: str, config: Any) -> None:
+    """Refuse, by its configuration, a model whose output would not be kept.
+
+    Raises:
+        TargetError: with the reason.
+    """
+    text = config.get_text_config()
+
+    def no(reason: str) -> TargetError:
+        return TargetError(f"the target {name!r} ({config.model_type}) cannot be served: {reason}")
+
+    if config.is_encoder_decoder:
+        raise no("it is an encoder-decoder; only decoder-only causal language models are")
+    kinds = set(getattr(text, "layer_types", None) or ()) - set(_ATTENTION_LAYERS)
+    if kinds:
+        raise no(
+            f"it has layers of the kind {', '.join(sorted(kinds))}, whose state cannot hold a "
+            "token tree; only attention over all earlier tokens can"
+        )
+    if not hasattr(text, "num_attention_heads") or not hasattr(text, "max_position_embeddings"):
+        raise no("it is not built of attention layers with rotary positions")
+    if getattr(text, "attn_logit_softcapping", None):
+        raise no("it caps attention scores, which no attention backend here does")
+    rope = getattr(text, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
+            raise no(
+                f"its rotary embedding ({parameters['rope_type']}) changes with the text's length, "
+                "so cached keys would not be those of a single pass"
+            )
+
+
+def window(text: Any) -> int | None:
+    """Return the sliding window of a text configuration, or None if no layer has one."""
+    size = getattr(text, "sliding_window", None)
+    if size is None or getattr(text, "use_sliding_window", True) is False:
+        return None
+    kinds = getattr(text, "layer_types", None)
+    return None if kinds and "sliding_attention" not in kinds else int(size)
+
+
+def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
+    """Load a target's weights, frozen, in evaluation mode.
+
+    Raises:
+        TargetError: it is no causal language model, or its files are damaged.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    options = dict(source.options)
+    if "gguf_file" in options:
+        from transformers import GgufConfig
+
+        # Left packed, the weights would run in float32 kernels.
+        options["quantization_config"] = GgufConfig(dequantize=True)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
+    except Exception as error:
+        raise TargetError(
+            f"the target {source.name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return model.to(device).eval().requires_grad_(False)
+
+
+def load_tokenizer(source: Source) -> Any:
+    """Load a target's tokenizer, or return None for a folder without one (tokens only, then)."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path, **source.options)
+    except Exception as error:
+        if Path(source.path).is_dir() and not list(Path(source.path).glob("token*")):
+            return None
+        raise TargetError(
+            f"the tokenizer of {source.name!r} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

@@ -1,0 +1,198 @@
+"""Sampling parameters, the distribution they define, and the seam that all randomness goes through.
+
+It knows logits and numbers; it does not know where either comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+__all__ = ["Draws", "Sampling", "SamplingParams", "TargetProbs", "UniformDraws", "probabilities"]
+
+
+class SamplingParams(BaseModel):
+    """How one request is answered.
+
+    Temperature, top-k, top-p and min-p are applied in this order, as `transformers` does, and
+    together define the target distribution that the decoder keeps.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling parameters of B slots, on the device.
+
+    Attributes:
+        temperature: float32 ``[B]``; 0 means greedy.
+        top_k: int64 ``[B]``; 0 means off.
+        top_p: float32 ``[B]``; 1 means off.
+        min_p: float32 ``[B]``; 0 means off.
+        greedy: every slot is greedy (known on the host, so that a cycle may skip the sampling).
+        filtered: some slot uses top-k or top-p, which need a sort (known on the host).
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    greedy: bool
+    filtered: bool
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Sampling:
+        """Collect the parameters of one request per slot."""
+        return cls(
+            temperature=torch.tensor([p.temperature for p in params], device=device),
+            top_k=torch.tensor([p.top_k for p in params], device=device),
+            top_p=torch.tensor([p.top_p for p in params], device=device),
+            min_p=torch.tensor([p.min_p for p in params], device=device),
+            greedy=all(p.temperature == 0 for p in params),
+            filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1) for p in params),
+        )
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return the distribution that the sampling parameters make of logits.
+
+    Args:
+        logits: ``[B, V]`` or ``[B, W, V]``.
+        sampling: parameters of the B slots.
+
+    Returns:
+        Probabilities of the same shape, float64 for float64 logits and float32 otherwise. At
+        temperature 0, all mass is on the first largest logit. NaN logits give NaN throughout.
+    """
+    shape = (-1,) + (1,) * (logits.dim() - 1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    best = logits.argmax(-1, keepdim=True)
+    # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf.
+    top = logits.gather(-1, best)
+    temperature = sampling.temperature.view(shape)
+    scores = (logits - top) / torch.where(temperature > 0, temperature, 1)
+    if sampling.filtered:
+        scores = _filter(scores, sampling.top_k.view(shape), sampling.top_p.view(shape))
+    probs = scores.softmax(-1)
+    min_p = sampling.min_p.view(shape)
+    probs = probs.where(probs >= min_p * probs.amax(-1, keepdim=True), 0)
+    probs = probs / probs.sum(-1, keepdim=True)
+    # Not a scatter of ones: adding 0 * top keeps NaN logits visible.
+    greedy = torch.zeros_like(probs).scatter(-1, best, 1.0) + 0 * top
+    return torch.where(temperature > 0, probs, greedy)
+
+
+def _filter(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Set the scores outside top-k, then outside top-p of what is left, to -inf."""
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    kth = ordered.gather(
+        -1, (top_k - 1).clamp(0, scores.shape[-1] - 1).expand(order.shape)[..., :1]
+    )
+    ordered = ordered.masked_fill((ordered < kth) & (top_k > 0), -torch.inf)
+    probs = ordered.softmax(-1)
+    # A token stays while the mass of the more likely ones is under top_p: the first always does.
+    before = probs.cumsum(-1) - probs
+    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1), -torch.inf)
+    return torch.empty_like(scores).scatter(-1, order, ordered)
+
+
+class Draws(Protocol):
+    """The only source of randomness of tree builders and acceptance rules.
+
+    In production it reads uniforms drawn from each request's own generator; in tests an oracle
+    enumerates every outcome. A lane whose outcome does not matter asks with probability 0, so
+    that an oracle need not branch on it.
+    """
+
+    def bernoulli(self, probs: Tensor) -> Tensor:
+        """Return bool ``[B]``, each True with probability ``probs[b]`` (float ``[B]``)."""
+        ...
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        """Return int64 ``[B]`` or ``[B, W]``: indices drawn in proportion to the last dimension.
+
+        Args:
+            weights: float ``[B, V]`` or ``[B, W, V]``, not negative, not necessarily normalised.
+                An index of weight zero is never drawn; where all are zero the result is 0.
+        """
+        ...
+
+
+class UniformDraws:
+    """Draws that read uniforms in [0, 1), ``[B, U]``, column after column.
+
+    The order of the calls is fixed, so that a cycle can be captured once and replayed.
+    """
+
+    def __init__(self, uniforms: Tensor) -> None:
+        self.uniforms = uniforms
+        self.used = 0
+
+    def _next(self, count: int) -> Tensor:
+        start, self.used = self.used, self.used + count
+        if self.used > self.uniforms.shape[1]:
+            raise IndexError(
+                f"a strategy drew {self.used} uniforms per slot in one cycle, "
+                f"but only {self.uniforms.shape[1]} were declared"
+            )
+        return self.uniforms[:, start : self.used]
+
+    def bernoulli(self, probs: Tensor) -> Tensor:
+        """See `Draws.bernoulli`; strict, so that u = 0 never accepts probability zero."""
+        return self._next(1)[:, 0] < probs
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        """See `Draws.categorical`; inverse transform on a float64 cumulative sum."""
+        total = weights.to(torch.float64).cumsum(-1)
+        width = weights.shape[1] if weights.dim() == 3 else 1
+        uniform = self._next(width).to(torch.float64).reshape(weights.shape[:-1])[..., None]
+        mass = total[..., -1:]
+        # right=True finds the first index whose cumulative mass exceeds the threshold, which has
+        # positive weight; rounding up to the whole mass is undone by stepping one ulp below it.
+        threshold = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))
+        index = torch.searchsorted(total, threshold, right=True)[..., 0]
+        return index.where(mass[..., 0] > 0, 0)
+
+
+@dataclass(frozen=True)
+class TargetProbs:
+    """The target's distributions at the nodes of a tree, computed only where a rule looks.
+
+    Attributes:
+        logits: ``[B, N, V]``, the target's logits at every node.
+        sampling: the slots' parameters.
+    """
+
+    logits: Tensor
+    sampling: Sampling
+
+    @property
+    def greedy(self) -> bool:
+        """Every slot is greedy, known on the host."""
+        return self.sampling.greedy
+
+    @cached_property
+    def argmax(self) -> Tensor:
+        """The most likely token at every node, int64 ``[B, N]``."""
+        return self.logits.argmax(-1)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """Return ``target_probs`` ``[B, V]`` at one node per slot, int64 ``[B]``."""
+        index = nodes[:, None, None].expand(-1, 1, self.logits.shape[2])
+        return probabilities(self.logits.gather(1, index)[:, 0], self.sampling)

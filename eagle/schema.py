@@ -1,0 +1,186 @@
+"""What a decoder spec may say, as pydantic models and as JSON Schema; builds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from eagle.document import Document
+from eagle.registry import ROLE_TITLES, Registered, Registry
+from eagle.roles import Role
+
+__all__ = [
+    "DEFAULT_STRATEGIES",
+    "ComponentSpec",
+    "DecoderSpec",
+    "RuntimeSpec",
+    "TargetSpec",
+    "json_schema",
+]
+
+DEFAULT_STRATEGIES = {
+    Role.FEATURES: "last-hidden",
+    Role.HEAD: "eagle",
+    Role.TREE: "static",
+    Role.ATTENTION: "sdpa",
+    Role.ACCEPTANCE: "speculative",
+}
+"""The strategy of each role that a spec does not mention."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComponentSpec(BaseModel):
+    """One role's strategy: in YAML its name, or a mapping of `name` and the strategy's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is given for the strategy's config, as it was written."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, ComponentSpec) or (isinstance(value, Mapping) and "name" in value):
+            return value
+        raise ValueError("should be a strategy's name, or a mapping with `name` and its settings")
+
+    @model_serializer
+    def _to_yaml(self) -> str | dict[str, Any]:
+        return {"name": self.name, **self.settings} if self.settings else self.name
+
+
+class TargetSpec(_Model):
+    """The target model.
+
+    Attributes:
+        model: the embedded model's name, a Hub id, a folder, or a GGUF file.
+        dtype: of weights, features and caches; ``auto`` chooses for the device.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        revision: of a Hub model.
+    """
+
+    model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    revision: str | None = None
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        kind, _, index = device.partition(":")
+        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
+            raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
+        return device
+
+
+class RuntimeSpec(_Model):
+    """How much the decoder allocates.
+
+    Attributes:
+        max_batch: slots, the most requests decoded at once.
+        max_length: longest text of a slot, prompt and answer, in tokens; ``auto`` follows the
+            requests up to what the target was made for.
+    """
+
+    max_batch: Annotated[int, Field(ge=1)] = 8
+    max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+
+class DecoderSpec(_Model):
+    """Everything that a decoder is made of; `load_spec` reads one from YAML.
+
+    In Python a component is given as in YAML: ``DecoderSpec(tree={"name": "chain", "depth": 3})``.
+    """
+
+    name: str = ""
+    description: str = ""
+    target: TargetSpec = TargetSpec()
+    features: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.FEATURES])
+    head: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.HEAD])
+    tree: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.TREE])
+    attention: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ATTENTION])
+    acceptance: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ACCEPTANCE])
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    _document: Document = PrivateAttr(default_factory=lambda: Document("spec"))
+
+    def __eq__(self, other: object) -> bool:
+        # Pydantic would compare `_document` too; where a spec was written does not matter.
+        return isinstance(other, DecoderSpec) and self.model_dump() == other.model_dump()
+
+    @property
+    def document(self) -> Document:
+        """Where the spec was written, for messages."""
+        return self._document
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the spec's file, or the current one; relative paths in the spec start here."""
+        return self._document.folder
+
+    def component(self, role: Role) -> ComponentSpec:
+        """Return what the spec says about one role."""
+        component: ComponentSpec = getattr(self, role.value)
+        return component
+
+
+def json_schema(registry: Registry) -> dict[str, Any]:
+    """Return a JSON Schema of decoder specs, with the settings of every registered strategy.
+
+    Args:
+        registry: the strategies to describe.
+    """
+    schema = DecoderSpec.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    definitions.pop("ComponentSpec", None)
+    for role in Role:
+        known = registry.strategies(role)
+        named = {"enum": [entry.name for entry in known], "description": "A strategy's name."}
+        choices = [named, *(_choice(entry, definitions) for entry in known)]
+        schema["properties"][role.value] = {
+            "description": f"The {ROLE_TITLES[role]}: a name, or a mapping of name and settings.",
+            "default": DEFAULT_STRATEGIES[role],
+            "oneOf": choices,
+        }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "EAGLE decoder spec",
+    }
+
+
+def _choice(entry: Registered, definitions: dict[str, Any]) -> dict[str, Any]:
+    prefix = f"{entry.role.value}.{entry.name}."
+    try:
+        config = entry.strategy.config.model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
+    except Exception:  # a plug-in's field without a JSON form must not cost the others theirs
+        config = {"properties": {}, "additionalProperties": True}
+    definitions.update({prefix + name: part for name, part in config.pop("$defs", {}).items()})
+    return {
+        "type": "object",
+        "title": entry.name,
+        "description": entry.strategy.description,
+        "properties": {"name": {"const": entry.name}, **config.get("properties", {})},
+        "required": ["name", *config.get("required", [])],
+        "additionalProperties": config.get("additionalProperties", False),
+    }

@@ -1,0 +1,33 @@
+"""Public helpers for the authors of plug-ins: tiny models, and checks of every role's contract."""
+
+from eagle.testing.contracts import (
+    check_acceptance_rule,
+    check_attention_backend,
+    check_draft_head,
+    check_feature_extractor,
+    check_tree_builder,
+)
+from eagle.testing.drafters import RandomDrafter
+from eagle.testing.exactness import assert_lossless
+from eagle.testing.models import (
+    ARCHITECTURES,
+    tiny_head,
+    tiny_pair,
+    tiny_target,
+    tiny_text,
+)
+
+__all__ = [
+    "ARCHITECTURES",
+    "RandomDrafter",
+    "assert_lossless",
+    "check_acceptance_rule",
+    "check_attention_backend",
+    "check_draft_head",
+    "check_feature_extractor",
+    "check_tree_builder",
+    "tiny_head",
+    "tiny_pair",
+    "tiny_target",
+    "tiny_text",
+]

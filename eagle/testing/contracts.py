@@ -1,0 +1,218 @@
+"""Checks that hold a component to its role's contract; each raises AssertionError saying how not.
+
+They test what the loop relies on and cannot afford to check itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.roles import (
+    AcceptanceRule,
+    AttentionBackend,
+    Drafter,
+    DraftHead,
+    FeatureExtractor,
+    Law,
+    TargetModel,
+    TreeBuilder,
+)
+from eagle.sampling import Sampling, SamplingParams, TargetProbs, UniformDraws
+from eagle.testing.drafters import RandomDrafter
+from eagle.tree import TokenTree, TreeShape, ancestor_mask
+
+if TYPE_CHECKING:
+    from hypothesis import settings as Settings
+
+__all__ = [
+    "check_acceptance_rule",
+    "check_attention_backend",
+    "check_draft_head",
+    "check_feature_extractor",
+    "check_tree_builder",
+]
+
+
+def check_feature_extractor(extractor: FeatureExtractor, target: TargetModel) -> None:
+    """Check that features have the declared size and that each belongs to one token alone."""
+    info, wanted = target.info, extractor.feature_size(target.info)
+    last = torch.randn(2, 5, info.hidden_size)
+    hidden = [torch.randn(2, 5, info.hidden_size) for _ in extractor.layers]
+    for layer in extractor.layers:
+        assert -info.layers - 1 <= layer <= info.layers, f"the target has no hidden state {layer}"
+    features = extractor.extract(last, hidden)
+    assert features.shape == (2, 5, wanted), f"features are {list(features.shape)}, not F={wanted}"
+    part = extractor.extract(last[:, 2:3], [h[:, 2:3] for h in hidden])
+    torch.testing.assert_close(features[:, 2:3], part, msg="a feature depends on other tokens")
+
+
+def check_attention_backend(
+    backend: AttentionBackend,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 1e-4,
+    cases: int = 20,
+) -> None:
+    """Compare a backend with the definition of attention, on random trees and lengths."""
+    generator = torch.Generator().manual_seed(0)
+
+    def pick(*choices: int) -> int:
+        return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+    for _ in range(cases):
+        slots, kv_heads, groups, size = pick(1, 2, 3), pick(1, 2), pick(1, 3, 4), pick(16, 64)
+        if backend.unsupported(torch.device(device), dtype, size):
+            continue
+        nodes, depth = pick(1, 2, 7, 26), 5
+        parents = torch.tensor([[-1] + [pick(*range(n)) for n in range(1, nodes)]] * slots)
+        lengths = torch.randint(0, 40, (slots,), generator=generator)
+        span = int(lengths.max()) + nodes + pick(0, 9)
+        step = Step.tree(lengths, torch.zeros_like(parents), ancestor_mask(parents, depth), span)
+        shape = (slots, kv_heads, span, size)
+        query = torch.randn(slots, kv_heads * groups, nodes, size, generator=generator)
+        keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+        scores = query @ keys.repeat_interleave(groups, 1).transpose(2, 3) * size**-0.5
+        weights = scores.masked_fill(~step.mask(), -torch.inf).softmax(-1)
+        expected = (weights @ values.repeat_interleave(groups, 1)).transpose(1, 2)
+        tensors: dict[str, Any] = {
+            name: t.to(device) for name, t in vars(step).items() if isinstance(t, Tensor)
+        }
+        moved = replace(step, **tensors)
+        plan = backend.plan(moved, kv_heads * groups, kv_heads, dtype)
+        q, k, v = (x.to(device, dtype) for x in (query, keys, values))
+        found = backend.attend(q, k, v, plan, size**-0.5).float().cpu()
+        assert found.shape == expected.shape, f"{list(found.shape)}, not {list(expected.shape)}"
+        error = ((found - expected).norm() / expected.norm()).item()
+        assert error <= tolerance, f"attention is off by {error:.2g} (B={slots}, N={nodes})"
+
+
+def check_draft_head(head: DraftHead, target: TargetModel, *, tolerance: float = 1e-4) -> None:
+    """Check that a loaded head's cache holds what it was told, and nothing more.
+
+    Absorbing a text in one pass, in pieces, with padding, or beside another slot must give the
+    same states; and drafting a branch must not disturb its siblings or the committed text.
+    """
+    info = target.info
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(info.vocab_size, (2, 9), generator=generator)
+    size = head.feature_size(info)
+    features = torch.randn(2, 9, size, generator=generator).to(target.dtype)
+
+    def close(found: Tensor, expected: Tensor, what: str) -> None:
+        torch.testing.assert_close(
+            found, expected, atol=tolerance, rtol=tolerance, msg=lambda m: f"{what}: {m}"
+        )
+
+    def absorb(start: int, count: int, slot: int | None = None) -> Tensor:
+        chosen = slice(None) if slot is None else slice(slot, slot + 1)
+        lengths = torch.full((2 if slot is None else 1,), start)
+        piece = slice(start, start + count)
+        step = Step.chain(lengths, count, 16, slot)
+        return head.absorb(tokens[chosen, piece], features[chosen, piece], step)
+
+    head.allocate(2, 32)
+    whole = absorb(0, 9)
+    assert whole.shape[:2] == (2, 9), f"states are {list(whole.shape)}"
+    assert whole.shape[2] == head.state_size(info), "states have another size than declared"
+    assert head.logits(whole).shape == (2, 9, info.vocab_size), "draft logits are not [B, W, V]"
+    head.allocate(2, 32)
+    absorb(0, 6)  # two entries too many, as padding: they are written again
+    close(absorb(4, 5), whole[:, 4:], "absorbing in pieces changes the states")
+    head.allocate(2, 32)
+    close(absorb(0, 9, slot=1), whole[1:], "a slot's states depend on the other slot")
+    absorb(0, 9, slot=0)
+
+    drafts = torch.randint(info.vocab_size, (2, 2), generator=generator)
+    above = whole[:, -1:].expand(-1, 2, -1)
+    lengths = torch.full((2,), 9)
+    rows = lengths[:, None] + torch.arange(2)
+    alone = torch.eye(2, dtype=torch.bool).expand(2, -1, -1)
+    siblings = head.extend(drafts, above, Step(rows * 0 + 9, rows, lengths, alone, 16))
+    only = torch.ones(2, 1, 1, dtype=torch.bool)
+    first = head.extend(
+        drafts[:, 1:], above[:, 1:], Step(rows[:, :1], rows[:, :1], lengths, only, 16)
+    )
+    close(siblings[:, 1:], first, "a drafted node's state depends on its sibling")
+
+
+def check_tree_builder(
+    builder: TreeBuilder, *, vocab_size: int = 97, slots: int = 3, cycles: int = 5
+) -> None:
+    """Check the trees of a builder against what it declares, greedy, sampled and mixed."""
+    shape = builder.shape
+    for temperatures in ([0.0] * slots, [1.0] * slots, [float(i % 2) for i in range(slots)]):
+        params = [SamplingParams(temperature=t) for t in temperatures]
+        for cycle in range(cycles):
+            drafter = RandomDrafter(Sampling.of(params, "cpu"), vocab_size, seed=cycle)
+            uniforms = torch.rand(slots, builder.uniforms, dtype=torch.float64)
+            tree = builder.build(drafter, UniformDraws(uniforms))
+            _check_tree(tree, shape, drafter, builder.laws)
+            assert drafter.expanded <= shape.expansions, (
+                f"{drafter.expanded} nodes were expanded, {shape.expansions} declared"
+            )
+
+
+def _check_tree(tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: frozenset[Law]) -> None:
+    slots, nodes = tree.tokens.shape
+    assert nodes == shape.nodes, f"the tree has {nodes} nodes, {shape.nodes} were declared"
+    for name in ("parents", "depths", "ranks"):
+        assert getattr(tree, name).shape == (slots, nodes), f"{name} is not [B, N]"
+    assert torch.equal(tree.tokens[:, 0], drafter.root), "node 0 is not the root"
+    assert (tree.parents[:, 0] == -1).all(), "the root has a parent"
+    order = torch.arange(nodes)
+    assert (tree.parents < order).all(), "a parent comes after its child"
+    assert int(tree.depths.max()) <= shape.depth, "a node is deeper than declared"
+    real = tree.parents >= 0
+    above = tree.depths.gather(1, tree.parents.clamp(min=0)) + 1
+    assert (tree.depths == above)[real].all(), "a node's depth is not its parent's plus one"
+    seen = ancestor_mask(tree.parents, shape.depth)
+    assert torch.equal(tree.ancestors[real], seen[real]), "a node sees others than its ancestors"
+    assert tree.ancestors[:, order, order].all(), "a node does not see itself"
+    sampled = tree.sampled if tree.sampled is not None else torch.zeros(slots, dtype=torch.bool)
+    assert not sampled[drafter.sampling.temperature == 0].any(), "a greedy slot was sampled"
+    if real.any() and not sampled.all():
+        assert Law.TOP_K in laws, "siblings are a fixed set, but the law top-k is not declared"
+    if sampled.any():
+        assert laws - {Law.TOP_K}, "siblings are sampled, but no such law is declared"
+    for slot in range(slots):
+        for node in range(nodes):
+            children = (tree.parents[slot] == node).nonzero().flatten().tolist()
+            assert len(children) <= shape.siblings, "a node has more children than declared"
+            ranks = [int(tree.ranks[slot, child]) for child in children]
+            assert len(set(ranks)) == len(ranks), "two siblings have the same rank"
+            assert all(0 <= rank < shape.siblings for rank in ranks), "a rank is out of range"
+            tokens = [int(tree.tokens[slot, child]) for child in children]
+            if Law.IID not in laws:
+                assert len(set(tokens)) == len(tokens), "two siblings are the same token"
+
+
+def check_acceptance_rule(rule: AcceptanceRule, *, settings: Settings | None = None) -> None:
+    """Check a rule: lossless as declared, by exact enumeration, under each of its laws.
+
+    Args:
+        rule: the rule.
+        settings: Hypothesis settings of the enumeration.
+    """
+    from eagle.testing.exactness import assert_lossless
+
+    shape = TreeShape(nodes=3, depth=2, siblings=1, expansions=1, distributions=2)
+    parents = torch.tensor([[-1, 0, 1]])
+    tree = TokenTree(parents + 1, parents, parents + 1, parents * 0, ancestor_mask(parents, 2))
+    logits = F.one_hot(torch.tensor([[1, 3, 0]]), 4) * 9.0
+    greedy = Sampling.of([SamplingParams()], "cpu")
+    draws = UniformDraws(torch.zeros(1, rule.uniforms(shape), dtype=torch.float64))
+    choice = rule.accept(tree, TargetProbs(logits, greedy), shape, draws)
+    assert choice.path.shape == (1, 3), f"path is {list(choice.path.shape)}, not [B, D + 1]"
+    if not rule.lossless:
+        return
+    assert (choice.count.item(), choice.bonus.item()) == (1, 3), (
+        "at temperature 0 the argmax path was not followed"
+    )
+    assert_lossless(rule, settings=settings)

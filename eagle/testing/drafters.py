@@ -1,0 +1,44 @@
+"""A drafter without a head, for testing tree builders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eagle.sampling import Sampling
+
+__all__ = ["RandomDrafter"]
+
+
+class RandomDrafter:
+    """Stands in for `eagle.roles.Drafter`: random draft logits, and a check of what is asked for.
+
+    Args:
+        sampling: the slots' parameters.
+        vocab_size: V.
+        seed: of the logits.
+    """
+
+    def __init__(self, sampling: Sampling, vocab_size: int, seed: int = 0) -> None:
+        self.sampling = sampling
+        self.expanded = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._vocab, self._slots = vocab_size, sampling.temperature.shape[0]
+        self.root = torch.randint(vocab_size, (self._slots,), generator=self._generator)
+
+    def begin(self) -> Tensor:
+        """Return random draft logits ``[B, 1, V]``."""
+        return self._logits(1)
+
+    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Return random draft logits ``[B, W, V]``, after checking the request."""
+        assert tokens.shape == parents.shape, "tokens and parents differ in shape"
+        assert tokens.shape[0] == self._slots, "tokens are not [B, W]"
+        assert (parents >= -1).all(), "-1 is the root; there is nothing before it"
+        assert (parents < self.expanded).all(), "a parent was not expanded before its child"
+        assert ((tokens >= 0) & (tokens < self._vocab)).all(), "a token is out of range"
+        self.expanded += tokens.shape[1]
+        return self._logits(tokens.shape[1])
+
+    def _logits(self, width: int) -> Tensor:
+        return torch.randn(self._slots, width, self._vocab, generator=self._generator) * 3

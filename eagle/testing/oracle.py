@@ -1,0 +1,240 @@
+"""Oracles in the place of chance: every outcome of every draw, with its probability.
+
+They know the seam that all randomness goes through (`eagle.sampling.Draws` and its scalar twin);
+they do not know what draws from it. `TableDrafter` stands in for a draft head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from eagle.sampling import Sampling
+
+__all__ = [
+    "EnumeratingDraws",
+    "ScalarEnumeratingDraws",
+    "TableDrafter",
+    "enumerate_draws",
+    "enumerate_scalar_draws",
+]
+
+T = TypeVar("T")
+
+_ROUNDING = 1e-9
+"""By how much a probability may leave [0, 1] and still be rounding."""
+
+
+class EnumeratingDraws:
+    """Draws that follow one script of outcomes per lane, and note the scripts not yet followed.
+
+    A lane advances in its script only where more than one outcome is possible. So what a lane
+    is asked after it has stopped (probability 0, no weight) does not count, nor how often.
+
+    Attributes:
+        probability: float64 ``[B]``, of the outcomes followed so far.
+        forks: int64 ``[*, S]`` each, scripts of outcomes that were possible and not followed.
+        used: uniforms per lane that the same calls would have read in production.
+    """
+
+    def __init__(self, scripts: Tensor) -> None:
+        """Follow scripts, int64 ``[B, S]``, -1 where a lane is free to choose."""
+        self._trace = scripts.clone()
+        self._cursor = torch.zeros_like(scripts[:, 0])
+        self.probability = torch.ones(scripts.shape[0], dtype=torch.float64)
+        self.forks: list[Tensor] = []
+        self.used = 0
+
+    @property
+    def lanes(self) -> int:
+        """B, how many slots a caller must present."""
+        return self._trace.shape[0]
+
+    def bernoulli(self, probs: Tensor) -> Tensor:
+        """See `eagle.sampling.Draws.bernoulli`.
+
+        Raises:
+            AssertionError: a probability is NaN or outside [0, 1].
+        """
+        self.used += 1
+        wrong = ~((probs >= -_ROUNDING) & (probs <= 1 + _ROUNDING))
+        if probs.shape != (self.lanes,) or bool(wrong.any()):
+            raise AssertionError(
+                f"bernoulli() needs probabilities of shape [{self.lanes}] in [0, 1], "
+                f"but was asked for {probs.tolist()}"
+            )
+        true = probs.double().clamp(0, 1)
+        return self._follow(torch.stack((1 - true, true), 1)) == 1
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        """See `eagle.sampling.Draws.categorical`.
+
+        Raises:
+            AssertionError: a weight is NaN, infinite or negative.
+        """
+        if weights.dim() == 3:
+            return torch.stack([self.categorical(column) for column in weights.unbind(1)], 1)
+        self.used += 1
+        if weights.dim() != 2 or not bool(((weights >= 0) & weights.isfinite()).all()):
+            raise AssertionError(
+                f"categorical() needs weights of shape [{self.lanes}, V], finite and not "
+                f"negative, but was asked for {weights.tolist()}"
+            )
+        return self._follow(weights.double())
+
+    def _follow(self, weights: Tensor) -> Tensor:
+        """Return each lane's outcome, int64 ``[B]``, by weights ``[B, outcomes]``."""
+        possible = weights > 0
+        branching = possible.sum(1) > 1
+        if int(self._cursor.max()) >= self._trace.shape[1]:
+            raise AssertionError(
+                f"a lane came to more than {self._trace.shape[1]} draws with several outcomes"
+            )
+        place = self._cursor[:, None]
+        scripted = self._trace.gather(1, place)[:, 0]
+        first = possible.to(torch.uint8).argmax(1)
+        free = branching & (scripted < 0)
+        outcome = scripted.where(branching & ~free, first)
+
+        others = possible & free[:, None] & (torch.arange(weights.shape[1]) != first[:, None])
+        lane, other = others.nonzero(as_tuple=True)
+        self.forks.append(self._trace[lane].scatter(1, place[lane], other[:, None]))
+
+        here = self._trace.gather(1, place)
+        self._trace.scatter_(1, place, outcome[:, None].where(branching[:, None], here))
+        chance = (weights.gather(1, outcome[:, None]) / weights.sum(1, keepdim=True))[:, 0]
+        self.probability *= chance.where(branching, 1.0)
+        self._cursor += branching
+        return outcome
+
+
+def enumerate_draws(
+    run: Callable[[EnumeratingDraws], T], *, capacity: int = 64, lanes: int = 8192
+) -> Iterator[tuple[T, EnumeratingDraws]]:
+    """Run something on every outcome of its draws, many outcomes at a time.
+
+    Every lane of every run ends in an outcome of its own; their probabilities sum to 1.
+
+    Args:
+        run: takes draws and works on ``draws.lanes`` slots that differ in nothing else.
+        capacity: draws with several outcomes that one lane may come to.
+        lanes: most slots in one run.
+
+    Yields:
+        What `run` returned, with its draws.
+    """
+    waiting = torch.full((1, capacity), -1)
+    while len(waiting):
+        draws = EnumeratingDraws(waiting[:lanes])
+        yield run(draws), draws
+        waiting = torch.cat((waiting[lanes:], *draws.forks))
+
+
+class ScalarEnumeratingDraws:
+    """The scalar twin of `EnumeratingDraws`: one lane, in exact fractions.
+
+    Attributes:
+        probability: of the outcomes followed so far.
+        forks: scripts of outcomes that were possible and not followed.
+    """
+
+    def __init__(self, script: tuple[int, ...]) -> None:
+        self._script = script
+        self._trace: list[int] = []
+        self.probability = Fraction(1)
+        self.forks: list[tuple[int, ...]] = []
+
+    def bernoulli(self, prob: Fraction | float) -> bool:
+        """Return True with a probability.
+
+        Raises:
+            AssertionError: the probability is outside [0, 1].
+        """
+        if not 0 <= prob <= 1:
+            raise AssertionError(f"bernoulli() needs a probability in [0, 1], not {prob}")
+        return self._follow((1 - Fraction(prob), Fraction(prob))) == 1
+
+    def categorical(self, weights: Sequence[Fraction | float]) -> int:
+        """Return an index drawn in proportion to weights; 0 where there is none.
+
+        Raises:
+            AssertionError: a weight is negative.
+        """
+        if min(weights) < 0:
+            raise AssertionError(f"categorical() needs weights that are not negative: {weights}")
+        return self._follow([Fraction(weight) for weight in weights])
+
+    def _follow(self, weights: Sequence[Fraction]) -> int:
+        possible = [index for index, weight in enumerate(weights) if weight > 0]
+        if len(possible) < 2:
+            return possible[0] if possible else 0
+        if len(self._trace) < len(self._script):
+            outcome = self._script[len(self._trace)]
+        else:
+            outcome, *others = possible
+            self.forks += [(*self._trace, other) for other in others]
+        self._trace.append(outcome)
+        self.probability *= weights[outcome] / sum(weights)
+        return outcome
+
+
+def enumerate_scalar_draws(
+    run: Callable[[ScalarEnumeratingDraws], T],
+) -> Iterator[tuple[T, Fraction]]:
+    """Run something on every outcome of its draws; yield its results and their probabilities."""
+    waiting: list[tuple[int, ...]] = [()]
+    while waiting:
+        draws = ScalarEnumeratingDraws(waiting.pop())
+        yield run(draws), draws.probability
+        waiting += draws.forks
+
+
+class TableDrafter:
+    """An `eagle.roles.Drafter` whose draft logits are looked up by the drafted text.
+
+    A text of d tokens behind the root has the code ``sum(token[i] * V ** (d - 1 - i))``.
+
+    Args:
+        tables: draft logits ``[V ** d, V]`` by code, for d from 0.
+        sampling: parameters of the B slots.
+        root: the root's token in every slot.
+    """
+
+    def __init__(self, tables: Sequence[Tensor], sampling: Sampling, root: int = 0) -> None:
+        slots = sampling.temperature.shape[0]
+        self.sampling = sampling
+        self.root = torch.full((slots,), root)
+        self._tables = tables
+        # Entry 0 is the root, entry e + 1 the e-th expanded node.
+        self._codes = torch.zeros(slots, 1, dtype=torch.int64)
+        self._depths = torch.zeros(slots, 1, dtype=torch.int64)
+
+    def begin(self) -> Tensor:
+        """See `eagle.roles.Drafter.begin`."""
+        return self._tables[0][self._codes[:, :1]]
+
+    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """See `eagle.roles.Drafter.expand`.
+
+        Raises:
+            AssertionError: a token is not in the vocabulary, or a parent was not yet expanded.
+        """
+        vocab = self._tables[0].shape[1]
+        known = self._codes.shape[1] - 1
+        if tokens.shape != parents.shape or not bool(
+            ((tokens >= 0) & (tokens < vocab) & (parents >= -1) & (parents < known)).all()
+        ):
+            raise AssertionError(
+                f"expand() needs tokens below {vocab} and parents from -1 to {known - 1}, both "
+                f"[B, W], but was asked for {tokens.tolist()} under {parents.tolist()}"
+            )
+        codes = self._codes.gather(1, parents + 1) * vocab + tokens
+        depths = self._depths.gather(1, parents + 1) + 1
+        self._codes = torch.cat((self._codes, codes), 1)
+        self._depths = torch.cat((self._depths, depths), 1)
+        offsets = torch.tensor([0, *[len(table) for table in self._tables]]).cumsum(0)
+        return torch.cat(list(self._tables))[offsets[depths] + codes]

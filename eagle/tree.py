@@ -1,0 +1,127 @@
+"""The token tree that a cycle drafts and verifies; knows tensors, not who drafted them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+__all__ = ["Acceptance", "Law", "TokenTree", "TreeShape", "ancestor_mask"]
+
+
+class Law(StrEnum):
+    """How the siblings under one node came about, which decides what an acceptance rule may do."""
+
+    TOP_K = "top-k"
+    """A fixed set given the text so far: no chance is involved."""
+    WITHOUT_REPLACEMENT = "without-replacement"
+    """Drawn one after another from the draft distribution, each time without those before."""
+    IID = "iid"
+    """Drawn independently from the draft distribution; siblings may repeat a token."""
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """The fixed sizes of every tree that a builder makes, known before anything is allocated.
+
+    Attributes:
+        nodes: N, nodes of the tree, the root included.
+        depth: D, drafted levels; 0 for a tree that is its root alone.
+        siblings: K, the most children that one node has.
+        expansions: E, drafted nodes that the head is asked to extend (the root is not counted:
+            its continuation is ready when a cycle begins).
+        distributions: draft distributions that a sampled tree carries, the root's included;
+            0 where siblings are never sampled.
+    """
+
+    nodes: int
+    depth: int
+    siblings: int
+    expansions: int
+    distributions: int = 0
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """Candidates of one cycle for B slots, N nodes each, root first, parents before children.
+
+    Attributes:
+        tokens: int64 ``[B, N]``; column 0 is the root, the last committed token.
+        parents: int64 ``[B, N]``; index of the parent node. -1 for the root, and for *padding*:
+            a node with parent -1 other than the root is never accepted.
+        depths: int64 ``[B, N]``; 0 for the root. A node's position is committed length + depth.
+        ranks: int64 ``[B, N]``; order among siblings, from 0, in which they were drawn and are
+            tried. Siblings have distinct ranks.
+        ancestors: bool ``[B, N, N]``; entry (i, j) says that node i sees node j: j is i itself
+            or one of its ancestors.
+        draft_probs: float ``[B, Q, V]`` or None; under a sampled law, the distributions that
+            children were drawn from.
+        draft_rows: int64 ``[B, N]`` or None; the row of `draft_probs` that the children of a
+            node were drawn from. Meaningless for leaves.
+        sampled: bool ``[B]`` or None; whether the siblings of a slot were sampled. Where False
+            (always at temperature 0) they are a fixed top-k set. None: False everywhere.
+        law: how the siblings of the slots in `sampled` were drawn; known on the host.
+    """
+
+    tokens: Tensor
+    parents: Tensor
+    depths: Tensor
+    ranks: Tensor
+    ancestors: Tensor
+    draft_probs: Tensor | None = None
+    draft_rows: Tensor | None = None
+    sampled: Tensor | None = None
+    law: Law = Law.TOP_K
+
+    def child(self, nodes: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+        """Return the child of given rank of one node per slot.
+
+        Args:
+            nodes: int64 ``[B]``, a node of each slot.
+            rank: which child.
+
+        Returns:
+            ``(index, exists)``, int64 ``[B]`` and bool ``[B]``; the index is 0 where there is none.
+        """
+        match = (self.parents == nodes[:, None]) & (self.ranks == rank)
+        return match.to(torch.uint8).argmax(1), match.any(1)
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """What an acceptance rule decided for each slot.
+
+    Attributes:
+        path: int64 ``[B, D + 1]``; accepted nodes from the root (always first) downwards, 0 from
+            `count` + 1 on.
+        count: int64 ``[B]``; accepted draft tokens, 0 to D, the root not counted.
+        bonus: int64 ``[B]``; the bonus token, which follows the last accepted node.
+    """
+
+    path: Tensor
+    count: Tensor
+    bonus: Tensor
+
+
+def ancestor_mask(parents: Tensor, depth: int) -> Tensor:
+    """Return who sees whom in a tree, from its parent pointers.
+
+    Args:
+        parents: int64 ``[..., N]``, -1 for nodes without a parent.
+        depth: the largest depth of a node; further ancestors are not followed.
+
+    Returns:
+        bool ``[..., N, N]``, entry (i, j) True where j is i or an ancestor of i.
+
+    >>> ancestor_mask(torch.tensor([-1, 0, 0, 1, 3]), 3).int().tolist()
+    [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
+    """
+    nodes = torch.arange(parents.shape[-1], device=parents.device)
+    mask = (nodes[:, None] == nodes).expand(*parents.shape, parents.shape[-1])
+    ancestor = parents
+    for _ in range(depth):
+        mask = mask | (ancestor[..., None] == nodes)
+        ancestor = parents.gather(-1, ancestor.clamp(min=0)).where(ancestor >= 0, -1)
+    return mask

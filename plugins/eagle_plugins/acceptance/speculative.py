@@ -1,0 +1,146 @@
+"""The speculative rule for a batch of token trees; knows distributions and trees, no model.
+
+Per slot it does what `scalar.speculative` does, with the control flow of the deepest and widest
+tree: a slot that has stopped, or has no such sibling, asks for a draw of probability 0 and is
+left as it was.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eagle.roles import Law
+from eagle.sampling import Draws, TargetProbs
+from eagle.tree import Acceptance, TokenTree, TreeShape
+from eagle_plugins.acceptance.scalar import speculative
+
+__all__ = ["SpeculativeRule"]
+
+
+class SpeculativeRule:
+    """Speculative sampling over siblings: the output has exactly the target's distribution.
+
+    A candidate x drawn from a distribution q is accepted with probability min(1, p(x) / q(x)),
+    p being the target's; after a rejection, p becomes max(p - q, 0) over its sum, and the next
+    sibling is held against that (arXiv 2211.17192 and 2302.01318 for one candidate, SpecInfer,
+    arXiv 2305.09781, for several). The siblings' law says what q is: all mass on x for a member
+    of a fixed set; the draft distribution for independent siblings; the draft distribution
+    without the siblings before, renormalised, for those drawn without replacement. The bonus
+    token is drawn from what p has become.
+    """
+
+    capturable = True
+    lossless = True
+    laws = frozenset(Law)
+    scalar = staticmethod(speculative)
+    """The scalar twin, which `eagle.testing.assert_lossless` proves exact on fractions."""
+
+    def uniforms(self, shape: TreeShape) -> int:
+        """Return how many uniforms `accept` reads: one per sibling tried, one for the bonus."""
+        return shape.depth * shape.siblings + 1
+
+    def accept(
+        self, tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: Draws
+    ) -> Acceptance:
+        """Choose an accepted path and the bonus token for every slot.
+
+        Where the target's probabilities are NaN nothing is accepted and the bonus token is 0.
+        """
+        if target.greedy:
+            return self._follow_argmax(tree, target, shape)
+        node = torch.zeros_like(tree.tokens[:, 0])
+        path = [node]
+        alive = torch.ones_like(node, dtype=torch.bool)
+        # What the next token of a slot is drawn from if no further candidate is accepted.
+        probs = target.at(node)
+        for _ in range(shape.depth):
+            draft = self._draft_at(tree, node)
+            seeking, chosen = alive, node
+            for rank in range(shape.siblings):
+                child, exists = tree.child(node, rank)
+                trial = seeking & exists
+                token = tree.tokens.gather(1, child[:, None])
+                proposal = self._proposal(tree, draft, token, probs)
+                chance = self._chance(probs, proposal, token)
+                accepted = trial & draws.bernoulli(chance.where(trial, 0))
+                rejected = (trial & ~accepted)[:, None]
+                probs = self._residual(probs, proposal).where(rejected, probs)
+                if draft is not None and tree.law is Law.WITHOUT_REPLACEMENT:
+                    draft = self._without(draft, token).where(rejected, draft)
+                chosen = child.where(accepted, chosen)
+                seeking = seeking & ~accepted
+            alive = alive & ~seeking
+            node = chosen
+            path.append(node.where(alive, 0))
+            probs = self._after(target, node, alive, probs)
+        # Node 0 is the root, which no node below it can be.
+        joined = torch.stack(path, 1)
+        return Acceptance(joined, (joined > 0).sum(1), draws.categorical(probs))
+
+    @staticmethod
+    def _draft_at(tree: TokenTree, node: Tensor) -> Tensor | None:
+        """Return the distributions ``[B, V]`` that a node's children were drawn from, if any."""
+        if tree.draft_probs is None or tree.draft_rows is None or tree.sampled is None:
+            return None
+        _, rows, vocab = tree.draft_probs.shape
+        # A leaf's row is meaningless, hence the clamp.
+        row = tree.draft_rows.gather(1, node[:, None]).clamp(0, rows - 1)
+        return tree.draft_probs.gather(1, row[..., None].expand(-1, 1, vocab))[:, 0]
+
+    @staticmethod
+    def _proposal(tree: TokenTree, draft: Tensor | None, token: Tensor, probs: Tensor) -> Tensor:
+        """Return the distributions ``[B, V]`` that candidates, int64 ``[B, 1]``, came from."""
+        fixed = torch.zeros_like(probs).scatter(1, token, 1.0)
+        if draft is None or tree.sampled is None:
+            return fixed
+        return draft.to(probs.dtype).where(tree.sampled[:, None], fixed)
+
+    @staticmethod
+    def _chance(probs: Tensor, proposal: Tensor, token: Tensor) -> Tensor:
+        """Return the candidates' acceptance probabilities ``[B]``."""
+        ratio = (probs.gather(1, token) / proposal.gather(1, token))[:, 0].clamp(max=1)
+        # Also turns NaN into 0, so that an oracle is never asked about it.
+        return ratio.where(ratio > 0, 0)
+
+    @staticmethod
+    def _residual(probs: Tensor, proposal: Tensor) -> Tensor:
+        """Return what is left of the target's distributions ``[B, V]`` after a rejection."""
+        return _normalised((probs - proposal).clamp(min=0), otherwise=probs)
+
+    @staticmethod
+    def _without(draft: Tensor, token: Tensor) -> Tensor:
+        """Return draft distributions ``[B, V]`` without a token that has been drawn."""
+        rest = draft.scatter(1, token, 0.0)
+        return _normalised(rest, otherwise=rest)
+
+    @staticmethod
+    def _after(target: TargetProbs, node: Tensor, alive: Tensor, probs: Tensor) -> Tensor:
+        """Return the target's distributions at the nodes just accepted, else the residuals."""
+        return target.at(node).where(alive[:, None], probs)
+
+    @staticmethod
+    def _follow_argmax(tree: TokenTree, target: TargetProbs, shape: TreeShape) -> Acceptance:
+        """Accept along the target's most likely tokens: the rule at temperature 0."""
+        node = torch.zeros_like(tree.tokens[:, 0])
+        path = [node]
+        alive = torch.ones_like(node, dtype=torch.bool)
+        for _ in range(shape.depth):
+            wanted = target.argmax.gather(1, node[:, None])
+            match = (tree.parents == node[:, None]) & (tree.tokens == wanted) & alive[:, None]
+            alive = match.any(1)
+            node = match.to(torch.uint8).argmax(1).where(alive, node)
+            path.append(node.where(alive, 0))
+        joined = torch.stack(path, 1)
+        bonus = target.argmax.gather(1, node[:, None])[:, 0]
+        return Acceptance(joined, (joined > 0).sum(1), bonus)
+
+
+def _normalised(weights: Tensor, otherwise: Tensor) -> Tensor:
+    """Return weights ``[B, V]`` over their sums, or *otherwise* where nothing is left.
+
+    Nothing can be left only by rounding (p and q equal but for the last bit), and then the
+    rejection itself had a probability of that size; keeping p keeps the error there.
+    """
+    mass = weights.sum(-1, keepdim=True)
+    return (weights / mass).where(mass > 0, otherwise)

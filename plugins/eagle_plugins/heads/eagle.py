@@ -1,0 +1,178 @@
+"""The EAGLE draft head in the decoder's terms: weights, cache and passes around the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eagle.cache import Step, TreeCache
+from eagle.errors import CheckpointError
+from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle_plugins.heads.checkpoint import (
+    check_tensors,
+    locate,
+    read_config,
+    read_tensors,
+    write_checkpoint,
+)
+from eagle_plugins.heads.layer import EagleModule
+
+__all__ = ["EagleConfig", "EagleHead"]
+
+# Copied from the target's configuration when a head is made for training.
+_SHARED = (
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "rms_norm_eps", "rope_parameters", "max_position_embeddings",
+    "bos_token_id", "eos_token_id", "pad_token_id",
+)  # fmt: skip
+
+
+class EagleConfig(StrategyConfig):
+    """Settings of the `eagle` head."""
+
+    weights: str = "auto"
+    """Checkpoint: ``auto`` (the shipped one for the target), a folder, or a Hub id."""
+
+
+class EagleHead:
+    """One decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
+
+    capturable = True
+    module: EagleModule
+
+    def __init__(self, config: EagleConfig, context: BuildContext) -> None:
+        self._weights, self._context = config.weights, context
+
+    def feature_size(self, target: TargetInfo) -> int:
+        """Return H, after comparing the checkpoint's sizes with the target's.
+
+        Raises:
+            CheckpointError: it was made for another hidden size or vocabulary.
+        """
+        folder = self._folder()
+        config = read_config(folder)
+        for key, ours in (("hidden_size", target.hidden_size), ("vocab_size", target.vocab_size)):
+            theirs = getattr(config, key)
+            if theirs != ours:
+                raise CheckpointError(
+                    f"the draft head in {folder} has {key} {theirs}, the target {target.name!r} "
+                    f"has {ours}; a head only works with the target it was trained for"
+                )
+        return target.hidden_size
+
+    def state_size(self, target: TargetInfo) -> int:
+        """Return H: states are predicted features."""
+        return target.hidden_size
+
+    def load(self, target: TargetModel, attention: AttentionBackend) -> None:
+        """Load the checkpoint in the target's dtype, on its device.
+
+        Raises:
+            CheckpointError: it is damaged, or its tensors are not those of its configuration.
+        """
+        folder = self._folder()
+        config, tensors = read_config(folder), read_tensors(folder)
+        with torch.device("meta"):
+            module = EagleModule(config, bias="fc.bias" in tensors)
+        check_tensors(folder, tensors, module.state_dict())
+        tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
+        module.load_state_dict(tensors, assign=True)
+        self._adopt(module.eval().requires_grad_(False), config, target)
+        self._attention = attention
+
+    def initialise(self, target: TargetModel, seed: int) -> None:
+        """See `eagle.roles.TrainableHead.initialise`; normal weights of the target's own scale."""
+        from transformers import LlamaConfig
+
+        theirs = target.config
+        config = LlamaConfig(
+            **{
+                key: getattr(theirs, key)
+                for key in _SHARED
+                if getattr(theirs, key, None) is not None
+            },
+            num_hidden_layers=1,
+        )
+        generator = torch.Generator().manual_seed(seed)
+        module = EagleModule(config)
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.normal_(parameter, std=theirs.initializer_range, generator=generator)
+        self._adopt(module.to(target.device), config, target)
+
+    def _folder(self) -> Path:
+        target = self._context.target.name if self._context.target else None
+        return locate(self._weights, target, self._context.folder)
+
+    def _adopt(self, module: EagleModule, config: Any, target: TargetModel) -> None:
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        self.module, self._config, self._target = module, config, target
+        self._rotary = LlamaRotaryEmbedding(config).to(target.device)
+
+    def allocate(self, slots: int, rows: int) -> None:
+        """Allocate the cache of the one layer."""
+        attention = self.module.attention
+        self._cache = TreeCache(
+            layers=1,
+            slots=slots,
+            kv_heads=attention.kv_heads,
+            rows=rows,
+            head_dim=attention.head_dim,
+            dtype=self._target.dtype,
+            device=self._target.device,
+        )
+
+    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+        """See `eagle.roles.DraftHead.absorb`."""
+        block = self.module.attention
+        plan = self._attention.plan(step, block.heads, block.kv_heads, features.dtype)
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = self._cache.write(0, keys, values, step)
+            return self._attention.attend(query, keys, values, plan, block.head_dim**-0.5)
+
+        cos, sin = self._rotary(features, step.positions)
+        out: Tensor = self.module(self._target.embed(tokens), features, cos, sin, attend)
+        return out
+
+    # A predicted feature takes the true one's place: what was absorbed is extended the same way.
+    extend = absorb
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the frozen LM head's logits of predicted features."""
+        return self._target.logits(states)
+
+    def train_states(
+        self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
+    ) -> Tensor:
+        """See `eagle.roles.TrainableHead.train_states`."""
+        block = self.module.attention
+        groups = block.heads // block.kv_heads
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            # Repeated, since CUDA's fused kernels take a mask or grouped heads, not both.
+            keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
+            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
+            return out.transpose(1, 2)
+
+        cos, sin = self._rotary(features, positions)
+        out: Tensor = self.module(self._target.embed(tokens), features, cos, sin, attend)
+        return out
+
+    def save(self, folder: Path) -> None:
+        """Write the published layout in bfloat16: ``config.json`` and ``model.safetensors``."""
+        config = self._config.to_diff_dict() | {
+            "architectures": ["LlamaForCausalLM"],
+            "bias": self.module.fc.bias is not None,
+            "dtype": "bfloat16",
+            "num_hidden_layers": 1,
+        }
+        for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
+            config[key] = getattr(self._config, key)
+        tensors = {k: t.detach().to(torch.bfloat16) for k, t in self.module.state_dict().items()}
+        write_checkpoint(folder, config, tensors)

@@ -1,0 +1,113 @@
+"""The EAGLE draft head as a network: one FC and one decoder layer; knows no cache and no target.
+
+Module names follow the published checkpoints, so that a state dict needs no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Attend", "EagleModule"]
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``(query [B, heads, T, d], keys [B, kv_heads, T, d], values) -> [B, T, heads, d]``."""
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        size, bias = config.hidden_size, bool(getattr(config, "attention_bias", False))
+        self.head_dim = getattr(config, "head_dim", None) or size // config.num_attention_heads
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.q_proj = nn.Linear(size, self.heads * self.head_dim, bias=bias)
+        self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, size, bias=bias)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        def split(projected: Tensor) -> Tensor:
+            return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+        query, keys = split(self.q_proj(x)), split(self.k_proj(x))
+        attended = attend(_rotate(query, cos, sin), _rotate(keys, cos, sin), split(self.v_proj(x)))
+        out: Tensor = self.o_proj(attended.flatten(2))
+        return out
+
+
+class _MLP(nn.Module):
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class _Layer(nn.Module):
+    """A Llama decoder layer without the norm in front of its attention."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.self_attn = _Attention(config)
+        self.mlp = _MLP(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x = x + self.self_attn(x, cos, sin, attend)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class EagleModule(nn.Module):
+    """``f̂[t+1] = DecoderLayer(FC(concat(embed(x[t+1]), f[t])))`` (arXiv 2401.15077, section 3.2).
+
+    Args:
+        config: a Llama configuration (`transformers.LlamaConfig`).
+        bias: whether the FC has a bias.
+    """
+
+    def __init__(self, config: Any, *, bias: bool = False) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=bias)
+        self.layers = nn.ModuleList([_Layer(config)])
+
+    @property
+    def attention(self) -> _Attention:
+        """The attention block, for its numbers of heads and their size."""
+        layer: _Layer = self.layers[0]  # type: ignore[assignment]
+        return layer.self_attn
+
+    def forward(
+        self, embeddings: Tensor, features: Tensor, cos: Tensor, sin: Tensor, attend: Attend
+    ) -> Tensor:
+        """Predict the next features.
+
+        Args:
+            embeddings: ``[B, T, H]``, of the tokens one step ahead.
+            features: ``[B, T, H]``.
+            cos: ``[B, T, head_dim]``, rotary cosines.
+            sin: ``[B, T, head_dim]``, rotary sines.
+            attend: attention over whatever each entry may see.
+
+        Returns:
+            ``[B, T, H]``.
+        """
+        x = self.fc(torch.cat((embeddings, features), dim=-1))
+        out: Tensor = self.layers[0](x, cos, sin, attend)
+        return out
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding in the half-split layout of the Llama family."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * cos[:, None] + turned * sin[:, None]

@@ -1,0 +1,49 @@
+"""No draft head: what the spec `plain` uses to decode with the target alone, in the same loop."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+
+__all__ = ["NoHead", "NoHeadConfig"]
+
+
+class NoHeadConfig(StrategyConfig):
+    """The head `none` has no settings."""
+
+
+class NoHead:
+    """Takes any features and predicts nothing; goes with the tree `none`."""
+
+    capturable = True
+
+    def __init__(self, config: NoHeadConfig, context: BuildContext) -> None:
+        pass
+
+    def feature_size(self, target: TargetInfo) -> int:
+        """Return H: nothing is done with the features."""
+        return target.hidden_size
+
+    def state_size(self, target: TargetInfo) -> int:
+        """Return 0."""
+        return 0
+
+    def load(self, target: TargetModel, attention: AttentionBackend) -> None:
+        """There is nothing to load."""
+
+    def allocate(self, slots: int, rows: int) -> None:
+        """There is nothing to keep."""
+
+    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+        """Return states of size zero."""
+        return features[..., :0]
+
+    def extend(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
+        """Fail: there is nothing to extend."""
+        raise NotImplementedError("the head 'none' drafts nothing; use it with the tree 'none'")
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Fail: there are no draft logits."""
+        raise NotImplementedError("the head 'none' drafts nothing; use it with the tree 'none'")

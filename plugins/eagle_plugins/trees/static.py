@@ -1,0 +1,300 @@
+"""Trees whose shape is fixed and whose candidates are the head's; knows a drafter, no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, StrictInt, model_validator
+from torch import Tensor
+
+from eagle.errors import IncompatibleError, SpecError
+from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
+from eagle.sampling import Draws, probabilities
+from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle_plugins.trees.named import paths_of
+from eagle_plugins.trees.topology import Level, Topology
+
+__all__ = ["STATIC", "SamplingLaw", "StaticConfig", "StaticTree"]
+
+SamplingLaw = Annotated[
+    Literal["top-k", "without-replacement"],
+    Field(description="how candidates are chosen at temperature > 0; at 0 it is always top-k"),
+]
+
+
+class StaticConfig(StrategyConfig):
+    """Settings of `static`: a tree by name or paths, or its branching; else `reference-25`."""
+
+    tree: Annotated[
+        str | tuple[tuple[StrictInt, ...], ...] | None,
+        Field(description="a tree's name, or rank paths such as [[0], [1], [0, 0]]"),
+    ] = None
+    branching: Annotated[
+        tuple[StrictInt, ...] | None, Field(description="children of every node, level by level")
+    ] = None
+    sampling: SamplingLaw = "without-replacement"
+
+    @property
+    def topology(self) -> Topology:
+        """The tree's shape.
+
+        Raises:
+            SpecError: it is impossible.
+        """
+        if self.branching is not None:
+            return Topology.from_branching(self.branching)
+        tree = "reference-25" if self.tree is None else self.tree
+        return Topology.from_paths(paths_of(tree) if isinstance(tree, str) else tree)
+
+    @model_validator(mode="after")
+    def _possible(self) -> StaticConfig:
+        if self.tree is not None and self.branching is not None:
+            raise ValueError(
+                "give either 'tree' (a name such as reference-25, or a list of paths) "
+                "or 'branching' (such as [4, 2, 1]), not both"
+            )
+        try:
+            StaticTree(self.topology, Law(self.sampling))
+        except SpecError as error:
+            # pydantic adds the key and the file's place to a ValueError only.
+            raise ValueError(str(error)) from None
+        return self
+
+
+@dataclass(frozen=True)
+class _LevelIndex:
+    """A `Level` as index tensors on a device.
+
+    Attributes:
+        parents: int64 ``[W]``, places within the level above of the nodes that have children.
+        above: int64 ``[W]``, numbers of the expanded nodes above those.
+        width: how many of the most likely continuations are needed.
+        best: int64 ``[C]``, where each child's token stands among W x width such continuations.
+        rounds: the children drawn in each round, by place in the level, and their parents'.
+    """
+
+    parents: Tensor
+    above: Tensor
+    width: int
+    best: Tensor
+    rounds: tuple[tuple[Tensor, Tensor], ...]
+
+    @classmethod
+    def of(cls, level: Level, first: int, device: torch.device) -> _LevelIndex:
+        width = max(level.ranks) + 1
+        rounds = []
+        for order in range(max(level.orders) + 1):
+            children = [place for place, own in enumerate(level.orders) if own == order]
+            slots = [level.slots[place] for place in children]
+            rounds.append(
+                (torch.tensor(children, device=device), torch.tensor(slots, device=device))
+            )
+        pairs = zip(level.slots, level.ranks, strict=True)
+        return cls(
+            parents=torch.tensor([node - first for node in level.parents], device=device),
+            above=torch.tensor(level.above, device=device),
+            width=width,
+            best=torch.tensor([slot * width + rank for slot, rank in pairs], device=device),
+            rounds=tuple(rounds),
+        )
+
+
+@dataclass(frozen=True)
+class _Index:
+    """A `Topology` on a device: ``[N]`` each, the mask ``[N, N]``, and one index per level."""
+
+    parents: Tensor
+    depths: Tensor
+    ranks: Tensor
+    draft_rows: Tensor
+    ancestors: Tensor
+    levels: tuple[_LevelIndex, ...]
+
+    @classmethod
+    def of(cls, topology: Topology, device: torch.device) -> _Index:
+        parents = torch.tensor(topology.parents, device=device)
+        rows = {node: row for row, node in enumerate(topology.inner)}
+        firsts = [topology.depths.index(depth) for depth in range(topology.depth)]
+        return cls(
+            parents=parents,
+            depths=torch.tensor(topology.depths, device=device),
+            ranks=torch.tensor(topology.orders, device=device),
+            draft_rows=torch.tensor([rows.get(n, 0) for n in range(topology.nodes)], device=device),
+            ancestors=ancestor_mask(parents, topology.depth),
+            levels=tuple(
+                _LevelIndex.of(level, first, device)
+                for level, first in zip(topology.levels, firsts, strict=True)
+            ),
+        )
+
+
+class StaticTree:
+    """Fill a fixed topology with the head's candidates.
+
+    At temperature 0, and under the law `top-k`, a node's children are the continuations of the
+    ranks that its topology names. Under `without-replacement` they are drawn from the draft
+    distribution one after another (EAGLE, arXiv 2401.15077, appendix on sampling); a child drawn
+    from a distribution that has nothing left is padding. A batch may mix both.
+
+    Raises:
+        SpecError: ranks are skipped under a sampled law, in which siblings have no ranks to skip.
+    """
+
+    capturable = True
+
+    def __init__(self, topology: Topology, sampling: Law = Law.WITHOUT_REPLACEMENT) -> None:
+        if sampling is not Law.TOP_K and topology.skipped is not None:
+            path = list(topology.skipped)
+            raise SpecError(
+                f"path {path} skips rank {path[-1] - 1}, but under 'sampling: {sampling}' siblings "
+                f"are drawn in turn: add {[*path[:-1], path[-1] - 1]}, or use 'sampling: top-k'"
+            )
+        self.topology = topology
+        self.sampling = sampling
+        self._indices: dict[torch.device, _Index] = {}
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """See `eagle.roles.TreeBuilder`; top-k is always among them, for temperature 0."""
+        return frozenset({Law.TOP_K, self.sampling}) if self.topology.depth else frozenset()
+
+    @property
+    def uniforms(self) -> int:
+        """See `eagle.roles.TreeBuilder`: one for each drafted node, under a sampled law."""
+        return 0 if self.sampling is Law.TOP_K else self.topology.nodes - 1
+
+    @property
+    def shape(self) -> TreeShape:
+        """See `eagle.roles.TreeBuilder`."""
+        inner = len(self.topology.inner)
+        return TreeShape(
+            nodes=self.topology.nodes,
+            depth=self.topology.depth,
+            siblings=self.topology.siblings,
+            expansions=max(inner - 1, 0),
+            distributions=0 if self.sampling is Law.TOP_K else inner,
+        )
+
+    def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
+        """Draft one tree per slot, level by level.
+
+        Raises:
+            IncompatibleError: a node's rank is not below the size of the vocabulary.
+        """
+        index = self._index(drafter.root.device)
+        slots = drafter.root.shape[0]
+        sampled = None
+        if self.sampling is not Law.TOP_K and not drafter.sampling.greedy:
+            sampled = drafter.sampling.temperature > 0
+
+        tokens = [drafter.root[:, None]]
+        exist = [torch.ones_like(tokens[0], dtype=torch.bool)]
+        drafts = []
+        for depth, level in enumerate(index.levels):
+            inner = tokens[-1].index_select(1, level.parents)
+            logits = (
+                drafter.expand(inner, level.above.expand(slots, -1)) if depth else drafter.begin()
+            )
+            self.check_vocab(logits.shape[-1])
+            best = logits.topk(level.width).indices.flatten(1).index_select(1, level.best)
+            if sampled is None:
+                tokens.append(best)
+                continue
+            probs = probabilities(logits, drafter.sampling)
+            drawn, possible = _draw(level, probs, sampled, exist[-1], draws)
+            drafts.append(probs)
+            tokens.append(drawn.where(sampled[:, None], best))
+            exist.append(possible | ~sampled[:, None])
+
+        parents = index.parents.expand(slots, -1)
+        ancestors = index.ancestors.expand(slots, -1, -1)
+        if drafts:
+            real = torch.cat(exist, 1)
+            parents = parents.where(real, -1)
+            # Padding sees itself alone: a row without any key would make its attention NaN.
+            alone = torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+            ancestors = ancestors.where(real[:, :, None], alone)
+        return TokenTree(
+            tokens=torch.cat(tokens, 1),
+            parents=parents,
+            depths=index.depths.expand(slots, -1),
+            ranks=index.ranks.expand(slots, -1),
+            ancestors=ancestors,
+            draft_probs=torch.cat(drafts, 1) if drafts else None,
+            draft_rows=index.draft_rows.expand(slots, -1) if drafts else None,
+            sampled=sampled if drafts else None,
+            law=self.sampling if drafts else Law.TOP_K,
+        )
+
+    def check_vocab(self, vocab: int) -> None:
+        """Raise `IncompatibleError` where a rank is not below the size of the vocabulary."""
+        highest = self.topology.highest_rank
+        if highest >= vocab:
+            raise IncompatibleError(
+                f"the tree has a node of rank {highest}, but the target's vocabulary "
+                f"has only {vocab} tokens, ranks 0 to {vocab - 1}"
+            )
+
+    def _index(self, device: torch.device) -> _Index:
+        """Return the index tensors on a device; made once, before any cycle is captured."""
+        if device not in self._indices:
+            self._indices[device] = _Index.of(self.topology, device)
+        return self._indices[device]
+
+
+def _draw(
+    level: _LevelIndex, probs: Tensor, sampled: Tensor, above: Tensor, draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Draw one level's children without replacement.
+
+    Args:
+        level: the level.
+        probs: ``[B, W, V]``, draft distributions of the nodes that have children.
+        sampled: bool ``[B]``; other slots ask for nothing.
+        above: bool ``[B, C']``, which nodes of the level above exist.
+        draws: the source of chance.
+
+    Returns:
+        Tokens int64 ``[B, C]``, and bool ``[B, C]``: whether there was anything left to draw.
+    """
+    real = above.index_select(1, level.parents) & sampled[:, None]
+    left = probs.where(real[..., None], 0)
+    tokens = level.best.new_zeros(probs.shape[0], level.best.shape[0])
+    exist = torch.zeros_like(tokens, dtype=torch.bool)
+    for children, slots in level.rounds:
+        weights = left.index_select(1, slots)
+        drawn = draws.categorical(weights)
+        column = drawn[..., None]
+        tokens = tokens.index_copy(1, children, drawn)
+        exist = exist.index_copy(1, children, weights.gather(2, column)[..., 0] > 0)
+        left = left.index_copy(1, slots, weights.scatter(2, column, 0.0))
+    return tokens, exist
+
+
+def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
+    return build_checked(config.topology, config.sampling, context)
+
+
+def build_checked(
+    topology: Topology, sampling: Literal["top-k", "without-replacement"], context: BuildContext
+) -> StaticTree:
+    """Return a builder that fits the target, if that is known.
+
+    Raises:
+        IncompatibleError: the target's vocabulary is smaller than a node's rank asks for.
+    """
+    tree = StaticTree(topology, Law(sampling))
+    if context.target is not None:
+        tree.check_vocab(context.target.vocab_size)
+    return tree
+
+
+STATIC: Strategy[TreeBuilder] = Strategy(
+    name="static",
+    config=StaticConfig,
+    build=_build,
+    description="a fixed topology by name, paths or branching; top-k or sampled candidates",
+    laws=frozenset({Law.TOP_K, Law.WITHOUT_REPLACEMENT}),
+)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from eagle import cli
+from eagle.errors import CheckpointError, SpecError
+
+
+@pytest.fixture
+def failing(monkeypatch, eagle):
+    """Run `eagle spec list` while it raises what the test says."""
+
+    def run(error: BaseException, *arguments: str):
+        def load(*_):
+            raise error
+
+        monkeypatch.setattr("eagle.spec.load_spec", load)
+        return eagle("spec", "list", *arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",)])
+def test_help_lists_every_command_with_examples(eagle, arguments):
+    ran = eagle(*arguments)
+    assert ran.status == 0
+    assert all(command in ran.out for command in ("plugins", "spec"))
+    assert "Examples:" in ran.out
+    assert ran.err == ""
+
+
+def commands(command, path=()):
+    """Yield the path of every command and group."""
+    yield path
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands(below, (*path, name))
+
+
+ALL = list(commands(cli.typer.main.get_command(cli.app)))
+
+
+@pytest.mark.parametrize("path", ALL, ids=" ".join)
+def test_every_command_has_help_with_an_example_of_itself(eagle, path):
+    ran = eagle(*path, "--help")
+    assert ran.status == 0
+    assert "Examples:" in ran.out
+    assert " ".join(("eagle", *path)) in ran.out.partition("Examples:")[2]
+
+
+def test_help_is_quick_because_it_imports_no_torch():
+    code = (
+        "import sys\n"
+        "from eagle.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'transformers', 'pydantic') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+def test_version(eagle):
+    ran = eagle("--version")
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.startswith("eagle-decoding ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plugin",), "error: No such command 'plugin'. Did you mean 'plugins'?"),
+        (("spec", "chekc"), "error: No such command 'chekc'. Did you mean 'check'?"),
+        (("spec", "show"), "error: Missing argument 'SPEC'."),
+        (("plugins", "--jsno"), "error: No such option: --jsno"),
+        (("plugins", "extra"), "error: Got unexpected extra argument"),
+        (("spec", "check", "chain", "--set"), "error: Option '--set' requires an argument."),
+    ],
+)
+def test_a_wrong_command_line_is_one_error_and_status_2(eagle, arguments, message):
+    ran = eagle(*arguments)
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err.startswith(message)
+    assert "Traceback" not in ran.err
+
+
+def test_a_wrong_command_line_points_to_the_commands_help(eagle):
+    assert eagle("spec", "show").err.endswith("Try 'eagle spec show --help'.\n")
+
+
+def test_a_users_mistake_is_one_line_and_status_2(failing):
+    ran = failing(CheckpointError("a.safetensors: fc.weight is missing [x]"))
+    assert (ran.status, ran.out) == (2, "")
+    assert ran.err == "error: a.safetensors: fc.weight is missing [x]\n"
+
+
+def test_a_long_message_is_not_wrapped(failing):
+    assert failing(SpecError("word " * 60)).err.count("\n") == 1
+
+
+def test_several_problems_are_a_line_each(failing):
+    assert failing(SpecError("one\ntwo")).err == "error: one\nerror: two\n"
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_debug_shows_the_traceback_wherever_it_stands(monkeypatch, eagle, where):
+    arguments = ["spec", "show", "no-such-spec"]
+    arguments.insert(0 if where == "before" else 3, "--debug")
+    ran = eagle(*arguments)
+    assert ran.status == 2
+    assert "Traceback" in ran.err
+    assert "error: no spec is named 'no-such-spec'" in ran.err
+
+
+def test_after_two_dashes_debug_is_an_argument(eagle):
+    ran = eagle("spec", "show", "--", "--debug")
+    assert ran.status == 2
+    assert "no spec is named '--debug'" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_mistake_of_the_library_is_called_one(failing):
+    ran = failing(KeyError("x"))
+    assert ran.status == 1
+    assert ran.err.startswith("error: KeyError: 'x' (a mistake in this library; run again with")
+    assert ran.err.count("\n") == 1
+
+
+def test_a_system_error_names_the_file(failing):
+    ran = failing(OSError(28, "No space left on device", "big.svg"))
+    assert (ran.status, ran.err) == (2, "error: big.svg: No space left on device\n")
+
+
+def test_an_interrupt_ends_with_130_and_silence(failing):
+    ran = failing(KeyboardInterrupt())
+    assert (ran.status, ran.err) == (130, "")
+
+
+def test_a_closed_pipe_is_no_error():
+    code = "from eagle.cli import main; main(['spec', 'schema'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 1

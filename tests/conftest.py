@@ -1,0 +1,33 @@
+"""Shared fixtures, and the Hypothesis profiles: the same examples each time, or many new ones."""
+
+import os
+
+import pytest
+from hypothesis import settings
+
+from eagle.spec import DecoderSpec
+from eagle.testing import tiny_pair
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
+settings.register_profile("nightly", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def pair():
+    """A tiny trained target, and the folder of its head."""
+    return tiny_pair()
+
+
+@pytest.fixture(scope="session")
+def spec(pair):
+    """A spec for the pair's head; keyword arguments replace what differs."""
+
+    def make(**changes):
+        parts = {
+            "head": {"name": "eagle", "weights": str(pair[1])},
+            "tree": {"name": "static", "branching": [3, 2, 1]},
+        }
+        return DecoderSpec(**(parts | changes))
+
+    return make

@@ -1,0 +1,1 @@
+"""Tests of what is shipped: wheels, environments, pinned versions."""

@@ -1,0 +1,209 @@
+"""The loop as a user sees it: what is generated, when it ends, and what is refused."""
+
+import pytest
+import torch
+
+from eagle import Decoder, SamplingParams
+from eagle.errors import NumericalError, PluginError, RequestError
+from tests.test_target import reference
+
+PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9, 11], list(range(3, 63))]
+TREES = [
+    {"name": "static", "branching": [3, 2, 1]},
+    {"name": "static", "tree": "reference-25"},
+    {"name": "chain", "depth": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def decoder(spec, pair):
+    return Decoder.from_spec(spec(), target=pair[0])
+
+
+@pytest.mark.parametrize("tree", TREES, ids=["branching", "reference", "chain"])
+def test_greedy_tokens_are_those_of_transformers(tree, spec, pair):
+    decoder = Decoder.from_spec(spec(tree=tree), target=pair[0])
+    for prompt in PROMPTS:
+        result = decoder.generate(prompt, max_new_tokens=60, ignore_eos=True)
+        assert result.tokens == reference(pair[0], prompt, 60)
+        assert result.stats.tau > 2, "the pair's head is good; a lower tau is a bug"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+def test_a_prompt_in_a_batch_gives_what_it_gives_alone(temperature, max_batch, spec, pair):
+    runtime = {"max_batch": max_batch}
+    decoder = Decoder.from_spec(spec(runtime=runtime), target=pair[0])
+    params = [
+        SamplingParams(
+            temperature=temperature, seed=seed, max_new_tokens=20 + 9 * seed, ignore_eos=True
+        )
+        for seed in range(len(PROMPTS))
+    ]
+    together = decoder.generate(PROMPTS, params)
+    for prompt, own, result in zip(PROMPTS, params, together, strict=True):
+        assert result.tokens == decoder.generate(prompt, own).tokens
+        assert len(result.tokens) == own.max_new_tokens
+
+
+def test_greedy_and_sampled_requests_share_a_batch(decoder):
+    params = [
+        SamplingParams(temperature=t, seed=3, max_new_tokens=30, ignore_eos=True)
+        for t in (0.0, 1.0, 0.0, 0.7, 1.5)
+    ]
+    for prompt, own, result in zip(PROMPTS, params, decoder.generate(PROMPTS, params), strict=True):
+        assert result.tokens == decoder.generate(prompt, own).tokens
+
+
+def test_the_seed_decides(decoder):
+    def run(seed):
+        return decoder.generate(
+            PROMPTS[0], temperature=1.0, seed=seed, max_new_tokens=40, ignore_eos=True
+        ).tokens
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_max_new_tokens_is_kept_to_the_token(decoder, count):
+    result = decoder.generate(PROMPTS[0], max_new_tokens=count, ignore_eos=True)
+    whole = decoder.generate(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
+    assert result.tokens == whole.tokens[:count]
+    assert result.finish_reason == "length"
+    assert result.stats.new_tokens == 1 + sum(result.stats.accepted_per_cycle)
+
+
+def test_an_end_of_text_token_inside_an_accepted_path_ends_the_text_there(decoder, monkeypatch):
+    whole = decoder.generate(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
+    sizes = whole.stats.accepted_per_cycle
+    for position in range(2, 12):
+        token = whole.tokens[position]
+        if token in whole.tokens[:position]:
+            continue
+        config = decoder.target.model.generation_config
+        monkeypatch.setattr(config, "eos_token_id", [token])
+        result = decoder.generate(PROMPTS[0], max_new_tokens=40)
+        assert result.tokens == whole.tokens[: position + 1]
+        assert result.finish_reason == "stop"
+    assert max(sizes) > 1
+
+
+def test_events_add_up_to_the_result(decoder):
+    events = list(decoder.stream(PROMPTS, max_new_tokens=25, ignore_eos=True))
+    for index, prompt in enumerate(PROMPTS):
+        own = [event for event in events if event.index == index]
+        tokens = tuple(token for event in own for token in event.tokens)
+        assert tokens == own[-1].result.tokens
+        assert tokens == decoder.generate(prompt, max_new_tokens=25, ignore_eos=True).tokens
+        assert [e.finish_reason for e in own] == [None] * (len(own) - 1) + ["length"]
+
+
+def test_an_abandoned_stream_leaves_nothing_behind(decoder):
+    next(decoder.stream(PROMPTS, max_new_tokens=25, ignore_eos=True))
+    again = decoder.generate(PROMPTS[:2], max_new_tokens=25, ignore_eos=True)
+    for prompt, result in zip(PROMPTS, again, strict=False):
+        assert result.tokens == reference(decoder.target, prompt, 25)
+
+
+def test_a_long_prompt_is_read_in_chunks(decoder, monkeypatch):
+    prompt = [3 + i % 61 for i in range(130)]
+    whole = decoder.generate(prompt, max_new_tokens=12, ignore_eos=True)
+    for chunk in (64, 65, 129):
+        monkeypatch.setattr("eagle.cycle._PREFILL", chunk)
+        assert decoder.generate(prompt, max_new_tokens=12, ignore_eos=True).tokens == whole.tokens
+
+
+def test_the_answer_ends_where_the_capacity_does(spec, pair):
+    decoder = Decoder.from_spec(spec(runtime={"max_length": 20}), target=pair[0])
+    result = decoder.generate(PROMPTS[0], max_new_tokens=100, ignore_eos=True)
+    assert len(result.tokens) == 17
+    assert result.finish_reason == "length"
+    with pytest.raises(RequestError, match=r"prompt 0 has 60 tokens.*holds 20"):
+        decoder.generate(PROMPTS[4])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "no prompt"),
+        ("", "empty"),
+        ([[]], "empty"),
+        ([3, 99], "token id 99"),
+        ("words", "no tokenizer"),
+        ([{"role": "user", "content": "hi"}], "no tokenizer"),
+    ],
+)
+def test_refuses_a_prompt_that_cannot_be_answered(decoder, prompt, message):
+    with pytest.raises(RequestError, match=message):
+        decoder.generate(prompt)
+
+
+def test_refuses_wrong_parameters_before_the_first_event(decoder):
+    with pytest.raises(RequestError, match="temperature"):
+        decoder.stream(PROMPTS[0], temperature=-1)
+    with pytest.raises(RequestError, match=r"2 sampling parameters.*3 prompts"):
+        decoder.generate(PROMPTS[:3], [SamplingParams()] * 2)
+    with pytest.raises(RequestError, match="stop strings need a tokenizer"):
+        decoder.generate(PROMPTS[0], stop=["x"])
+
+
+def test_nan_stops_with_an_error_and_not_with_text(spec, pair):
+    target, _ = pair
+    decoder = Decoder.from_spec(spec(), target=target)
+    weight = target.model.lm_head.weight
+    before = weight.clone()
+    try:
+        weight[7] = torch.nan
+        for temperature in (0.0, 1.0):
+            with pytest.raises(NumericalError, match="target produced NaN after 0 tokens"):
+                decoder.generate(PROMPTS[0], temperature=temperature)
+    finally:
+        weight.copy_(before)
+
+
+def test_nan_in_the_head_is_an_error_too(spec, pair):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    decoder.resolved.head.module.fc.weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="draft head produced NaN"):
+        decoder.generate(PROMPTS[0], temperature=1.0)
+
+
+def test_an_exception_in_a_cycle_names_the_plug_in(spec, pair, monkeypatch):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+
+    def fail(self, drafter, draws):
+        raise ZeroDivisionError("by a bug")
+
+    monkeypatch.setattr(type(decoder.resolved.tree), "build", fail)
+    with pytest.raises(PluginError, match=r"tree builder 'static'.*ZeroDivisionError: by a bug"):
+        decoder.generate(PROMPTS[0])
+
+
+def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):
+    """The contract that lets a cycle be captured as one CUDA graph."""
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    decoder.generate(PROMPTS[:2], max_new_tokens=4, ignore_eos=True)
+
+    def forbidden(self, *args, **kwargs):
+        raise AssertionError("a device value was read on the host inside a cycle")
+
+    run = decoder._cycle.run
+
+    def guarded(*args):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "cpu"):
+                patch.setattr(torch.Tensor, name, forbidden)
+            patch.setattr(torch.Tensor, "nonzero", forbidden)
+            run(*args)
+
+    monkeypatch.setattr(decoder._cycle, "run", guarded)
+    for temperature in (0.0, 1.0):
+        decoder.generate(PROMPTS[:2], max_new_tokens=20, temperature=temperature, ignore_eos=True)
+
+
+def test_slots_stay_at_their_addresses(decoder):
+    decoder.generate(PROMPTS[0], max_new_tokens=4, ignore_eos=True)
+    before = {name: t.data_ptr() for name, t in vars(decoder._slots).items()}
+    decoder.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
+    assert before == {name: t.data_ptr() for name, t in vars(decoder._slots).items()}

@@ -1,0 +1,85 @@
+import json
+
+import pytest
+
+from eagle.cli import main
+
+TALK = {
+    "messages": [
+        {"role": "user", "content": "Say hello."},
+        {"role": "assistant", "content": "Hello there, and welcome to this conversation."},
+    ]
+}
+
+
+@pytest.fixture
+def run(capsys):
+    def call(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        out, err = capsys.readouterr()
+        return exit_.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "talk.jsonl").write_text("\n".join([json.dumps(TALK)] * 20))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "data: {sources: [{path: talk.jsonl}], length: 32, heldout: 0}\n"
+        "evaluation: {heldout: 0, every: null}\n"
+        "target: {dtype: float32}\nloss: {chunk: 64}\nsteps: 1\nbatch: 1\n"
+        f"output: {tmp_path / 'out'}\n"
+    )
+    return path
+
+
+def test_schema_is_json(run):
+    status, out, _ = run("train", "schema")
+    assert status == 0
+    assert json.loads(out)["title"] == "TrainSpec"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train", "none.yaml"), "none.yaml: cannot be read"),
+        (("train", "tiny", "--set", "lr=1"), "lr: unknown key"),
+        (("data", "prepare", "tinny", "--out", "x"), "Did you mean 'tiny'"),
+        (("data", "inspect", "tiny", "--set", "data.packed=none.npz"), "no packed text none.npz"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_2(run, arguments, message):
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert message in " ".join(err.split())
+    assert out == ""
+    assert "Traceback" not in err
+
+
+@pytest.mark.embedded
+def test_prepares_inspects_and_trains(run, recipe, tmp_path):
+    packed = tmp_path / "text.npz"
+    status, out, err = run("data", "prepare", str(recipe), "--out", str(packed))
+    assert status == 0
+    assert "20 of 20 conversations used" in err
+    assert str(packed) in out
+
+    status, out, _ = run("data", "inspect", str(recipe), "--set", f"data.packed={packed}")
+    assert status == 0
+    assert "Hello there, and welcome" in " ".join(out.split())
+
+    status, out, _ = run("train", str(recipe), "--set", f"data.packed={packed}", "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert result["finished"]
+    assert (tmp_path / "out" / "head" / "model.safetensors").stat().st_size < 10_000_000
+
+
+@pytest.mark.embedded
+def test_sample_that_does_not_exist_is_refused(run, recipe):
+    status, _, err = run("data", "inspect", str(recipe), "--sample", "99")
+    assert status == 2
+    assert "there are 20 conversations" in " ".join(err.split())
