@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from eagle.cache import Step
 from eagle.drafter import CycleDrafter
+from eagle.processing import Processing
 from eagle.roles import AcceptanceRule, AttentionBackend, DraftHead, FeatureExtractor, TreeBuilder
-from eagle.sampling import Sampling, TargetProbs, UniformDraws, probabilities
+from eagle.sampling import Draws, Sampling, TargetProbs, UniformDraws, probabilities
 from eagle.target import Target
 
 __all__ = ["Cycle", "Slots"]
@@ -31,7 +32,8 @@ class Slots:
         active: bool ``[B]``; an idle slot stays where it is.
         uniforms: float64 ``[B, U]``, the randomness of the next cycle.
         outcome: int64 ``[B, D + 3]``, the one thing read back: tokens committed, whether NaN
-            occurred (1 in the target, 2 in the head, 3 both), and the committed tokens.
+            occurred (1 in the target, 2 in the head, 3 both; plus 4 where logits processors left
+            nothing to choose from), and the committed tokens.
     """
 
     lengths: Tensor
@@ -43,7 +45,15 @@ class Slots:
 
 
 class Cycle:
-    """The components of a decoder and the cycle they run; every method is free of host reads."""
+    """The components of a decoder and the cycle they run, free of host reads.
+
+    Only a cycle with `Processing` reads device values: it runs processors on the host.
+
+    Attributes:
+        draws: makes the draws of a pass from its uniforms; an oracle may take its place.
+    """
+
+    draws: Callable[[Tensor], Draws] = UniformDraws
 
     def __init__(
         self,
@@ -88,9 +98,11 @@ class Cycle:
         """Return how many cache rows a cycle reads when no slot has more than *committed*."""
         return min(-(-(committed + self.headroom) // _SPAN) * _SPAN, self.rows)
 
-    def run(self, slots: Slots, sampling: Sampling, span: int) -> None:
+    def run(
+        self, slots: Slots, sampling: Sampling, span: int, processing: Processing | None = None
+    ) -> None:
         """Draft, verify, accept and commit once, for all slots; `slots.outcome` says what came."""
-        draws = UniformDraws(slots.uniforms)
+        draws = self.draws(slots.uniforms)
         drafter = CycleDrafter(self.head, slots.root, slots.state, slots.lengths, span, sampling)
         tree = self.tree.build(drafter, draws)
 
@@ -98,7 +110,8 @@ class Cycle:
         last, hidden = self._forward(tree.tokens, step)
         logits = self.target.logits(last)
 
-        choice = self.acceptance.accept(tree, TargetProbs(logits, sampling), self.shape, draws)
+        scores = processing.at_nodes(logits, tree) if processing else logits
+        choice = self.acceptance.accept(tree, TargetProbs(scores, sampling), self.shape, draws)
 
         self.cache.store.compact(slots.lengths, choice.path)
         features = _pick(self.features.extract(last, hidden), choice.path)
@@ -110,13 +123,21 @@ class Cycle:
 
         gain = torch.where(slots.active, choice.count + 1, 0)
         nan = logits.isnan().flatten(1).any(1) + 2 * states.isnan().flatten(1).any(1)
+        if processing:
+            nan = nan + 4 * _stuck(_pick(scores, choice.path))
         slots.state.copy_(_pick(states, choice.count[:, None])[:, 0])
         slots.root.copy_(torch.where(slots.active, choice.bonus, slots.root))
         slots.lengths.add_(gain)
         slots.outcome.copy_(torch.cat((torch.stack((gain, nan), 1), follow), 1))
 
     def prefill(
-        self, slots: Slots, slot: int, prompt: Sequence[int], sampling: Sampling, uniform: Tensor
+        self,
+        slots: Slots,
+        slot: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        uniform: Tensor,
+        processing: Processing | None = None,
     ) -> None:
         """Read a prompt into one slot, choose its first token, and make the slot active.
 
@@ -126,6 +147,7 @@ class Cycle:
             prompt: token ids, at least one.
             sampling: the parameters of this one request.
             uniform: float64 ``[1, 1]``, the randomness of the first token.
+            processing: the logits processors of the slots, if any has some.
         """
         tokens = torch.tensor([prompt], device=self.target.device)
         states = logits = None
@@ -141,10 +163,13 @@ class Cycle:
             last, hidden = self._forward(chunk, step)
             follow = tokens[:, start + 1 : start + 1 + _PREFILL]
             if follow.shape[1] < chunk.shape[1]:  # the last chunk: its last token is to be chosen
-                logits = self.target.logits(last[:, -1:])[:, 0]
-                first = self._first(logits, sampling, uniform)
-                follow = torch.cat((follow, first[:, None]), 1)
+                logits = scores = self.target.logits(last[:, -1:])[:, 0]
                 nan = nan + logits.isnan().any(1)
+                if processing:
+                    scores = processing.after_text(slot, logits)
+                    nan = nan + 4 * _stuck(scores[:, None])
+                first = self._first(scores, sampling, uniform)
+                follow = torch.cat((follow, first[:, None]), 1)
             states = self.head.absorb(follow, self.features.extract(last, hidden), step)
         assert states is not None
         nan = nan + 2 * states[:, -1].isnan().any(1)
@@ -158,13 +183,17 @@ class Cycle:
         layers = self.features.layers
         return self.target.forward(tokens, step, self.cache, self.attention, layers)
 
-    @staticmethod
-    def _first(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    def _first(self, scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         if sampling.greedy:
-            return logits.argmax(-1)
-        return UniformDraws(uniform).categorical(probabilities(logits, sampling))
+            return scores.argmax(-1)
+        return self.draws(uniform).categorical(probabilities(scores, sampling))
 
 
 def _pick(x: Tensor, index: Tensor) -> Tensor:
     """Return ``x[b, index[b, i]]`` for ``[B, N, S]`` and ``[B, M]``: ``[B, M, S]``."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _stuck(scores: Tensor) -> Tensor:
+    """Return bool ``[B]``: whether some of ``[B, M, V]`` give no token a finite best score."""
+    return ~scores.amax(-1).isfinite().all(1)

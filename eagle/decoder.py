@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from pydantic import ValidationError
 
 from eagle import loading
 from eagle.cycle import Cycle, Slots
 from eagle.errors import EagleError, NumericalError, RequestError
-from eagle.explain import explain
+from eagle.processing import Processing, Processors, processors_of_each
 from eagle.registry import Registry, default_registry
-from eagle.requests import Event, Prompt, Request, Result, encode
+from eagle.requests import Event, Prompt, Request, Result, encode, params_of_each
 from eagle.roles import BuildContext
 from eagle.sampling import Sampling, SamplingParams
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
-from eagle.target import Target, load_target
+from eagle.target import Target, load_target, resolve_device
 
 __all__ = ["Decoder"]
 
 _ROUND = 256  # caches grow in steps of this many rows, so that they are seldom allocated again
 _NAN = {1: "the target", 2: "the draft head", 3: "the target and the draft head"}
+_STUCK = 4
 _IDLE = SamplingParams(max_new_tokens=1)
 
 
@@ -55,6 +55,7 @@ class Decoder:
             resolved.acceptance,
         )
         self._slots: Slots | None = None
+        self._running: list[Request | None] = []
         self._capacity = 0
 
     @classmethod
@@ -85,12 +86,7 @@ class Decoder:
             spec = load_spec(spec, overrides)
         elif overrides:
             raise TypeError("overrides go with a spec's name or path; a DecoderSpec is complete")
-        registry = registry or default_registry()
-        # First without the target: a typo should not cost a download.
-        resolve(spec, registry)
-        info = target.info if target else loading.describe(loading.locate(spec.target))[0]
-        context = BuildContext(target=info, folder=spec.folder)
-        resolved = resolve(spec, registry, context)
+        resolved = resolve_for(spec, registry or default_registry(), target)
         return cls(resolved, target or load_target(spec.target))
 
     @property
@@ -109,6 +105,7 @@ class Decoder:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        processors: Processors | Sequence[Processors | None] | None = None,
         raw: bool = False,
         **sampling: Any,
     ) -> Any:
@@ -118,6 +115,10 @@ class Decoder:
             prompts: a string (a user's message), token ids, a list of ``{"role", "content"}``
                 messages, or a list of any of these.
             params: sampling parameters, for all prompts or one for each.
+            processors: logits processors as `transformers` has them, a list for all prompts or a
+                list (or None) for each. Every one sees each candidate's own prefix, prompt
+                included; with temperature and the rest applied after them, they define the
+                distribution that is kept. They run on the host, so such cycles are slower.
             raw: continue strings as they are, without the chat template.
             **sampling: fields of `SamplingParams`, instead of *params*.
 
@@ -128,7 +129,7 @@ class Decoder:
             RequestError: a prompt or a parameter is not valid.
             NumericalError: the target or the head produced NaN.
         """
-        single, requests = self._requests(prompts, params, raw, sampling)
+        single, requests = self._requests(prompts, params, processors, raw, sampling)
         results: dict[int, Result] = {}
         for event in self._run(requests):
             if event.result is not None:
@@ -140,6 +141,7 @@ class Decoder:
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        processors: Processors | Sequence[Processors | None] | None = None,
         raw: bool = False,
         **sampling: Any,
     ) -> Iterator[Event]:
@@ -147,14 +149,20 @@ class Decoder:
 
         Parameters are checked at once, before the first event is asked for.
         """
-        _, requests = self._requests(prompts, params, raw, sampling)
+        _, requests = self._requests(prompts, params, processors, raw, sampling)
         return self._run(requests)
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
         waiting = deque(requests)
         slots = self._allocate(requests)
         running: list[Request | None] = [None] * slots.root.shape[0]
+        self._running = running
         while waiting or any(running):
+            if self._running is not running:
+                raise RequestError(
+                    "another generate or stream was started on this decoder before this stream "
+                    "ended; give both prompts to one call, or make a second decoder"
+                )
             for slot, request in enumerate(running):
                 if request is None and waiting:
                     running[slot] = waiting.popleft()
@@ -171,7 +179,8 @@ class Decoder:
         sampling = Sampling.of([request.params], self.target.device)
         with torch.inference_mode(), self._blame():
             uniform = request.uniforms(1)[None].to(self.target.device)
-            self._cycle.prefill(slots, slot, request.prompt, sampling, uniform)
+            processing = self._processing(running)
+            self._cycle.prefill(slots, slot, request.prompt, sampling, uniform, processing)
             outcome = slots.outcome[slot].tolist()
         yield from self._deliver(slots, slot, running, outcome, verified=False)
         # Idle slots are greedy, so that they keep no one from the greedy path.
@@ -186,7 +195,18 @@ class Decoder:
                     slots.uniforms[slot] = request.uniforms(slots.uniforms.shape[1])
         committed = max(len(r.prompt) + len(r.tokens) for r in running if r is not None)
         with torch.inference_mode(), self._blame():
-            self._cycle.run(slots, self._sampling, self._cycle.span(committed))
+            processing = self._processing(running)
+            self._cycle.run(slots, self._sampling, self._cycle.span(committed), processing)
+
+    @staticmethod
+    def _processing(running: Sequence[Request | None]) -> Processing | None:
+        """Return what the logits processors of the requests need, if any has some."""
+        slots = {
+            slot: ([*request.prompt, *request.tokens], request.processors)
+            for slot, request in enumerate(running)
+            if request is not None and request.processors
+        }
+        return Processing(slots) if slots else None
 
     def _deliver(
         self,
@@ -202,11 +222,16 @@ class Decoder:
         if request is None:
             return
         count, nan, *tokens = outcome
+        if nan == _STUCK:
+            raise NumericalError(
+                f"after {len(request.tokens)} tokens of prompt {request.index + 1} its logits "
+                "processors give no token a finite best score, so none can be chosen"
+            )
         if nan:
             raise NumericalError(
-                f"{_NAN[nan]} produced NaN after {len(request.tokens)} tokens of prompt "
-                f"{request.index}; no token can be chosen from that (its weights may be damaged, "
-                f"or {self.target.dtype} too narrow for it: try target.dtype=float32)"
+                f"{_NAN[nan % _STUCK]} produced NaN after {len(request.tokens)} tokens of prompt "
+                f"{request.index + 1}; no token can be chosen from that (its weights may be "
+                f"damaged, or {self.target.dtype} too narrow for it: try target.dtype=float32)"
             )
         event = request.deliver(tokens[:count], verified=verified)
         if event.finish_reason:
@@ -220,8 +245,9 @@ class Decoder:
         count = min(len(requests), self.spec.runtime.max_batch)
         longest = max(len(r.prompt) + r.limit for r in requests)
         if self._slots is None or self._slots.root.shape[0] != count or self._capacity < longest:
-            self._capacity = min(-(-longest // _ROUND) * _ROUND, self.capacity)
-            self._slots = self._cycle.allocate(count, self._capacity)
+            capacity = min(-(-longest // _ROUND) * _ROUND, self.capacity)
+            self._slots = None  # so that an interruption leaves nothing half allocated
+            self._slots, self._capacity = self._cycle.allocate(count, capacity), capacity
         self._slots.active.zero_()
         self._slots.lengths.zero_()
         return self._slots
@@ -230,6 +256,7 @@ class Decoder:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
+        processors: Processors | Sequence[Processors | None] | None,
         raw: bool,
         sampling: Mapping[str, Any],
     ) -> tuple[bool, list[Request]]:
@@ -239,25 +266,33 @@ class Decoder:
         many = [cast("Prompt", prompts)] if single else list(cast("Sequence[Prompt]", prompts))
         if not many:
             raise RequestError("there is no prompt; give at least one")
-        each = _each(params, sampling, len(many))
+        each = params_of_each(params, sampling, len(many))
+        own = processors_of_each(processors, len(many))
         return single, [
-            self._request(i, prompt, p, raw)
-            for i, (prompt, p) in enumerate(zip(many, each, strict=True))
+            self._request(i, prompt, p, o, raw)
+            for i, (prompt, p, o) in enumerate(zip(many, each, own, strict=True))
         ]
 
-    def _request(self, index: int, prompt: Prompt, params: SamplingParams, raw: bool) -> Request:
+    def _request(
+        self,
+        index: int,
+        prompt: Prompt,
+        params: SamplingParams,
+        processors: Processors,
+        raw: bool,
+    ) -> Request:
         target = self.target
         ids = encode(prompt, target.tokenizer, raw=raw, vocab_size=target.info.vocab_size)
         room = self.capacity - len(ids)
         if room < 1:
             raise RequestError(
-                f"prompt {index} has {len(ids)} tokens, but this decoder holds {self.capacity} "
+                f"prompt {index + 1} has {len(ids)} tokens, but this decoder holds {self.capacity} "
                 "with the answer (runtime.max_length, bounded by the target); shorten the prompt"
             )
         if params.stop and target.tokenizer is None:
             raise RequestError("stop strings need a tokenizer, and this target has none")
         limit = min(params.max_new_tokens, room)
-        return Request(index, ids, params, limit, target.eos_tokens, target.tokenizer)
+        return Request(index, ids, params, limit, target.eos_tokens, target.tokenizer, processors)
 
     @contextmanager
     def _blame(self) -> Iterator[None]:
@@ -273,24 +308,13 @@ class Decoder:
             raise culprit from error
 
 
-def _each(
-    params: SamplingParams | Sequence[SamplingParams] | None,
-    sampling: Mapping[str, Any],
-    count: int,
-) -> list[SamplingParams]:
-    """Return the sampling parameters of each of *count* prompts."""
-    if params is not None and sampling:
-        raise TypeError(f"give either params or {', '.join(sampling)}, not both")
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if params is not None:
-        if len(params) != count:
-            raise RequestError(f"{len(params)} sampling parameters were given for {count} prompts")
-        return list(params)
-    try:
-        return [SamplingParams(**sampling)] * count
-    except ValidationError as error:
-        problems = explain(error, SamplingParams, sampling)
-        raise RequestError(
-            "; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in problems.items())
-        ) from error
+def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = None) -> Resolved:
+    """Resolve a spec against its target's configuration, or against a loaded target.
+
+    Raises:
+        EagleError: see `Decoder.from_spec`.
+    """
+    resolve(spec, registry)  # without the target first: a typo should not cost a download
+    info = target.info if target else loading.describe(loading.locate(spec.target))[0]
+    device = target.device if target else resolve_device(spec.target.device)
+    return resolve(spec, registry, BuildContext(info, device, spec.folder))

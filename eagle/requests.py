@@ -11,12 +11,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 
 from eagle.errors import RequestError
+from eagle.explain import explain
+from eagle.processing import Processors
 from eagle.sampling import SamplingParams
 from eagle.text import Piece, TextStream
 
-__all__ = ["Event", "FinishReason", "Prompt", "Request", "Result", "Stats", "encode"]
+__all__ = [
+    "Event",
+    "FinishReason",
+    "Prompt",
+    "Request",
+    "Result",
+    "Stats",
+    "encode",
+    "params_of_each",
+]
 
 FinishReason = Literal["stop", "length"]
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
@@ -131,6 +143,38 @@ def encode(prompt: Prompt, tokenizer: Any, *, raw: bool, vocab_size: int) -> lis
         raise RequestError(f"the chat template refuses these messages: {error}") from error
 
 
+def params_of_each(
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    sampling: Mapping[str, Any],
+    count: int,
+) -> list[SamplingParams]:
+    """Return the sampling parameters of each of *count* prompts.
+
+    Args:
+        params: one for all prompts, or one for each, or None.
+        sampling: fields of `SamplingParams`, instead of *params*.
+        count: how many prompts there are.
+
+    Raises:
+        RequestError: there are not as many parameters as prompts, or a field is not valid.
+    """
+    if params is not None and sampling:
+        raise TypeError(f"give either params or {', '.join(sampling)}, not both")
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if params is not None:
+        if len(params) != count:
+            raise RequestError(f"{len(params)} sampling parameters were given for {count} prompts")
+        return list(params)
+    try:
+        return [SamplingParams(**sampling)] * count
+    except ValidationError as error:
+        problems = explain(error, SamplingParams, sampling)
+        raise RequestError(
+            "; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in problems.items())
+        ) from error
+
+
 @dataclass
 class Request:
     """One prompt on its way: its tokens so far, its text, and its own source of randomness."""
@@ -141,6 +185,7 @@ class Request:
     limit: int
     eos: frozenset[int]
     tokenizer: Any
+    processors: Processors = ()
     tokens: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -82,10 +82,12 @@ class BuildContext:
 
     Attributes:
         target: the target, or None when a spec is checked without one at hand.
+        device: where the target is, or None likewise.
         folder: folder of the spec file; relative paths in a config start here.
     """
 
     target: TargetInfo | None = None
+    device: torch.device | None = None
     folder: Path = field(default_factory=Path)
 
 

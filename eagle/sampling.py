@@ -163,11 +163,14 @@ class UniformDraws:
         width = weights.shape[1] if weights.dim() == 3 else 1
         uniform = self._next(width).to(torch.float64).reshape(weights.shape[:-1])[..., None]
         mass = total[..., -1:]
-        # right=True finds the first index whose cumulative mass exceeds the threshold, which has
-        # positive weight; rounding up to the whole mass is undone by stepping one ulp below it.
+        # right=True finds the first index whose cumulative mass exceeds the threshold; rounding
+        # up to the whole mass is undone by stepping one ulp below it.
         threshold = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))
-        index = torch.searchsorted(total, threshold, right=True)[..., 0]
-        return index.where(mass[..., 0] > 0, 0)
+        index = torch.searchsorted(total, threshold, right=True).clamp(max=total.shape[-1] - 1)
+        # That index has positive weight, unless the sum was taken in parallel: then its last bit
+        # may change where nothing is added. Such a hit, of probability 1e-16, goes elsewhere.
+        hit = weights.gather(-1, index) > 0
+        return index.where(hit, weights.argmax(-1, keepdim=True)).where(mass > 0, 0)[..., 0]
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from eagle import bridge, loading
 from eagle.cache import Step, TreeCache
 from eagle.errors import TargetError
+from eagle.packing import Switch, pack
 from eagle.roles import AttentionBackend, TargetInfo
 from eagle.schema import TargetSpec
 from eagle.tree import ancestor_mask
@@ -59,6 +60,8 @@ class Target:
         self.device, self.dtype = model.device, model.dtype
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
+        self.packing = Switch()
+        pack(model, self.packing)
         self._body = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._embedding = model.get_input_embeddings()
@@ -153,11 +156,13 @@ class Target:
 
     @contextmanager
     def stock(self) -> Iterator[Any]:
-        """Yield the model with transformers' own attention, as `generate` needs it."""
+        """Yield the model as transformers runs it: its own attention, its weights not packed."""
         self._attend_through(self._stock)
+        self.packing.on = False
         try:
             yield self.model
         finally:
+            self.packing.on = True
             self._attend_through(bridge.ATTENTION)
 
     @torch.inference_mode()

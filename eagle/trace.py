@@ -11,12 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eagle import loading
-from eagle.decoder import Decoder
+from eagle.decoder import Decoder, resolve_for
 from eagle.registry import Registry, default_registry
-from eagle.roles import AcceptanceRule, BuildContext, Drafter, TreeBuilder
+from eagle.roles import AcceptanceRule, Drafter, TreeBuilder
 from eagle.sampling import Draws, Sampling, TargetProbs, probabilities
-from eagle.spec import DecoderSpec, Resolved, resolve
+from eagle.spec import DecoderSpec, Resolved
 from eagle.target import load_target
 from eagle.tree import Acceptance, Law, TokenTree, TreeShape
 
@@ -83,9 +82,7 @@ class Trace:
 
     def decoder(self, spec: DecoderSpec, registry: Registry | None = None) -> Decoder:
         """Build a watched decoder; see `Decoder.from_spec` for errors."""
-        info, _ = loading.describe(loading.locate(spec.target))
-        context = BuildContext(info, spec.folder)
-        resolved = resolve(spec, registry or default_registry(), context)
+        resolved = resolve_for(spec, registry or default_registry())
         return Decoder(self.watch(resolved), load_target(spec.target))
 
     def watch(self, resolved: Resolved) -> Resolved:

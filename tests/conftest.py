@@ -3,10 +3,14 @@
 import os
 
 import pytest
+import torch
 from hypothesis import settings
 
 from eagle.spec import DecoderSpec
 from eagle.testing import tiny_pair
+
+# On tensors as small as these, threads wait for each other longer than they work.
+torch.set_num_threads(1)
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("nightly", deadline=None, max_examples=2000)

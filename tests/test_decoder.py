@@ -106,6 +106,14 @@ def test_an_abandoned_stream_leaves_nothing_behind(decoder):
         assert result.tokens == reference(decoder.target, prompt, 25)
 
 
+def test_a_stream_that_another_call_has_displaced_says_so(decoder):
+    stream = decoder.stream(PROMPTS[0], max_new_tokens=25, ignore_eos=True)
+    next(stream)
+    decoder.generate(PROMPTS[1], max_new_tokens=5, ignore_eos=True)
+    with pytest.raises(RequestError, match="before this stream ended"):
+        list(stream)
+
+
 def test_a_long_prompt_is_read_in_chunks(decoder, monkeypatch):
     prompt = [3 + i % 61 for i in range(130)]
     whole = decoder.generate(prompt, max_new_tokens=12, ignore_eos=True)
@@ -119,7 +127,7 @@ def test_the_answer_ends_where_the_capacity_does(spec, pair):
     result = decoder.generate(PROMPTS[0], max_new_tokens=100, ignore_eos=True)
     assert len(result.tokens) == 17
     assert result.finish_reason == "length"
-    with pytest.raises(RequestError, match=r"prompt 0 has 60 tokens.*holds 20"):
+    with pytest.raises(RequestError, match=r"prompt 1 has 60 tokens.*holds 20"):
         decoder.generate(PROMPTS[4])
 
 

@@ -22,7 +22,16 @@ from eagle.sampling import SamplingParams
 from eagle.spec import NONE, DecoderSpec
 from eagle.target import Target
 
-__all__ = ["Against", "Comparison", "Round", "Run", "compare", "plain_decoder", "stock_generate"]
+__all__ = [
+    "Against",
+    "Comparison",
+    "Round",
+    "Run",
+    "compare",
+    "configured",
+    "plain_decoder",
+    "stock_generate",
+]
 
 Side = Literal["plain", "hf"]
 
@@ -239,7 +248,7 @@ def stock_generate(target: Target, text: Sequence[int], params: SamplingParams) 
     tokenizer = target.tokenizer if params.stop else None
     with (
         target.stock() as model,
-        _configured(model, GenerationConfig(**options)),
+        configured(model, GenerationConfig(**options)),
         _seeded(target, params.seed),
     ):
         started = time.perf_counter()
@@ -250,7 +259,7 @@ def stock_generate(target: Target, text: Sequence[int], params: SamplingParams) 
 
 
 @contextmanager
-def _configured(model: Any, config: Any) -> Iterator[None]:
+def configured(model: Any, config: Any) -> Iterator[None]:
     """Let a generation config stand alone: `generate` fills what it lacks from the model's."""
     kept, model.generation_config = model.generation_config, config
     try:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import chat, console, data, generate, plugins, spec, train, tree
+from eagle.cli import chat, console, data, generate, plugins, spec, train, tree, verify
 
 __all__ = ["main"]
 
@@ -50,6 +50,7 @@ def _commands() -> None:
     app.command(epilog=generate.EXAMPLES)(generate.generate)
     app.command(epilog=chat.EXAMPLES)(chat.chat)
     app.command(epilog=tree.EXAMPLES)(tree.tree)
+    app.command(epilog=verify.EXAMPLES)(verify.verify)
     app.command(epilog=plugins.EXAMPLES)(plugins.plugins)
     app.add_typer(spec.app, name="spec")
     app.command(epilog=train.EXAMPLES)(train.train)

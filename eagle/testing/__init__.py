@@ -8,6 +8,7 @@ from eagle.testing.contracts import (
     check_tree_builder,
 )
 from eagle.testing.drafters import RandomDrafter
+from eagle.testing.exact_decoder import assert_decoder_lossless
 from eagle.testing.exactness import assert_lossless
 from eagle.testing.models import (
     ARCHITECTURES,
@@ -20,6 +21,7 @@ from eagle.testing.models import (
 __all__ = [
     "ARCHITECTURES",
     "RandomDrafter",
+    "assert_decoder_lossless",
     "assert_lossless",
     "check_acceptance_rule",
     "check_attention_backend",

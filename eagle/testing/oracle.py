@@ -38,6 +38,7 @@ class EnumeratingDraws:
     Attributes:
         probability: float64 ``[B]``, of the outcomes followed so far.
         forks: int64 ``[*, S]`` each, scripts of outcomes that were possible and not followed.
+        origins: int64 ``[*]`` each, the lanes that `forks` branch off from.
         used: uniforms per lane that the same calls would have read in production.
     """
 
@@ -47,7 +48,13 @@ class EnumeratingDraws:
         self._cursor = torch.zeros_like(scripts[:, 0])
         self.probability = torch.ones(scripts.shape[0], dtype=torch.float64)
         self.forks: list[Tensor] = []
+        self.origins: list[Tensor] = []
         self.used = 0
+
+    @property
+    def trace(self) -> Tensor:
+        """Scripts, int64 ``[B, S]``, that lead where the lanes are: the outcomes so far."""
+        return self._trace
 
     @property
     def lanes(self) -> int:
@@ -98,10 +105,19 @@ class EnumeratingDraws:
         scripted = self._trace.gather(1, place)[:, 0]
         first = possible.to(torch.uint8).argmax(1)
         free = branching & (scripted < 0)
-        outcome = scripted.where(branching & ~free, first)
+        again = branching & ~free
+        width = weights.shape[1]
+        inside = possible.gather(1, scripted.clamp(0, width - 1)[:, None])[:, 0]
+        if bool((again & ~(inside & (scripted < width))).any()):
+            raise AssertionError(
+                "an outcome that was possible is not when the lane is asked again: what is drawn "
+                "depends on more than the draws before"
+            )
+        outcome = scripted.where(again, first)
 
         others = possible & free[:, None] & (torch.arange(weights.shape[1]) != first[:, None])
         lane, other = others.nonzero(as_tuple=True)
+        self.origins.append(lane)
         self.forks.append(self._trace[lane].scatter(1, place[lane], other[:, None]))
 
         here = self._trace.gather(1, place)

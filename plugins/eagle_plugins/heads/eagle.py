@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eagle.cache import Step, TreeCache
 from eagle.errors import CheckpointError
+from eagle.packing import Switch, pack
 from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
 from eagle_plugins.heads.checkpoint import (
     check_tensors,
@@ -81,7 +82,9 @@ class EagleHead:
         check_tensors(folder, tensors, module.state_dict())
         tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
         module.load_state_dict(tensors, assign=True)
-        self._adopt(module.eval().requires_grad_(False), config, target)
+        module.eval().requires_grad_(False)
+        pack(module, Switch())
+        self._adopt(module, config, target)
         self._attention = attention
 
     def initialise(self, target: TargetModel, seed: int) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import torch
+
 from eagle.errors import SpecError, nearest
 
-__all__ = ["NAMED", "paths_of"]
+__all__ = ["AUTO", "NAMED", "fitting", "paths_of"]
+
+AUTO = "auto"
+"""In a spec, the tree that `fitting` names."""
 
 NAMED: dict[str, tuple[tuple[int, ...], ...]] = {
     # `mc_sim_7b_63` of the reference implementation of arXiv 2401.15077 (SafeAILab/EAGLE,
@@ -16,7 +21,15 @@ NAMED: dict[str, tuple[tuple[int, ...], ...]] = {
         *((0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0, 2)),
         *((0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
     ),
+    # The five paths of two levels that the shipped head's candidates are accepted on most often
+    # (docs/performance.md): on a CPU every further node costs time, as products are its limit.
+    "likely-5": ((0,), (1,), (0, 0), (0, 1), (1, 0)),
 }
+
+
+def fitting(device: torch.device | None) -> str:
+    """Return the name of the tree that fits a device: a small one on a CPU."""
+    return "likely-5" if device is not None and device.type == "cpu" else "reference-25"
 
 
 def paths_of(name: str) -> tuple[tuple[int, ...], ...]:

@@ -13,7 +13,7 @@ from eagle.errors import IncompatibleError, SpecError
 from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
 from eagle.sampling import Draws, probabilities
 from eagle.tree import TokenTree, TreeShape, ancestor_mask
-from eagle_plugins.trees.named import paths_of
+from eagle_plugins.trees.named import AUTO, fitting, paths_of
 from eagle_plugins.trees.topology import Level, Topology
 
 __all__ = ["STATIC", "SamplingLaw", "StaticConfig", "StaticTree"]
@@ -25,27 +25,27 @@ SamplingLaw = Annotated[
 
 
 class StaticConfig(StrategyConfig):
-    """Settings of `static`: a tree by name or paths, or its branching; else `reference-25`."""
+    """Settings of `static`: a tree by name or paths, or its branching; else `auto`."""
 
     tree: Annotated[
         str | tuple[tuple[StrictInt, ...], ...] | None,
-        Field(description="a tree's name, or rank paths such as [[0], [1], [0, 0]]"),
+        Field(description="a tree's name, `auto`, or paths such as [[0], [1], [0, 0]]"),
     ] = None
     branching: Annotated[
         tuple[StrictInt, ...] | None, Field(description="children of every node, level by level")
     ] = None
     sampling: SamplingLaw = "without-replacement"
 
-    @property
-    def topology(self) -> Topology:
-        """The tree's shape.
+    def topology(self, device: torch.device | None = None) -> Topology:
+        """Return the tree's shape; `auto` depends on the device.
 
         Raises:
             SpecError: it is impossible.
         """
         if self.branching is not None:
             return Topology.from_branching(self.branching)
-        tree = "reference-25" if self.tree is None else self.tree
+        tree = AUTO if self.tree is None else self.tree
+        tree = fitting(device) if tree == AUTO else tree
         return Topology.from_paths(paths_of(tree) if isinstance(tree, str) else tree)
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class StaticConfig(StrategyConfig):
                 "or 'branching' (such as [4, 2, 1]), not both"
             )
         try:
-            StaticTree(self.topology, Law(self.sampling))
+            StaticTree(self.topology(), Law(self.sampling))
         except SpecError as error:
             # pydantic adds the key and the file's place to a ValueError only.
             raise ValueError(str(error)) from None
@@ -274,7 +274,7 @@ def _draw(
 
 
 def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
-    return build_checked(config.topology, config.sampling, context)
+    return build_checked(config.topology(context.device), config.sampling, context)
 
 
 def build_checked(

@@ -252,15 +252,18 @@ def test_wrong_settings_are_refused(settings, message):
         StaticConfig(**settings)
 
 
-def test_the_default_is_the_reference_tree():
-    assert StaticConfig().topology.nodes == 26
-    assert StaticConfig(branching=[2]).topology.nodes == 3
+def test_the_default_fits_the_device():
+    assert StaticConfig().topology(torch.device("cpu")).nodes == 6
+    for config in (StaticConfig(), StaticConfig(tree="auto")):
+        assert config.topology(torch.device("cuda")).nodes == 26
+        assert STATIC.build(config, BuildContext(device=torch.device("cpu"))).shape.nodes == 6
+    assert StaticConfig(branching=[2]).topology(torch.device("cpu")).nodes == 3
 
 
 def test_skipped_ranks_are_refused_under_a_sampled_law():
     with pytest.raises(SpecError, match="skips rank 0"):
         StaticTree(Topology.from_paths([[1]]), Law.WITHOUT_REPLACEMENT)
-    assert StaticConfig(tree=[[1]], sampling="top-k").topology.skipped == (1,)
+    assert StaticConfig(tree=[[1]], sampling="top-k").topology().skipped == (1,)
 
 
 def test_a_chain_has_one_node_per_level():
