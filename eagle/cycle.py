@@ -32,8 +32,8 @@ class Slots:
         active: bool ``[B]``; an idle slot stays where it is.
         uniforms: float64 ``[B, U]``, the randomness of the next cycle.
         outcome: int64 ``[B, D + 3]``, the one thing read back: tokens committed, whether NaN
-            occurred (1 in the target, 2 in the head, 3 both; plus 4 where logits processors left
-            nothing to choose from), and the committed tokens.
+            or infinity decided it (1 the target's, 2 the head's, 3 both; plus 4 where logits
+            processors left nothing to choose from), and the committed tokens.
     """
 
     lengths: Tensor
@@ -122,13 +122,13 @@ class Cycle:
         states = self.head.absorb(follow, features, absorb)
 
         gain = torch.where(slots.active, choice.count + 1, 0)
-        nan = logits.isnan().flatten(1).any(1) + 2 * states.isnan().flatten(1).any(1)
+        bad = _stuck(_pick(logits, choice.path)) + 2 * ~states.isfinite().flatten(1).all(1)
         if processing:
-            nan = nan + 4 * _stuck(_pick(scores, choice.path))
+            bad = bad + 4 * _stuck(_pick(scores, choice.path))
         slots.state.copy_(_pick(states, choice.count[:, None])[:, 0])
         slots.root.copy_(torch.where(slots.active, choice.bonus, slots.root))
         slots.lengths.add_(gain)
-        slots.outcome.copy_(torch.cat((torch.stack((gain, nan), 1), follow), 1))
+        slots.outcome.copy_(torch.cat((torch.stack((gain, bad), 1), follow), 1))
 
     def prefill(
         self,
@@ -151,7 +151,7 @@ class Cycle:
         """
         tokens = torch.tensor([prompt], device=self.target.device)
         states = logits = None
-        nan = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+        bad = torch.zeros(1, dtype=torch.int64, device=tokens.device)
         for start in range(0, len(prompt), _PREFILL):
             chunk = tokens[:, start : start + _PREFILL]
             step = Step.chain(
@@ -164,20 +164,20 @@ class Cycle:
             follow = tokens[:, start + 1 : start + 1 + _PREFILL]
             if follow.shape[1] < chunk.shape[1]:  # the last chunk: its last token is to be chosen
                 logits = scores = self.target.logits(last[:, -1:])[:, 0]
-                nan = nan + logits.isnan().any(1)
+                bad = bad + _stuck(logits[:, None])
                 if processing:
                     scores = processing.after_text(slot, logits)
-                    nan = nan + 4 * _stuck(scores[:, None])
+                    bad = bad + 4 * _stuck(scores[:, None])
                 first = self._first(scores, sampling, uniform)
                 follow = torch.cat((follow, first[:, None]), 1)
             states = self.head.absorb(follow, self.features.extract(last, hidden), step)
         assert states is not None
-        nan = nan + 2 * states[:, -1].isnan().any(1)
+        bad = bad + 2 * ~states[:, -1].isfinite().all(1)
         slots.lengths[slot] = len(prompt)
         slots.root[slot] = follow[0, -1]
         slots.state[slot] = states[0, -1]
         slots.active[slot] = True
-        slots.outcome[slot, :3] = torch.cat((torch.ones_like(nan), nan, follow[0, -1:]))
+        slots.outcome[slot, :3] = torch.cat((torch.ones_like(bad), bad, follow[0, -1:]))
 
     def _forward(self, tokens: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:
         layers = self.features.layers

@@ -56,6 +56,7 @@ class Decoder:
         )
         self._slots: Slots | None = None
         self._running: list[Request | None] = []
+        self._sampling: Sampling | None = None
         self._capacity = 0
 
     @classmethod
@@ -87,7 +88,7 @@ class Decoder:
         elif overrides:
             raise TypeError("overrides go with a spec's name or path; a DecoderSpec is complete")
         resolved = resolve_for(spec, registry or default_registry(), target)
-        return cls(resolved, target or load_target(spec.target))
+        return cls(resolved, target or load_target(spec.target, spec.folder))
 
     @property
     def spec(self) -> DecoderSpec:
@@ -156,43 +157,56 @@ class Decoder:
         waiting = deque(requests)
         slots = self._allocate(requests)
         running: list[Request | None] = [None] * slots.root.shape[0]
-        self._running = running
-        while waiting or any(running):
-            if self._running is not running:
-                raise RequestError(
-                    "another generate or stream was started on this decoder before this stream "
-                    "ended; give both prompts to one call, or make a second decoder"
-                )
-            for slot, request in enumerate(running):
-                if request is None and waiting:
-                    running[slot] = waiting.popleft()
-                    yield from self._admit(slots, slot, running)
-            if any(running):
-                self._advance(slots, running)
-                for slot, outcome in enumerate(slots.outcome.tolist()):
-                    yield from self._deliver(slots, slot, running, outcome)
+        self._running, self._sampling = running, None
+        try:
+            while waiting or any(running):
+                for slot, request in enumerate(running):
+                    if request is None and waiting:
+                        running[slot] = waiting.popleft()
+                        yield self._admit(slots, slot, running)
+                        self._check_turn(running)
+                if any(running):
+                    self._advance(slots, running)
+                    for slot, outcome in enumerate(slots.outcome.tolist()):
+                        if running[slot] is not None:
+                            yield self._deliver(slots, slot, running, outcome)
+                            self._check_turn(running)
+        except Exception:
+            if self._running is running:
+                self._slots = None  # its caches may hold NaN, which masked rows would pass on
+            raise
 
-    def _admit(self, slots: Slots, slot: int, running: list[Request | None]) -> Iterator[Event]:
+    def _check_turn(self, running: Sequence[Request | None]) -> None:
+        """Refuse to go on with a stream whose slots another call has taken over."""
+        if self._running is not running:
+            raise RequestError(
+                "another generate or stream was started on this decoder before this stream "
+                "ended; give both prompts to one call, or make a second decoder"
+            )
+
+    def _admit(self, slots: Slots, slot: int, running: list[Request | None]) -> Event:
         """Read a request's prompt into a slot and deliver its first token."""
         request = cast("Request", running[slot])
         request.start()
+        self._sampling = None
         sampling = Sampling.of([request.params], self.target.device)
         with torch.inference_mode(), self._blame():
             uniform = request.uniforms(1)[None].to(self.target.device)
             processing = self._processing(running)
             self._cycle.prefill(slots, slot, request.prompt, sampling, uniform, processing)
             outcome = slots.outcome[slot].tolist()
-        yield from self._deliver(slots, slot, running, outcome, verified=False)
-        # Idle slots are greedy, so that they keep no one from the greedy path.
-        params = [r.params if r else _IDLE for r in running]
-        self._sampling = Sampling.of(params, self.target.device)
+        return self._deliver(slots, slot, running, outcome, verified=False)
 
     def _advance(self, slots: Slots, running: Sequence[Request | None]) -> None:
         """Run one cycle for all slots."""
+        if self._sampling is None:
+            # Idle slots are greedy, so that they keep no one from the greedy path.
+            params = [r.params if r else _IDLE for r in running]
+            self._sampling = Sampling.of(params, self.target.device)
         if not self._sampling.greedy:
-            for slot, request in enumerate(running):
-                if request is not None:
-                    slots.uniforms[slot] = request.uniforms(slots.uniforms.shape[1])
+            count = slots.uniforms.shape[1]
+            idle = torch.zeros(count, dtype=torch.float64)
+            slots.uniforms.copy_(torch.stack([r.uniforms(count) if r else idle for r in running]))
         committed = max(len(r.prompt) + len(r.tokens) for r in running if r is not None)
         with torch.inference_mode(), self._blame():
             processing = self._processing(running)
@@ -216,29 +230,28 @@ class Decoder:
         outcome: Sequence[int],
         *,
         verified: bool = True,
-    ) -> Iterator[Event]:
+    ) -> Event:
         """Give a slot's new tokens to its request; free the slot if that finishes it."""
-        request = running[slot]
-        if request is None:
-            return
-        count, nan, *tokens = outcome
-        if nan == _STUCK:
+        request = cast("Request", running[slot])
+        count, bad, *tokens = outcome
+        place = f"after {len(request.tokens)} tokens of prompt {request.index + 1}"
+        if bad == _STUCK:
             raise NumericalError(
-                f"after {len(request.tokens)} tokens of prompt {request.index + 1} its logits "
-                "processors give no token a finite best score, so none can be chosen"
+                f"{place} its logits processors give no token a finite best score, so none can "
+                "be chosen"
             )
-        if nan:
+        if bad:
             raise NumericalError(
-                f"{_NAN[nan % _STUCK]} produced NaN after {len(request.tokens)} tokens of prompt "
-                f"{request.index + 1}; no token can be chosen from that (its weights may be "
-                f"damaged, or {self.target.dtype} too narrow for it: try target.dtype=float32)"
+                f"{_NAN[bad % _STUCK]} produced NaN or infinity {place}; no token can be chosen "
+                f"from that (its weights may be damaged, or {self.target.dtype} too narrow for "
+                "it: try target.dtype=float32)"
             )
         event = request.deliver(tokens[:count], verified=verified)
         if event.finish_reason:
-            running[slot] = None
+            running[slot], self._sampling = None, None
             slots.active[slot] = False
             slots.lengths[slot] = 0
-        yield event
+        return event
 
     def _allocate(self, requests: Sequence[Request]) -> Slots:
         """Return idle slots for these requests, allocating anew only where they do not fit."""
@@ -282,7 +295,7 @@ class Decoder:
         raw: bool,
     ) -> Request:
         target = self.target
-        ids = encode(prompt, target.tokenizer, raw=raw, vocab_size=target.info.vocab_size)
+        ids = encode(prompt, target.tokenizer, raw=raw, embeddings=target.embeddings)
         room = self.capacity - len(ids)
         if room < 1:
             raise RequestError(
@@ -315,6 +328,6 @@ def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = N
         EagleError: see `Decoder.from_spec`.
     """
     resolve(spec, registry)  # without the target first: a typo should not cost a download
-    info = target.info if target else loading.describe(loading.locate(spec.target))[0]
+    info = target.info if target else loading.describe(loading.locate(spec.target, spec.folder))[0]
     device = target.device if target else resolve_device(spec.target.device)
     return resolve(spec, registry, BuildContext(info, device, spec.folder))

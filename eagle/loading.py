@@ -15,7 +15,16 @@ from eagle.errors import TargetError
 from eagle.roles import TargetInfo
 from eagle.schema import TargetSpec
 
-__all__ = ["Source", "describe", "load_model", "load_tokenizer", "locate", "refuse", "window"]
+__all__ = [
+    "Source",
+    "describe",
+    "load_model",
+    "load_tokenizer",
+    "locate",
+    "refuse",
+    "rotary_depends_on_length",
+    "window",
+]
 
 # Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
@@ -31,8 +40,12 @@ class Source:
     options: dict[str, Any]
 
 
-def locate(spec: TargetSpec) -> Source:
+def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
     """Resolve an embedded model, a folder, a GGUF file or a Hub id.
+
+    Args:
+        spec: the target.
+        folder: of the spec file; a relative path is looked for there, then where the user stands.
 
     Raises:
         TargetError: a path that does not exist.
@@ -44,6 +57,8 @@ def locate(spec: TargetSpec) -> Source:
     if asset is not None and asset.kind == "model":
         return Source(spec.model, str(assets.model_folder(spec.model)), {})
     path = Path(spec.model).expanduser()
+    beside = (folder or Path()) / path
+    path = beside if beside.exists() else path
     if path.suffix == ".gguf":
         if not path.is_file():
             raise TargetError(f"target.model: there is no file {path}")
@@ -105,19 +120,26 @@ def refuse(name: str, config: Any) -> None:
         raise no("it is not built of attention layers with rotary positions")
     if getattr(text, "attn_logit_softcapping", None):
         raise no("it caps attention scores, which no attention backend here does")
-    rope = getattr(text, "rope_parameters", None) or {}
+    if kind := rotary_depends_on_length(text):
+        raise no(
+            f"its rotary embedding ({kind}) changes with the text's length, so cached keys would "
+            "not be those of a single pass"
+        )
+
+
+def rotary_depends_on_length(config: Any) -> str | None:
+    """Return the kind of a rotary embedding whose frequencies follow the text's length, or None."""
+    rope = getattr(config, "rope_parameters", None) or {}
     for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
         if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-            raise no(
-                f"its rotary embedding ({parameters['rope_type']}) changes with the text's length, "
-                "so cached keys would not be those of a single pass"
-            )
+            return str(parameters["rope_type"])
+    return None
 
 
 def window(text: Any) -> int | None:
     """Return the sliding window of a text configuration, or None if no layer has one."""
     size = getattr(text, "sliding_window", None)
-    if size is None or getattr(text, "use_sliding_window", True) is False:
+    if size is None or size <= 0 or getattr(text, "use_sliding_window", True) is False:
         return None
     kinds = getattr(text, "layer_types", None)
     return None if kinds and "sliding_attention" not in kinds else int(size)

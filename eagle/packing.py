@@ -33,12 +33,12 @@ class PackedLinear(nn.Linear):
     def __init__(self, dense: nn.Linear, switch: Switch) -> None:
         super().__init__(dense.in_features, dense.out_features, bias=False, device="meta")
         self.weight, self.bias = dense.weight, dense.bias
-        self._switch = switch
+        self.switch = switch
         self._packed = torch.ops.mkldnn._reorder_linear_weight(dense.weight.detach(), _ROWS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x W^T + b``."""
-        if not self._switch.on:
+        if not self.switch.on:
             return F.linear(x, self.weight, self.bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
@@ -55,6 +55,9 @@ def pack(module: nn.Module, switch: Switch) -> bool:
         Whether they were: not on other devices than the CPU, in other dtypes than bfloat16,
         without oneDNN's support for it, or where memory is short.
     """
+    for layer in module.modules():
+        if isinstance(layer, PackedLinear):
+            layer.switch = switch  # packed before, for another owner of the same module
     found = [
         (parent, name, child)
         for parent in module.modules()

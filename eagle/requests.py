@@ -101,31 +101,38 @@ class Result:
     prompt_tokens: tuple[int, ...]
 
 
-def encode(prompt: Prompt, tokenizer: Any, *, raw: bool, vocab_size: int) -> list[int]:
+def encode(prompt: Prompt, tokenizer: Any, *, raw: bool, embeddings: int) -> list[int]:
     """Turn a prompt into token ids.
 
     Args:
         prompt: see `Prompt`.
         tokenizer: the target's, or None.
         raw: continue a string as it is, instead of answering it as a user's message.
-        vocab_size: ids must be below it.
+        embeddings: rows of the target's input embedding; ids must be below it.
 
     Raises:
         RequestError: the prompt is empty, or not of a kind that can be encoded.
     """
-    if not isinstance(prompt, str) and prompt and all(isinstance(t, int) for t in prompt):
-        ids = list(prompt)
-        bad = [t for t in ids if not 0 <= t < vocab_size]  # type: ignore[operator]
-        if bad:
-            raise RequestError(f"the prompt holds token id {bad[0]}; ids are 0 to {vocab_size - 1}")
-        return ids  # type: ignore[return-value]
-    if not prompt or (isinstance(prompt, str) and not prompt.strip() and not raw):
+    ids = _ids(prompt, tokenizer, raw=raw)
+    if not ids:
         raise RequestError("the prompt is empty; give at least one word, or token ids")
+    bad = [token for token in ids if not 0 <= token < embeddings]
+    if bad:
+        raise RequestError(
+            f"the prompt holds token id {bad[0]}; this target's ids are 0 to {embeddings - 1}"
+        )
+    return ids
+
+
+def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
+    if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
+        return list(prompt)  # type: ignore[arg-type]
+    if isinstance(prompt, str) and not prompt.strip() and not raw:
+        return []
     if tokenizer is None:
         raise RequestError("this target has no tokenizer; give the prompt as token ids")
     if isinstance(prompt, str) and (raw or not tokenizer.chat_template):
-        encoded: list[int] = tokenizer(prompt)["input_ids"]
-        return encoded
+        return list(tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, str) and not all(isinstance(m, Mapping) for m in prompt):
         raise RequestError(
             "a prompt is a string, a list of token ids, or a list of {'role', 'content'} messages"
@@ -227,6 +234,8 @@ class Request:
         self._last = time.perf_counter()
         self._first = self._first or self._last
         pieces = self._text.take(final=self.finish_reason is not None)
+        if self._text.stopped:  # also by text that only the last token settled
+            self.finish_reason = "stop"
         result = self.result() if self.finish_reason else None
         return Event(self.index, tuple(given), pieces, self.finish_reason, result)
 

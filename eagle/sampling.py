@@ -22,6 +22,10 @@ class SamplingParams(BaseModel):
 
     Temperature, top-k, top-p and min-p are applied in this order, as `transformers` does, and
     together define the target distribution that the decoder keeps.
+
+    All chance of a request comes from its own `seed`, so it says in a batch what it says alone.
+    Requests with one seed share their random numbers: give each its own to have samples that are
+    independent of each other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,7 +112,8 @@ def _filter(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     probs = ordered.softmax(-1)
     # A token stays while the mass of the more likely ones is under top_p: the first always does.
     before = probs.cumsum(-1) - probs
-    ordered = ordered.masked_fill((before >= top_p) & (top_p < 1), -torch.inf)
+    outside = (before >= top_p) & (before > 0) & (top_p < 1)
+    ordered = ordered.masked_fill(outside, -torch.inf)
     return torch.empty_like(scores).scatter(-1, order, ordered)
 
 

@@ -118,7 +118,7 @@ class Resolved:
 
     @property
     def capturable(self) -> bool:
-        """Whether a whole cycle can be captured as one graph."""
+        """Whether no component reads the device on the host in a cycle, as graphs will need."""
         return all(component.capturable for component in self.components.values())
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +87,11 @@ class Target:
             ids = self.tokenizer.eos_token_id
         return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
 
+    @property
+    def embeddings(self) -> int:
+        """Rows of the input embedding: token ids are below it."""
+        return int(self._embedding.weight.shape[0])
+
     def make_cache(self, slots: int, rows: int) -> bridge.PassCache:
         """Allocate a cache of *rows* rows for each of *slots* texts."""
         return bridge.PassCache(
@@ -139,7 +145,8 @@ class Target:
         cache.step = step
         out = self._body(
             input_ids=tokens,
-            position_ids=step.positions,
+            # Nodes past the last position are never committed, but tables end there.
+            position_ids=step.positions.clamp(max=self.info.max_positions - 1),
             attention_mask=self._open,  # of rank 4, so that no other mask is made
             past_key_values=cache,
             use_cache=True,
@@ -236,14 +243,18 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_target(spec: TargetSpec) -> Target:
+def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
     """Load the target of a spec, on its device and in its dtype.
+
+    Args:
+        spec: the target.
+        folder: of the spec file, where a relative path is looked for first.
 
     Raises:
         TargetError: it cannot be found, loaded or served.
         AssetError: the embedded model is not in the cache and cannot be fetched.
     """
-    source = loading.locate(spec)
+    source = loading.locate(spec, folder)
     device = resolve_device(spec.device)
     loading.describe(source)
     model = loading.load_model(source, resolve_dtype(spec.dtype, device), device)

@@ -32,6 +32,7 @@ class TextStream:
         self._ids: list[int] = []
         self._context = self._settled = 0
         self._held: list[Piece] = []
+        self.stopped = False
         self.text = ""
 
     def push(self, token: int, *, drafted: bool) -> bool:
@@ -78,6 +79,7 @@ class TextStream:
         found = [at for at in (held.find(stop) for stop in self._stops) if at >= 0]
         if not found:
             return False
+        self.stopped = True
         kept, left = [], min(found)
         for piece in self._held:
             kept.append(Piece(piece.text[:left], piece.drafted))

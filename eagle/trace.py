@@ -83,7 +83,7 @@ class Trace:
     def decoder(self, spec: DecoderSpec, registry: Registry | None = None) -> Decoder:
         """Build a watched decoder; see `Decoder.from_spec` for errors."""
         resolved = resolve_for(spec, registry or default_registry())
-        return Decoder(self.watch(resolved), load_target(spec.target))
+        return Decoder(self.watch(resolved), load_target(spec.target, spec.folder))
 
     def watch(self, resolved: Resolved) -> Resolved:
         """Return a spec's components with stand-ins that note what goes through them."""

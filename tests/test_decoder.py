@@ -114,6 +114,21 @@ def test_a_stream_that_another_call_has_displaced_says_so(decoder):
         list(stream)
 
 
+def test_a_displaced_stream_does_not_touch_the_one_that_displaced_it(decoder):
+    params = [
+        SamplingParams(temperature=1, seed=s, max_new_tokens=20, ignore_eos=True) for s in (1, 2)
+    ]
+    alone = [r.tokens for r in decoder.generate(PROMPTS[:2], params)]
+    first = decoder.stream(PROMPTS[2:4], max_new_tokens=25, ignore_eos=True)
+    next(first)
+    second = decoder.stream(PROMPTS[:2], params)
+    events = [next(second) for _ in range(4)]
+    with pytest.raises(RequestError, match="before this stream ended"):
+        list(first)
+    events += second
+    assert [e.result.tokens for e in sorted(events, key=lambda e: e.index) if e.result] == alone
+
+
 def test_a_long_prompt_is_read_in_chunks(decoder, monkeypatch):
     prompt = [3 + i % 61 for i in range(130)]
     whole = decoder.generate(prompt, max_new_tokens=12, ignore_eos=True)
@@ -164,16 +179,44 @@ def test_nan_stops_with_an_error_and_not_with_text(spec, pair):
     try:
         weight[7] = torch.nan
         for temperature in (0.0, 1.0):
-            with pytest.raises(NumericalError, match="target produced NaN after 0 tokens"):
+            with pytest.raises(
+                NumericalError, match="target produced NaN or infinity after 0 tokens"
+            ):
                 decoder.generate(PROMPTS[0], temperature=temperature)
     finally:
         weight.copy_(before)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_infinite_logits_are_an_error_too(temperature, spec, pair):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    hook = pair[0].model.lm_head.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, torch.tensor([7]), torch.inf)
+    )
+    try:
+        with pytest.raises(NumericalError, match="infinity"):
+            decoder.generate(PROMPTS[0], temperature=temperature)
+    finally:
+        hook.remove()
+
+
+def test_a_decoder_works_again_after_nan(spec, pair):
+    target, _ = pair
+    decoder = Decoder.from_spec(spec(), target=target)
+    before = decoder.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True).tokens
+    row = target.model.get_input_embeddings().weight[50]
+    kept = row.clone()
+    row.fill_(torch.nan)
+    with pytest.raises(NumericalError):
+        decoder.generate([50] * 40)
+    row.copy_(kept)
+    assert decoder.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True).tokens == before
+
+
 def test_nan_in_the_head_is_an_error_too(spec, pair):
     decoder = Decoder.from_spec(spec(), target=pair[0])
     decoder.resolved.head.module.fc.weight[0, 0] = torch.nan
-    with pytest.raises(NumericalError, match="draft head produced NaN"):
+    with pytest.raises(NumericalError, match="draft head produced NaN or infinity"):
         decoder.generate(PROMPTS[0], temperature=1.0)
 
 

@@ -6,6 +6,7 @@ import transformers
 
 from eagle import Decoder, DecoderSpec
 from eagle.bridge import ATTENTION
+from eagle.cache import Step
 from eagle.errors import TargetError
 from eagle.loading import refuse, window
 from eagle.registry import default_registry
@@ -56,7 +57,6 @@ def test_bfloat16_passes_the_probe():
 
 @pytest.mark.parametrize("wrong", ["mask", "positions", "rows"])
 def test_probe_refuses_passes_that_are_not_the_models_own(wrong, monkeypatch):
-    from eagle.cache import Step
 
     tree = Step.tree
 
@@ -108,6 +108,26 @@ def test_a_sliding_window_bounds_the_capacity():
     assert window(target.config) == 40
     assert target.capacity == 40
     assert tiny_target("qwen2").capacity == 512
+
+
+def test_a_target_with_a_table_of_positions_is_served_up_to_its_end():
+    config = transformers.GPT2Config(
+        vocab_size=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    torch.manual_seed(0)
+    target = Target(transformers.GPT2LMHeadModel(config).eval(), None, "tiny-gpt2")
+    chain = DecoderSpec(head="none", tree="none")
+    result = Decoder.from_spec(chain, target=target).generate(PROMPT, ignore_eos=True)
+    assert result.tokens == reference(target, PROMPT, 32 - len(PROMPT))
+    # A tree that reaches past the table is drafted there, and its nodes are never committed.
+    step = Step.chain(torch.tensor([30]), 5, 35)
+    target.forward(torch.ones(1, 5, dtype=torch.int64), step, target.make_cache(1, 35), _sdpa())
 
 
 def test_a_model_that_is_not_there_is_an_error():

@@ -173,7 +173,7 @@ def compare(
     target = decoder.target
     plain = plain_decoder(decoder)
     texts = [
-        encode(prompt, target.tokenizer, raw=raw, vocab_size=target.info.vocab_size)
+        encode(prompt, target.tokenizer, raw=raw, embeddings=target.embeddings)
         for prompt in prompts
     ]
     longest = max(texts, key=len)

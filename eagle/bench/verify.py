@@ -239,10 +239,10 @@ def _encoded(decoder: Decoder, prompts: Sequence[Prompt], room: int) -> list[lis
     target = decoder.target
     texts = []
     for index, prompt in enumerate(prompts):
-        ids = encode(prompt, target.tokenizer, raw=False, vocab_size=target.info.vocab_size)
+        ids = encode(prompt, target.tokenizer, raw=False, embeddings=target.embeddings)
         if decoder.capacity - len(ids) < room:
             raise RequestError(
-                f"prompt {index} has {len(ids)} tokens, but this decoder holds "
+                f"prompt {index + 1} has {len(ids)} tokens, but this decoder holds "
                 f"{decoder.capacity} with the answer (runtime.max_length, bounded by the target), "
                 f"and {room} should fit; shorten the prompt"
             )

@@ -140,9 +140,7 @@ class Conversation:
         room = capacity - min(self.params.max_new_tokens, capacity // 2)
         dropped = 0
         while len(self.messages) > 1:
-            ids = encode(
-                self.messages, target.tokenizer, raw=False, vocab_size=target.info.vocab_size
-            )
+            ids = encode(self.messages, target.tokenizer, raw=False, embeddings=target.embeddings)
             if len(ids) <= room:
                 break
             del self.messages[:2]  # a question with its answer

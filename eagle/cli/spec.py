@@ -70,7 +70,7 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
     console.out.out(
         f"  {'lossless' if resolved.lossless else 'changes the output distribution'}, "
         f"tree nodes: {shape.nodes}, drafted levels: {shape.depth}, "
-        f"{'' if resolved.capturable else 'not '}capturable as one graph"
+        f"cycle {'free of' if resolved.capturable else 'with'} host reads"
     )
 
 

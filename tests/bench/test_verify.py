@@ -268,7 +268,7 @@ def test_what_cannot_be_tested_is_refused(spec, pair):
     for alpha in (0.0, 0.5):
         with pytest.raises(RequestError, match=r"alpha is .* from 0.001 to 0.2"):
             verify_sampled(decoder, PROMPTS, seed=0, **SAMPLED | {"alpha": alpha})
-    with pytest.raises(RequestError, match=r"prompt 5 has 37 tokens, .* holds 40 .* 8 should fit"):
+    with pytest.raises(RequestError, match=r"prompt 6 has 37 tokens, .* holds 40 .* 8 should fit"):
         verify_sampled(decoder, PROMPTS, seed=0, **SAMPLED)
 
 

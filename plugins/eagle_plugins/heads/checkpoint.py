@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from eagle.errors import CheckpointError
+from eagle.loading import rotary_depends_on_length
 
 __all__ = ["locate", "read_config", "read_tensors", "write_checkpoint"]
 
@@ -93,7 +94,17 @@ def read_config(folder: Path) -> Any:
             f"{path} lacks {', '.join(missing)}; a one-layer Llama config has them"
         )
     values.pop("model_type", None)
-    return LlamaConfig(**values)
+    config = LlamaConfig(**values)
+    if config.hidden_act not in ("silu", "swish"):
+        raise CheckpointError(
+            f"{path}: hidden_act {config.hidden_act!r} is not that of a Llama layer, 'silu'"
+        )
+    if rotary_depends_on_length(config):
+        raise CheckpointError(
+            f"{path}: its rotary embedding changes with the text's length, so its cached keys "
+            "would not be those of a single pass"
+        )
+    return config
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -142,7 +153,7 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write a checkpoint so that a reader sees the old one or the new one, never a mixture.
+    """Write a checkpoint; each of its two files is replaced whole, or not at all.
 
     Raises:
         CheckpointError: it could not be written (a full disk, say); the old one is untouched.
@@ -156,6 +167,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Te
             )
             (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             for file in (_WEIGHTS[0], "config.json"):
+                (staged / file).chmod(0o644)  # safetensors writes for its owner alone
                 os.replace(staged / file, folder / file)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

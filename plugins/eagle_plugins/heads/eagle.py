@@ -86,6 +86,11 @@ class EagleHead:
         pack(module, Switch())
         self._adopt(module, config, target)
         self._attention = attention
+        head_dim = module.attention.head_dim
+        if reason := attention.unsupported(target.device, target.dtype, head_dim):
+            raise CheckpointError(
+                f"the attention backend cannot serve the head in {folder}: {reason}"
+            )
 
     def initialise(self, target: TargetModel, seed: int) -> None:
         """See `eagle.roles.TrainableHead.initialise`; normal weights of the target's own scale."""
