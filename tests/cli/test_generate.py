@@ -81,8 +81,15 @@ def test_text_is_shown_as_it_comes(generate, monkeypatch):
     assert all(options["flush"] for _, options in pieces)
 
 
+def test_a_prompt_that_is_not_text_is_refused(generate, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\xfe")))
+    ran = generate("-")
+    assert ran.status == 2
+    assert "not UTF-8 text (byte 0)" in ran.err
+
+
 def test_a_dash_reads_the_prompt_from_stdin(generate, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT + "\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode())))
     assert generate("-").out == generate(PROMPT).out
 
 

@@ -30,7 +30,8 @@ def pair():
     target, folder = tiny_pair()
     registered = default_registry().get(Role.HEAD, "eagle").strategy
     head = registered.build(registered.config(weights=str(folder)), BuildContext(target.info))
-    head.load(target, None)
+    attention = default_registry().get(Role.ATTENTION, "sdpa").strategy
+    head.load(target, attention.build(attention.config(), BuildContext()))
     return target, head
 
 

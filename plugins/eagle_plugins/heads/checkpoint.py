@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def read_config(folder: Path) -> Any:
     from transformers import LlamaConfig
 
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no config.json, so it is no draft head checkpoint")
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -94,7 +97,11 @@ def read_config(folder: Path) -> Any:
             f"{path} lacks {', '.join(missing)}; a one-layer Llama config has them"
         )
     values.pop("model_type", None)
-    config = LlamaConfig(**values)
+    try:
+        config = LlamaConfig(**values)
+    except Exception as error:  # transformers' validators raise kinds of their own
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path} is no Llama configuration: {reason}") from error
     if config.hidden_act not in ("silu", "swish"):
         raise CheckpointError(
             f"{path}: hidden_act {config.hidden_act!r} is not that of a Llama layer, 'silu'"
@@ -120,7 +127,9 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             tensors = load_file(path)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():  # about pickles that are refused right after
+                warnings.simplefilter("ignore")
+                tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} holds more than tensors and was not loaded: unpickling it could run any code. "

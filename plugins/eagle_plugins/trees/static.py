@@ -50,7 +50,7 @@ class StaticConfig(StrategyConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> StaticConfig:
-        if self.tree is not None and self.branching is not None:
+        if self.tree not in (None, AUTO) and self.branching is not None:
             raise ValueError(
                 "give either 'tree' (a name such as reference-25, or a list of paths) "
                 "or 'branching' (such as [4, 2, 1]), not both"

@@ -257,7 +257,9 @@ def test_the_default_fits_the_device():
     for config in (StaticConfig(), StaticConfig(tree="auto")):
         assert config.topology(torch.device("cuda")).nodes == 26
         assert STATIC.build(config, BuildContext(device=torch.device("cpu"))).shape.nodes == 6
-    assert StaticConfig(branching=[2]).topology(torch.device("cpu")).nodes == 3
+    for given in ({}, {"tree": "auto"}):
+        config = StaticConfig(branching=[2], **given)
+        assert config.topology(torch.device("cpu")).nodes == 3
 
 
 def test_skipped_ranks_are_refused_under_a_sampled_law():
