@@ -13,6 +13,7 @@ from eagle import Decoder, SamplingParams
 from eagle.errors import NumericalError, RequestError
 from eagle.processing import Processing, processors_of_each
 from eagle.tree import TokenTree, ancestor_mask
+from tests.test_target import reference
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18, 20, 10, 12], [40, 43], [9, 11], list(range(3, 40))]
 OPTIONS = {
@@ -30,26 +31,13 @@ def decoder(spec, pair):
     return Decoder.from_spec(spec(), target=pair[0])
 
 
-def transformers_tokens(target, prompt, count, **options):
-    with target.stock() as model:
-        out = model.generate(
-            torch.tensor([prompt]),
-            max_new_tokens=count,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-            **options,
-        )
-    return tuple(out[0, len(prompt) :].tolist())
-
-
 @pytest.mark.parametrize("name", OPTIONS)
 def test_greedy_tokens_of_a_batch_are_those_of_transformers(name, decoder):
     theirs, ours = OPTIONS[name]
     results = decoder.generate(PROMPTS, max_new_tokens=40, ignore_eos=True, processors=ours)
     plain = decoder.generate(PROMPTS, max_new_tokens=40, ignore_eos=True)
     for prompt, result in zip(PROMPTS, results, strict=True):
-        assert result.tokens == transformers_tokens(decoder.target, prompt, 40, **theirs)
+        assert result.tokens == reference(decoder.target, prompt, 40, **theirs)
     assert [r.tokens for r in results] != [r.tokens for r in plain], "they made no difference"
     assert max(max(r.stats.accepted_per_cycle) for r in results) > 2
 

@@ -23,8 +23,8 @@ def _sdpa():
     return strategy.build(strategy.config(), BuildContext())
 
 
-def reference(target, prompt, count):
-    """Greedy tokens of transformers' own generate."""
+def reference(target, prompt, count, **options):
+    """Greedy tokens of transformers' own generate, with further options of its."""
     with target.stock() as model:
         out = model.generate(
             torch.tensor([prompt]),
@@ -32,6 +32,7 @@ def reference(target, prompt, count):
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
+            **options,
         )
     return tuple(out[0, len(prompt) :].tolist())
 
