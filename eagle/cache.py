@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from eagle.compaction import Mover
+
 __all__ = ["Step", "TreeCache"]
 
 
@@ -84,6 +86,8 @@ class TreeCache:
         self.rows = rows
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
+        stores = (*self.keys, *self.values)
+        self._mover = Mover(stores) if Mover.serves(stores) else None
 
     def write(self, layer: int, keys: Tensor, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Store the new entries of one layer and return what its queries may read.
@@ -115,6 +119,9 @@ class TreeCache:
             path: int64 ``[B, D + 1]``, accepted nodes in order. Entries behind the accepted ones
                 may name any node; what they move is overwritten before it is ever seen.
         """
+        if self._mover is not None:
+            self._mover(lengths, path)
+            return
         source = lengths[:, None] + path
         target = lengths[:, None] + torch.arange(path.shape[1], device=path.device)
         for store in (*self.keys, *self.values):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,13 @@ from eagle.cache import Step
 from eagle.drafter import CycleDrafter
 from eagle.processing import Processing
 from eagle.roles import AcceptanceRule, AttentionBackend, DraftHead, FeatureExtractor, TreeBuilder
-from eagle.sampling import Draws, Sampling, TargetProbs, UniformDraws, probabilities
+from eagle.sampling import Draws, Sampling, SamplingParams, TargetProbs, UniformDraws, probabilities
 from eagle.target import Target
+from eagle.tree import Acceptance, TokenTree
 
 __all__ = ["Cycle", "Slots"]
 
-_PREFILL = 512  # tokens of a prompt read in one pass: bounds the memory that logits and masks take
+PREFILL = 512  # tokens of a prompt read in one pass: bounds the memory that logits and masks take
 _SPAN = 64  # spans are rounded up to this, so that few different shapes occur
 
 
@@ -34,6 +36,7 @@ class Slots:
         outcome: int64 ``[B, D + 3]``, the one thing read back: tokens committed, whether NaN
             or infinity decided it (1 the target's, 2 the head's, 3 both; plus 4 where logits
             processors left nothing to choose from), and the committed tokens.
+        sampling: the slots' parameters, to be changed with `Sampling.become`.
     """
 
     lengths: Tensor
@@ -42,6 +45,12 @@ class Slots:
     active: Tensor
     uniforms: Tensor
     outcome: Tensor
+    sampling: Sampling
+
+    @property
+    def carried(self) -> tuple[Tensor, ...]:
+        """What a cycle changes, beside caches behind the committed rows."""
+        return (self.lengths, self.root, self.state, self.active, self.outcome)
 
 
 class Cycle:
@@ -51,6 +60,9 @@ class Cycle:
 
     Attributes:
         draws: makes the draws of a pass from its uniforms; an oracle may take its place.
+        timer: called with the name of each phase as it begins (``draft``, ``verify``,
+            ``accept``, ``commit``), and with ``end``.
+        compiled: phases to call in place of the methods of these names.
     """
 
     draws: Callable[[Tensor], Draws] = UniformDraws
@@ -68,7 +80,12 @@ class Cycle:
         self.tree, self.attention, self.acceptance = tree, attention, acceptance
         self.shape = tree.shape
         self.draws_per_cycle = tree.uniforms + acceptance.uniforms(tree.shape)
-        self.headroom = max(self.shape.nodes, self.shape.expansions, self.shape.depth + 1)
+        # Rows behind the committed ones that a cycle writes, in a slot that is at its end too:
+        # a cycle that was started ahead may go on from there.
+        written = max(self.shape.nodes, self.shape.expansions, self.shape.depth + 1)
+        self.headroom = self.shape.depth + 1 + written
+        self.timer: Callable[[str], None] | None = None
+        self.compiled: dict[str, Callable[..., object]] = {}
 
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches of *rows* committed rows per slot, and the slots."""
@@ -92,6 +109,7 @@ class Cycle:
             active=torch.zeros(slots, dtype=torch.bool, device=device),
             uniforms=torch.zeros(slots, self.draws_per_cycle, dtype=torch.float64, device=device),
             outcome=integers(slots, self.shape.depth + 3),
+            sampling=Sampling.of([SamplingParams()] * slots, device),
         )
 
     def span(self, committed: int) -> int:
@@ -103,27 +121,61 @@ class Cycle:
     ) -> None:
         """Draft, verify, accept and commit once, for all slots; `slots.outcome` says what came."""
         draws = self.draws(slots.uniforms)
-        drafter = CycleDrafter(self.head, slots.root, slots.state, slots.lengths, span, sampling)
-        tree = self.tree.build(drafter, draws)
+        tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
+        logits, features = self._phase("verify", slots, tree, span)
+        scores = processing.at_nodes(logits, tree) if processing else logits
+        choice: Acceptance = self._phase("accept", tree, scores, sampling, draws)
+        self._mark("commit")
+        self.cache.store.compact(slots.lengths, choice.path)
+        commit = self.compiled.get("commit", self.commit)
+        commit(slots, tree, choice, logits, scores, features, span)
+        self._mark("end")
 
+    def _phase(self, name: str, *args: object) -> Any:
+        self._mark(name)
+        return self.compiled.get(name, getattr(self, name))(*args)
+
+    def _mark(self, phase: str) -> None:
+        if self.timer is not None:
+            self.timer(phase)
+
+    def draft(self, slots: Slots, sampling: Sampling, span: int, draws: Draws) -> TokenTree:
+        """Return a token tree for every slot."""
+        drafter = CycleDrafter(self.head, slots.root, slots.state, slots.lengths, span, sampling)
+        return self.tree.build(drafter, draws)
+
+    def verify(self, slots: Slots, tree: TokenTree, span: int) -> tuple[Tensor, Tensor]:
+        """Return the target's logits ``[B, N, V]`` and features ``[B, N, F]`` at every node."""
         step = Step.tree(slots.lengths, tree.depths, tree.ancestors, span)
         last, hidden = self._forward(tree.tokens, step)
-        logits = self.target.logits(last)
+        return self.target.logits(last), self.features.extract(last, hidden)
 
-        scores = processing.at_nodes(logits, tree) if processing else logits
-        choice = self.acceptance.accept(tree, TargetProbs(scores, sampling), self.shape, draws)
+    def accept(
+        self, tree: TokenTree, scores: Tensor, sampling: Sampling, draws: Draws
+    ) -> Acceptance:
+        """Return the accepted paths and the bonus tokens."""
+        return self.acceptance.accept(tree, TargetProbs(scores, sampling), self.shape, draws)
 
-        self.cache.store.compact(slots.lengths, choice.path)
-        features = _pick(self.features.extract(last, hidden), choice.path)
+    def commit(
+        self,
+        slots: Slots,
+        tree: TokenTree,
+        choice: Acceptance,
+        logits: Tensor,
+        scores: Tensor,
+        features: Tensor,
+        span: int,
+    ) -> None:
+        """Let the head absorb what was accepted, and write the slots' next state."""
         order = torch.arange(self.shape.depth + 1, device=logits.device)
         follow = tree.tokens.gather(1, choice.path).roll(-1, 1)
         follow = torch.where(order == choice.count[:, None], choice.bonus[:, None], follow)
         absorb = Step.chain(slots.lengths, self.shape.depth + 1, span)
-        states = self.head.absorb(follow, features, absorb)
+        states = self.head.absorb(follow, _pick(features, choice.path), absorb)
 
         gain = torch.where(slots.active, choice.count + 1, 0)
         bad = _stuck(_pick(logits, choice.path)) + 2 * ~states.isfinite().flatten(1).all(1)
-        if processing:
+        if scores is not logits:
             bad = bad + 4 * _stuck(_pick(scores, choice.path))
         slots.state.copy_(_pick(states, choice.count[:, None])[:, 0])
         slots.root.copy_(torch.where(slots.active, choice.bonus, slots.root))
@@ -149,35 +201,63 @@ class Cycle:
             uniform: float64 ``[1, 1]``, the randomness of the first token.
             processing: the logits processors of the slots, if any has some.
         """
-        tokens = torch.tensor([prompt], device=self.target.device)
-        states = logits = None
-        bad = torch.zeros(1, dtype=torch.int64, device=tokens.device)
-        for start in range(0, len(prompt), _PREFILL):
-            chunk = tokens[:, start : start + _PREFILL]
-            step = Step.chain(
-                torch.tensor([start], device=tokens.device),
-                chunk.shape[1],
-                self.span(start + chunk.shape[1]),
-                slot,
-            )
-            last, hidden = self._forward(chunk, step)
-            follow = tokens[:, start + 1 : start + 1 + _PREFILL]
-            if follow.shape[1] < chunk.shape[1]:  # the last chunk: its last token is to be chosen
-                logits = scores = self.target.logits(last[:, -1:])[:, 0]
-                bad = bad + _stuck(logits[:, None])
-                if processing:
-                    scores = processing.after_text(slot, logits)
-                    bad = bad + 4 * _stuck(scores[:, None])
-                first = self._first(scores, sampling, uniform)
-                follow = torch.cat((follow, first[:, None]), 1)
-            states = self.head.absorb(follow, self.features.extract(last, hidden), step)
-        assert states is not None
-        bad = bad + 2 * ~states[:, -1].isfinite().all(1)
-        slots.lengths[slot] = len(prompt)
-        slots.root[slot] = follow[0, -1]
-        slots.state[slot] = states[0, -1]
-        slots.active[slot] = True
-        slots.outcome[slot, :3] = torch.cat((torch.ones_like(bad), bad, follow[0, -1:]))
+        device = self.target.device
+        tokens = torch.tensor([[*prompt, 0]], device=device)
+        for start in range(0, len(prompt), PREFILL):
+            piece = tokens[:, start : start + PREFILL + 1]
+            count = piece.shape[1] - 1
+            at = torch.tensor([start, count], device=device)
+            last = start + count == len(prompt)
+            end = (sampling, uniform) if last else None
+            self.read(slots, slot, piece, at, self.span(start + count), end, processing)
+
+    def read(
+        self,
+        slots: Slots,
+        slot: int,
+        tokens: Tensor,
+        place: Tensor,
+        span: int,
+        end: tuple[Sampling, Tensor] | None,
+        processing: Processing | None = None,
+    ) -> None:
+        """Read one piece of a prompt into one slot.
+
+        Args:
+            slots: the slots.
+            slot: which one.
+            tokens: int64 ``[1, C + 1]``: C tokens to read, and the one behind them.
+            place: int64 ``[2]``: where the piece starts, and how many of its tokens count; what
+                is behind them is padding.
+            span: rows of the cache that are read.
+            end: for the prompt's last piece, what `prefill` takes: a token is chosen, and the
+                slot becomes active.
+            processing: the logits processors of the slots, if any has some.
+        """
+        start, count = place[:1], place[1:]
+        step = Step.chain(start, tokens.shape[1] - 1, span, slot)
+        last, hidden = self._forward(tokens[:, :-1], step)
+        features = self.features.extract(last, hidden)
+        if end is None:
+            self.head.absorb(tokens[:, 1:], features, step)
+            return
+        sampling, uniform = end
+        final = (count - 1)[:, None]
+        logits = scores = self.target.logits(_pick(last, final))[:, 0]
+        bad = _stuck(logits[:, None]).to(torch.int64)
+        if processing:
+            scores = processing.after_text(slot, logits)
+            bad = bad + 4 * _stuck(scores[:, None])
+        first = self._first(scores, sampling, uniform)
+        follow = tokens[:, 1:].scatter(1, final, first[:, None])
+        state = _pick(self.head.absorb(follow, features, step), final)[:, 0]
+        bad = bad + 2 * ~state.isfinite().all(1)
+        one = slice(slot, slot + 1)
+        slots.lengths[one] = start + count
+        slots.root[one] = first
+        slots.state[one] = state
+        slots.active[one] = torch.ones_like(bad, dtype=torch.bool)
+        slots.outcome[one, :3] = torch.stack((torch.ones_like(bad), bad, first), 1)
 
     def _forward(self, tokens: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:
         layers = self.features.layers

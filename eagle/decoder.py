@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 import torch
 
@@ -20,13 +20,13 @@ from eagle.processing import Processing, Processors, processors_of_each
 from eagle.registry import Registry, default_registry
 from eagle.requests import Event, Prompt, Request, Result, encode, params_of_each
 from eagle.roles import BuildContext
+from eagle.runtime import Runtime
 from eagle.sampling import Sampling, SamplingParams
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
 from eagle.target import Target, load_target, resolve_device
 
 __all__ = ["Decoder"]
 
-_ROUND = 256  # caches grow in steps of this many rows, so that they are seldom allocated again
 _NAN = {1: "the target", 2: "the draft head", 3: "the target and the draft head"}
 _STUCK = 4
 _IDLE = SamplingParams(max_new_tokens=1)
@@ -54,6 +54,7 @@ class Decoder:
             resolved.attention,
             resolved.acceptance,
         )
+        self._runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
         self._slots: Slots | None = None
         self._running: list[Request | None] = []
         self._sampling: Sampling | None = None
@@ -101,6 +102,29 @@ class Decoder:
         wanted = self.spec.runtime.max_length
         return self.target.capacity if wanted == "auto" else min(wanted, self.target.capacity)
 
+    # A string is a sequence of strings too; the first of the two is what is meant by it.
+    @overload
+    def generate(
+        self,
+        prompts: Prompt,
+        params: SamplingParams | Sequence[SamplingParams] | None = ...,
+        *,
+        processors: Processors | Sequence[Processors | None] | None = ...,
+        raw: bool = ...,
+        **sampling: Any,
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = ...,
+        *,
+        processors: Processors | Sequence[Processors | None] | None = ...,
+        raw: bool = ...,
+        **sampling: Any,
+    ) -> list[Result]: ...
+
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -109,8 +133,11 @@ class Decoder:
         processors: Processors | Sequence[Processors | None] | None = None,
         raw: bool = False,
         **sampling: Any,
-    ) -> Any:
+    ) -> Result | list[Result]:
         """Answer one prompt or several.
+
+        A prompt that fails while it is decoded ends the call for all. What was finished by then is
+        in the error's `results`, by the prompt's index; `stream` has yielded it.
 
         Args:
             prompts: a string (a user's message), token ids, a list of ``{"role", "content"}``
@@ -127,14 +154,21 @@ class Decoder:
             A `Result` for one prompt, a list of them, in order, for several.
 
         Raises:
-            RequestError: a prompt or a parameter is not valid.
-            NumericalError: the target or the head produced NaN.
+            RequestError: a prompt or a parameter is not valid, which is known before anything is
+                decoded; or a logits processor raises.
+            NumericalError: the target or the head produced NaN, or logits processors leave no
+                token.
+            PluginError: a strategy raises.
         """
         single, requests = self._requests(prompts, params, processors, raw, sampling)
         results: dict[int, Result] = {}
-        for event in self._run(requests):
-            if event.result is not None:
-                results[event.index] = event.result
+        try:
+            for event in self._run(requests):
+                if event.result is not None:
+                    results[event.index] = event.result
+        except EagleError as error:
+            error.results = results
+            raise
         return results[0] if single else [results[i] for i in range(len(requests))]
 
     def stream(
@@ -158,6 +192,7 @@ class Decoder:
         slots = self._allocate(requests)
         running: list[Request | None] = [None] * slots.root.shape[0]
         self._running, self._sampling = running, None
+        ahead = False  # whether the next cycle is under way already
         try:
             while waiting or any(running):
                 for slot, request in enumerate(running):
@@ -166,8 +201,14 @@ class Decoder:
                         yield self._admit(slots, slot, running)
                         self._check_turn(running)
                 if any(running):
-                    self._advance(slots, running)
-                    for slot, outcome in enumerate(slots.outcome.tolist()):
+                    if not ahead:
+                        self._advance(slots, running)
+                    outcomes = slots.outcome.tolist()
+                    ahead = not waiting and self._goes_on(running, outcomes)
+                    if ahead:
+                        self._advance(slots, running)
+                    # What failed comes last, so that it costs no answer that ends in this cycle.
+                    for slot, outcome in sorted(enumerate(outcomes), key=lambda o: o[1][1] > 0):
                         if running[slot] is not None:
                             yield self._deliver(slots, slot, running, outcome)
                             self._check_turn(running)
@@ -184,6 +225,20 @@ class Decoder:
                 "ended; give both prompts to one call, or make a second decoder"
             )
 
+    def _goes_on(
+        self, running: Sequence[Request | None], outcomes: Sequence[Sequence[int]]
+    ) -> bool:
+        """Return whether another cycle may start before this one's tokens are delivered.
+
+        The device then works while the host turns tokens into text. Only a stop string can show
+        afterwards that a slot's cycle was for nothing; its outcome is not looked at.
+        """
+        return self._runtime.graph and not any(
+            request.processors or outcome[1] or request.ends_with(outcome[2 : 2 + outcome[0]])
+            for request, outcome in zip(running, outcomes, strict=True)
+            if request is not None
+        )
+
     def _admit(self, slots: Slots, slot: int, running: list[Request | None]) -> Event:
         """Read a request's prompt into a slot and deliver its first token."""
         request = cast("Request", running[slot])
@@ -193,7 +248,7 @@ class Decoder:
         with torch.inference_mode(), self._blame():
             uniform = request.uniforms(1)[None].to(self.target.device)
             processing = self._processing(running)
-            self._cycle.prefill(slots, slot, request.prompt, sampling, uniform, processing)
+            self._runtime.prefill(slots, slot, request.prompt, sampling, uniform, processing)
             outcome = slots.outcome[slot].tolist()
         return self._deliver(slots, slot, running, outcome, verified=False)
 
@@ -202,15 +257,17 @@ class Decoder:
         if self._sampling is None:
             # Idle slots are greedy, so that they keep no one from the greedy path.
             params = [r.params if r else _IDLE for r in running]
-            self._sampling = Sampling.of(params, self.target.device)
+            self._sampling = slots.sampling.become(params)
         if not self._sampling.greedy:
             count = slots.uniforms.shape[1]
             idle = torch.zeros(count, dtype=torch.float64)
             slots.uniforms.copy_(torch.stack([r.uniforms(count) if r else idle for r in running]))
-        committed = max(len(r.prompt) + len(r.tokens) for r in running if r is not None)
+        # A cycle that started ahead may have committed what has not been delivered yet.
+        unseen = self.resolved.tree.shape.depth + 1
+        committed = max(len(r.prompt) + len(r.tokens) for r in running if r is not None) + unseen
         with torch.inference_mode(), self._blame():
             processing = self._processing(running)
-            self._cycle.run(slots, self._sampling, self._cycle.span(committed), processing)
+            self._runtime.run(slots, self._sampling, committed, processing)
 
     @staticmethod
     def _processing(running: Sequence[Request | None]) -> Processing | None:
@@ -255,12 +312,12 @@ class Decoder:
 
     def _allocate(self, requests: Sequence[Request]) -> Slots:
         """Return idle slots for these requests, allocating anew only where they do not fit."""
-        count = min(len(requests), self.spec.runtime.max_batch)
+        count = self._runtime.slots(len(requests), self.spec.runtime.max_batch)
         longest = max(len(r.prompt) + r.limit for r in requests)
         if self._slots is None or self._slots.root.shape[0] != count or self._capacity < longest:
-            capacity = min(-(-longest // _ROUND) * _ROUND, self.capacity)
+            rows = self._runtime.rows(longest, self.capacity)
             self._slots = None  # so that an interruption leaves nothing half allocated
-            self._slots, self._capacity = self._cycle.allocate(count, capacity), capacity
+            self._slots, self._capacity = self._runtime.allocate(count, rows), rows
         self._slots.active.zero_()
         self._slots.lengths.zero_()
         return self._slots

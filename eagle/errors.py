@@ -18,7 +18,9 @@ A message says what was wrong, where, and what would have been right.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any
 
 __all__ = [
     "AssetError",
@@ -37,7 +39,14 @@ __all__ = [
 
 
 class EagleError(Exception):
-    """Base of all errors raised by this library; the command line exits with status 2 on it."""
+    """Base of all errors raised by this library; the command line exits with status 2 on it.
+
+    Attributes:
+        results: if `Decoder.generate` raised it after some of its prompts were answered, the
+            `Result` of each of those, by the prompt's index; otherwise empty.
+    """
+
+    results: Mapping[int, Any] = MappingProxyType({})
 
 
 class SpecError(EagleError):

@@ -11,10 +11,18 @@ from pydantic import BaseModel, ValidationError
 
 from eagle.errors import nearest
 
-__all__ = ["KeyPath", "explain"]
+__all__ = ["KeyPath", "explain", "explain_value"]
 
 KeyPath = tuple[str | int, ...]
 """Where a value stands in a document: keys of mappings and indices of lists."""
+
+_OURS = {
+    "int_parsing": "should be a valid integer",
+    "int_parsing_size": "should be a valid integer",
+    "int_from_float": "should be a valid integer",
+    "float_parsing": "should be a valid number",
+}
+"""By pydantic's type of error, what is said where its own message tells of parsing."""
 
 
 def explain(
@@ -46,6 +54,12 @@ def explain(
     return {path: _join(texts, _value(data, path)) for path, texts in found.items()}
 
 
+def explain_value(error: ValidationError) -> str:
+    """Return one sentence for a value that stands by itself, under no key."""
+    items = error.errors(include_url=False)
+    return _join(list(dict.fromkeys(map(_sentence, items))), items[0]["input"])
+
+
 def _key_path(loc: KeyPath, kind: str, data: Any) -> tuple[KeyPath, bool]:
     """Return the keys in a pydantic location, and whether it also names branches of a union."""
     path: list[str | int] = []
@@ -69,12 +83,20 @@ def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
         return f"unknown key.{nearest(str(path[-1]), known)}{listed}"
     if item["type"] == "missing":
         return "is required but not given"
+    return _sentence(item)
+
+
+def _sentence(item: Any) -> str:
+    if item["type"] in _OURS:
+        return _OURS[item["type"]]
+    if item["type"] in ("string_too_short", "too_short") and item["ctx"]["min_length"] == 1:
+        return "should not be empty"
     message = str(item["msg"])
     for theirs, ours in (("an object", "a mapping"), ("valid array", "valid list")):
         message = message.replace(theirs, ours)  # the user wrote YAML, not JSON
     if item["type"] in ("value_error", "assertion_error"):
         return message.partition(", ")[2]
-    return message.replace("Input should", "should", 1)
+    return re.sub(r"^\w+ should", "should", message).replace(" after validation", "")
 
 
 def _join(sentences: list[str], value: Any) -> str:

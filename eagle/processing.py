@@ -62,7 +62,7 @@ class Processing:
             Scores of the same shape, float64 for float64 logits and float32 otherwise.
 
         Raises:
-            RequestError: a processor returned something else than scores.
+            RequestError: a processor raised, or returned something else than scores.
         """
         scores = _scores(logits)
         for slot, (text, processors) in self.slots.items():
@@ -99,7 +99,12 @@ def _scores(logits: Tensor) -> Tensor:
 
 def _apply(processors: Processors, ids: Tensor, scores: Tensor) -> Tensor:
     for processor in processors:
-        found = processor(ids, scores)
+        try:
+            found = processor(ids, scores)
+        except Exception as error:
+            raise RequestError(
+                f"the logits processor {_name(processor)} raised {type(error).__name__}: {error}"
+            ) from error
         if not isinstance(found, Tensor) or found.shape != scores.shape:
             what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise RequestError(

@@ -28,6 +28,7 @@ __all__ = [
     "Stats",
     "encode",
     "params_of_each",
+    "stop_tokens",
 ]
 
 FinishReason = Literal["stop", "length"]
@@ -182,6 +183,29 @@ def params_of_each(
         ) from error
 
 
+def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the stop strings that are special tokens, of which no text is made.
+
+    Args:
+        stops: strings that end a text.
+        tokenizer: the target's, or None.
+
+    Raises:
+        RequestError: a stop string holds a special token beside other text, which would never be
+            found.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}) if stops else {}
+    special = {token.content: number for number, token in added.items() if token.special}
+    for stop in stops:
+        held = [token for token in special if token in stop and stop not in special]
+        if held:
+            raise RequestError(
+                f"the stop string {stop!r} holds the special token {held[0]!r}, which is left out "
+                "of the text, so it would never be found; give the special token by itself"
+            )
+    return frozenset(special[stop] for stop in stops if stop in special)
+
+
 @dataclass
 class Request:
     """One prompt on its way: its tokens so far, its text, and its own source of randomness."""
@@ -199,6 +223,9 @@ class Request:
 
     def __post_init__(self) -> None:
         self._text = TextStream(self.tokenizer, self.params.stop)
+        self._ends = stop_tokens(self.params.stop, self.tokenizer)
+        if not self.params.ignore_eos:
+            self._ends |= self.eos
         self._generator = torch.Generator().manual_seed(self.params.seed)
         self._started = time.perf_counter()
         self._first = self._last = 0.0
@@ -211,6 +238,12 @@ class Request:
         """Return the next *count* uniforms of this request, float64 in [0, 1)."""
         return torch.rand(count, generator=self._generator, dtype=torch.float64)
 
+    def ends_with(self, tokens: Sequence[int]) -> bool:
+        """Return whether these tokens end the request, as far as their ids tell."""
+        if len(self.tokens) + len(tokens) >= self.limit:
+            return True
+        return not self._ends.isdisjoint(tokens)
+
     def deliver(self, tokens: Sequence[int], *, verified: bool = True) -> Event:
         """Take in the tokens of one cycle, up to the one that ends the request.
 
@@ -222,7 +255,7 @@ class Request:
         for number, token in enumerate(tokens):
             given.append(token)
             stopped = self._text.push(token, drafted=number < len(tokens) - 1)
-            if stopped or (token in self.eos and not self.params.ignore_eos):
+            if stopped or token in self._ends:
                 self.finish_reason = "stop"
             elif len(self.tokens) + len(given) >= self.limit:
                 self.finish_reason = "length"

@@ -282,7 +282,9 @@ class TrainableHead(DraftHead, Protocol):
             visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s.
 
         Returns:
-            States ``[B, T, S]``; entry t predicts the feature at position t + 1.
+            States ``[B, T, S]``; entry t predicts the feature at position t + 1. Where a state is
+            a feature and more, the feature is its first F numbers: they are what the regression
+            loss looks at, and what multi-step training and rank replay feed back.
         """
         ...
 

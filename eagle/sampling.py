@@ -6,13 +6,14 @@ It knows logits and numbers; it does not know where either comes from.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Annotated, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+
+from eagle.drawing import draw
 
 __all__ = ["Draws", "Sampling", "SamplingParams", "TargetProbs", "UniformDraws", "probabilities"]
 
@@ -71,6 +72,16 @@ class Sampling:
             greedy=all(p.temperature == 0 for p in params),
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1) for p in params),
         )
+
+    def become(self, params: Sequence[SamplingParams]) -> Sampling:
+        """Take on the parameters of other requests, as many, in the same tensors."""
+        return self.take(Sampling.of(params, "cpu"))
+
+    def take(self, new: Sampling) -> Sampling:
+        """Take on the values of another, of as many slots, in the same tensors."""
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            getattr(self, name).copy_(getattr(new, name))
+        return replace(self, greedy=new.greedy, filtered=new.filtered)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -163,19 +174,10 @@ class UniformDraws:
         return self._next(1)[:, 0] < probs
 
     def categorical(self, weights: Tensor) -> Tensor:
-        """See `Draws.categorical`; inverse transform on a float64 cumulative sum."""
-        total = weights.to(torch.float64).cumsum(-1)
+        """See `Draws.categorical` and `eagle.drawing.draw`."""
         width = weights.shape[1] if weights.dim() == 3 else 1
-        uniform = self._next(width).to(torch.float64).reshape(weights.shape[:-1])[..., None]
-        mass = total[..., -1:]
-        # right=True finds the first index whose cumulative mass exceeds the threshold; rounding
-        # up to the whole mass is undone by stepping one ulp below it.
-        threshold = torch.minimum(uniform * mass, torch.nextafter(mass, torch.zeros_like(mass)))
-        index = torch.searchsorted(total, threshold, right=True).clamp(max=total.shape[-1] - 1)
-        # That index has positive weight, unless the sum was taken in parallel: then its last bit
-        # may change where nothing is added. Such a hit, of probability 1e-16, goes elsewhere.
-        hit = weights.gather(-1, index) > 0
-        return index.where(hit, weights.argmax(-1, keepdim=True)).where(mass > 0, 0)[..., 0]
+        uniforms = self._next(width).to(torch.float64).reshape(weights.shape[:-1])
+        return draw(weights, uniforms)
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,7 @@ class TargetProbs:
         """Every slot is greedy, known on the host."""
         return self.sampling.greedy
 
-    @cached_property
+    @property
     def argmax(self) -> Tensor:
         """The most likely token at every node, int64 ``[B, N]``."""
         return self.logits.argmax(-1)

@@ -33,7 +33,7 @@ DEFAULT_STRATEGIES = {
     Role.FEATURES: "last-hidden",
     Role.HEAD: "eagle",
     Role.TREE: "static",
-    Role.ATTENTION: "sdpa",
+    Role.ATTENTION: "auto",
     Role.ACCEPTANCE: "speculative",
 }
 """The strategy of each role that a spec does not mention."""
@@ -94,14 +94,19 @@ class TargetSpec(_Model):
 
 
 class RuntimeSpec(_Model):
-    """How much the decoder allocates.
+    """How cycles are executed, and how much is allocated for them.
 
     Attributes:
+        compile: compile a cycle's phases; ``auto``: where cycles are captured.
+        cuda_graph: capture whole cycles as CUDA graphs and replay them; ``auto``: on CUDA, where
+            every component allows it.
         max_batch: slots, the most requests decoded at once.
         max_length: longest text of a slot, prompt and answer, in tokens; ``auto`` follows the
             requests up to what the target was made for.
     """
 
+    compile: bool | Literal["auto"] = "auto"
+    cuda_graph: bool | Literal["auto"] = "auto"
     max_batch: Annotated[int, Field(ge=1)] = 8
     max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 

@@ -110,7 +110,7 @@ def ancestor_mask(parents: Tensor, depth: int) -> Tensor:
 
     Args:
         parents: int64 ``[..., N]``, -1 for nodes without a parent.
-        depth: the largest depth of a node; further ancestors are not followed.
+        depth: the largest depth of a node, or more.
 
     Returns:
         bool ``[..., N, N]``, entry (i, j) True where j is i or an ancestor of i.
@@ -119,9 +119,13 @@ def ancestor_mask(parents: Tensor, depth: int) -> Tensor:
     [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 1]]
     """
     nodes = torch.arange(parents.shape[-1], device=parents.device)
-    mask = (nodes[:, None] == nodes).expand(*parents.shape, parents.shape[-1])
-    ancestor = parents
-    for _ in range(depth):
-        mask = mask | (ancestor[..., None] == nodes)
-        ancestor = parents.gather(-1, ancestor.clamp(min=0)).where(ancestor >= 0, -1)
+    # Who has no parent stands above itself, so that climbing from there leads nowhere else.
+    above = parents.where(parents >= 0, nodes)
+    mask = (nodes[:, None] == nodes) | (above[..., None] == nodes)
+    climbed = 1
+    while climbed < depth:
+        # What an ancestor sees, its descendant sees: each round doubles how far up that is.
+        mask = mask | mask.gather(-2, above[..., None].expand(mask.shape))
+        above = above.gather(-1, above)
+        climbed *= 2
     return mask

@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Without a GPU, Triton's kernels are interpreted; that is settled when triton is imported.
+os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
+
 from eagle.spec import DecoderSpec
 from eagle.testing import tiny_pair
 

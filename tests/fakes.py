@@ -113,7 +113,7 @@ def registry(**replaced: list[Strategy[Any]]) -> Registry:
             strategy("chain", Depth),
             strategy("none", laws=frozenset(), shape=shape),
         ],
-        "attention": [strategy("sdpa")],
+        "attention": [strategy("auto"), strategy("sdpa")],
         "acceptance": [strategy("speculative", laws=both)],
     }
     made = Registry()

@@ -12,6 +12,7 @@ TREES = [
     {"name": "static", "branching": [3, 2, 1]},
     {"name": "static", "tree": "reference-25"},
     {"name": "chain", "depth": 4},
+    {"name": "dynamic", "nodes": 20, "depth": 5, "top_k": 4},
 ]
 
 
@@ -20,7 +21,7 @@ def decoder(spec, pair):
     return Decoder.from_spec(spec(), target=pair[0])
 
 
-@pytest.mark.parametrize("tree", TREES, ids=["branching", "reference", "chain"])
+@pytest.mark.parametrize("tree", TREES, ids=["branching", "reference", "chain", "dynamic"])
 def test_greedy_tokens_are_those_of_transformers(tree, spec, pair):
     decoder = Decoder.from_spec(spec(tree=tree), target=pair[0])
     for prompt in PROMPTS:
@@ -133,7 +134,7 @@ def test_a_long_prompt_is_read_in_chunks(decoder, monkeypatch):
     prompt = [3 + i % 61 for i in range(130)]
     whole = decoder.generate(prompt, max_new_tokens=12, ignore_eos=True)
     for chunk in (64, 65, 129):
-        monkeypatch.setattr("eagle.cycle._PREFILL", chunk)
+        monkeypatch.setattr("eagle.cycle.PREFILL", chunk)
         assert decoder.generate(prompt, max_new_tokens=12, ignore_eos=True).tokens == whole.tokens
 
 
@@ -187,6 +188,40 @@ def test_nan_stops_with_an_error_and_not_with_text(spec, pair):
         weight.copy_(before)
 
 
+@pytest.fixture
+def poisoned(pair):
+    """A token that makes the target produce NaN."""
+    row = pair[0].model.get_input_embeddings().weight[50]
+    kept = row.clone()
+    row.fill_(torch.nan)
+    yield 50
+    row.copy_(kept)
+
+
+def test_a_prompt_that_fails_costs_no_finished_one_its_result(spec, pair, poisoned):
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": 2}), target=pair[0])
+    alone = decoder.generate(PROMPTS[0], max_new_tokens=8, ignore_eos=True)
+    with pytest.raises(NumericalError) as caught:
+        decoder.generate(
+            [PROMPTS[0], PROMPTS[1], [poisoned], PROMPTS[3]], max_new_tokens=8, ignore_eos=True
+        )
+    assert 0 in caught.value.results
+    assert set(caught.value.results) <= {0, 1}
+    assert caught.value.results[0].tokens == alone.tokens
+    assert not NumericalError("another").results
+
+
+def test_a_result_of_the_cycle_in_which_another_prompt_fails_is_kept(decoder):
+    def forbid(ids, scores):
+        return torch.full_like(scores, -torch.inf) if ids.shape[1] > len(PROMPTS[0]) else scores
+
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (9, 2)]
+    with pytest.raises(NumericalError, match="after 1 tokens of prompt 1 ") as caught:
+        decoder.generate(PROMPTS[:2], params, processors=[[forbid], None])
+    assert list(caught.value.results) == [1]
+    assert caught.value.results[1].tokens == decoder.generate(PROMPTS[1], params[1]).tokens
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_infinite_logits_are_an_error_too(temperature, spec, pair):
     decoder = Decoder.from_spec(spec(), target=pair[0])
@@ -229,6 +264,9 @@ def test_an_exception_in_a_cycle_names_the_plug_in(spec, pair, monkeypatch):
     monkeypatch.setattr(type(decoder.resolved.tree), "build", fail)
     with pytest.raises(PluginError, match=r"tree builder 'static'.*ZeroDivisionError: by a bug"):
         decoder.generate(PROMPTS[0])
+    with pytest.raises(PluginError) as caught:
+        decoder.generate([PROMPTS[0], [3, 4]], [SamplingParams(max_new_tokens=n) for n in (1, 9)])
+    assert list(caught.value.results) == [0], "it needed no cycle"
 
 
 def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):
@@ -255,6 +293,13 @@ def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):
 
 def test_slots_stay_at_their_addresses(decoder):
     decoder.generate(PROMPTS[0], max_new_tokens=4, ignore_eos=True)
-    before = {name: t.data_ptr() for name, t in vars(decoder._slots).items()}
+    before = addresses(decoder._slots)
     decoder.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
-    assert before == {name: t.data_ptr() for name, t in vars(decoder._slots).items()}
+    assert before == addresses(decoder._slots)
+    assert len(before) == 10
+
+
+def addresses(slots):
+    """Return where the tensors of slots are, their sampling parameters included."""
+    held = vars(slots) | vars(slots.sampling)
+    return {name: t.data_ptr() for name, t in held.items() if isinstance(t, torch.Tensor)}

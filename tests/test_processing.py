@@ -181,6 +181,17 @@ def test_refuses_what_are_no_processors(processors, message):
         processors_of_each(processors, 3)
 
 
+def test_a_processor_that_raises_is_named_and_costs_no_finished_result(decoder):
+    def careless(ids, scores):
+        raise ValueError("no such word")
+
+    params = [SamplingParams(max_new_tokens=count) for count in (1, 9)]
+    with pytest.raises(RequestError, match="careless raised ValueError: no such word") as caught:
+        decoder.generate(PROMPTS[:2], params, processors=[None, [careless]])
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert list(caught.value.results) == [0]
+
+
 @pytest.mark.parametrize("wrong", [None, torch.zeros(1)])
 def test_a_processor_that_returns_something_else_is_named(decoder, wrong):
     def careless(ids, scores):

@@ -47,7 +47,7 @@ def refused(error: type[SpecError], registry: Registry, target: object = None, *
 def test_an_empty_spec_means_the_defaults():
     spec = DecoderSpec()
     names = [spec.component(role).name for role in Role]
-    assert names == ["last-hidden", "eagle", "static", "sdpa", "speculative"]
+    assert names == ["last-hidden", "eagle", "static", "auto", "speculative"]
     assert (spec.target.model, spec.runtime.max_batch) == ("smollm2-135m-instruct", 8)
 
 
@@ -85,7 +85,7 @@ def test_shipped_specs_are_valid_and_described(name):
 
 
 def test_the_promised_specs_ship():
-    assert {"eagle", "eagle-reference", "chain", "plain"} <= set(shipped_specs())
+    assert {"eagle", "eagle-dynamic", "eagle-reference", "chain", "plain"} <= set(shipped_specs())
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_the_promised_specs_ship():
     [
         ("tre: chain", "my.yaml:1: tre: unknown key. Did you mean 'tree'?"),
         ("target:\n  modle: x", "my.yaml:2: target.modle: unknown key. Did you mean 'model'?"),
-        ("target: {model: ''}", "target.model: String should have at least 1 character"),
+        ("target: {model: ''}", "target.model: should not be empty"),
         ("target: {dtype: bf16}", "target.dtype: should be 'auto', 'float32', 'bfloat16' or"),
         ("target: {device: gpu}", "target.device: should be auto, cpu, cuda or cuda:N, not 'gpu'"),
         ("target: {device: 'cuda:'}", "target.device: should be auto, cpu, cuda or cuda:N"),

@@ -7,15 +7,12 @@ on the same machine. Prints nothing.
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-
+from eagle.bench.stock import stock_texts
 from eagle.decoder import Decoder
 from eagle.requests import Prompt, encode
 from eagle.sampling import SamplingParams
@@ -28,7 +25,6 @@ __all__ = [
     "Round",
     "Run",
     "compare",
-    "configured",
     "plain_decoder",
     "stock_generate",
 ]
@@ -220,7 +216,6 @@ def _run(decoder: Decoder, text: Sequence[int], params: SamplingParams) -> Run:
     return Run(result.tokens, result.stats.seconds, result.stats.cycles)
 
 
-@torch.inference_mode()
 def stock_generate(target: Target, text: Sequence[int], params: SamplingParams) -> Run:
     """Answer a prompt with transformers' own `generate`, its default cache, and nothing of ours.
 
@@ -229,49 +224,5 @@ def stock_generate(target: Target, text: Sequence[int], params: SamplingParams) 
         text: ids of the prompt.
         params: as for a decoder; the text ends at the same tokens and stop strings.
     """
-    from transformers import GenerationConfig
-
-    ends = [] if params.ignore_eos else sorted(target.eos_tokens)
-    options: dict[str, Any] = {
-        "max_new_tokens": params.max_new_tokens,
-        "do_sample": params.temperature > 0,
-        "eos_token_id": ends or None,
-        "pad_token_id": ends[0] if ends else None,
-    }
-    if params.temperature > 0:
-        # top_k has a default there, which 0 turns off.
-        options |= {"temperature": params.temperature, "top_k": params.top_k}
-        options |= {"top_p": params.top_p, "min_p": params.min_p or None}
-    if params.stop:
-        options["stop_strings"] = list(params.stop)
-    ids = torch.tensor([list(text)], device=target.device)
-    tokenizer = target.tokenizer if params.stop else None
-    with (
-        target.stock() as model,
-        configured(model, GenerationConfig(**options)),
-        _seeded(target, params.seed),
-    ):
-        started = time.perf_counter()
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), tokenizer=tokenizer)
-        tokens = out[0, ids.shape[1] :].tolist()
-        seconds = time.perf_counter() - started
-    return Run(tuple(tokens), seconds)
-
-
-@contextmanager
-def configured(model: Any, config: Any) -> Iterator[None]:
-    """Let a generation config stand alone: `generate` fills what it lacks from the model's."""
-    kept, model.generation_config = model.generation_config, config
-    try:
-        yield
-    finally:
-        model.generation_config = kept
-
-
-@contextmanager
-def _seeded(target: Target, seed: int) -> Iterator[None]:
-    """Seed the global generators, which `generate` draws from, and put them back."""
-    devices = [target.device] if target.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
+    (tokens,), seconds = stock_texts(target, [text], params)
+    return Run(tokens, seconds)

@@ -7,12 +7,11 @@ cannot excuse itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from eagle.bench.compare import configured
+from eagle.bench.stock import configured, left_padded, until_end
 from eagle.target import Target
 
 __all__ = ["cached_passes", "full_pass", "stock_answers"]
@@ -58,7 +57,7 @@ def cached_passes(
 
     device = target.device
     rows = torch.tensor(owner, device=device)
-    ids, mask = _left_padded([prompt[:-1] for prompt in prompts], device)
+    ids, mask = left_padded([prompt[:-1] for prompt in prompts], device)
     lengths = mask.sum(1)
     with target.stock() as model:
         cache = DynamicCache(config=model.config)
@@ -113,7 +112,7 @@ def stock_answers(
     answers: list[tuple[int, ...]] = []
     for start in range(0, len(prompts), batch):
         some, most = prompts[start : start + batch], limits[start : start + batch]
-        ids, mask = _left_padded(some, target.device)
+        ids, mask = left_padded(some, target.device)
         config = GenerationConfig(
             max_new_tokens=max(most),
             do_sample=False,
@@ -123,24 +122,6 @@ def stock_answers(
         with target.stock() as model, configured(model, config):
             out = model.generate(ids, attention_mask=mask)
         for tokens, limit in zip(out[:, ids.shape[1] :].tolist(), most, strict=True):
-            answers.append(_until(tokens[:limit], target.eos_tokens))
+            answers.append(until_end(tokens[:limit], target.eos_tokens))
         progress(len(some))
     return answers
-
-
-def _until(tokens: Sequence[int], ends: frozenset[int]) -> tuple[int, ...]:
-    """Return the tokens up to the first that ends a text, that one included."""
-    stop = next((place + 1 for place, token in enumerate(tokens) if token in ends), len(tokens))
-    return tuple(tokens[:stop])
-
-
-def _left_padded(texts: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Return ids and mask, int64 ``[P, L]`` both."""
-    longest = max(len(text) for text in texts)
-    ids = [[0] * (longest - len(text)) + list(text) for text in texts]
-    mask = [[0] * (longest - len(text)) + [1] * len(text) for text in texts]
-    shape = (len(texts), longest)
-    return (
-        torch.tensor(ids, dtype=torch.int64, device=device).view(shape),
-        torch.tensor(mask, dtype=torch.int64, device=device).view(shape),
-    )

@@ -21,7 +21,8 @@ def read_prompts(path: Path) -> list[str]:
         DataError: it cannot be read, holds no prompt, or a line is not what it should be.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text") from error
     except OSError as error:

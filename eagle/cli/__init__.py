@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import chat, console, data, generate, plugins, spec, train, tree, verify
+from eagle.cli import bench, chat, console, data, generate, plugins, spec, train, tree, verify
 
 __all__ = ["main"]
 
@@ -53,8 +53,9 @@ def _commands() -> None:
     app.command(epilog=verify.EXAMPLES)(verify.verify)
     app.command(epilog=plugins.EXAMPLES)(plugins.plugins)
     app.add_typer(spec.app, name="spec")
-    app.command(epilog=train.EXAMPLES)(train.train)
+    app.add_typer(train.app, name="train")
     app.add_typer(data.app, name="data")
+    app.add_typer(bench.app, name="bench")
 
 
 _commands()

@@ -85,11 +85,25 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     return status if isinstance(status, int) else 0
 
 
+def _of_option(error: Exception) -> str | None:
+    """Return what is wrong with an option's value, where pydantic found it for typer."""
+    if not (hasattr(error, "param") and hasattr(error.__cause__, "errors")):
+        return None
+    from pydantic import ValidationError
+
+    from eagle.explain import explain_value
+
+    cause, options = error.__cause__, getattr(error.param, "opts", None)
+    if not isinstance(cause, ValidationError) or not options:
+        return None
+    return f"{options[0]}: {explain_value(cause)}"
+
+
 def _explain(error: Exception) -> int:
     # Typer carries its own copy of click, and earlier versions use the real one: what they have
     # in common is this method.
     if hasattr(error, "format_message"):
-        fail(error.format_message())
+        fail(_of_option(error) or error.format_message())
         if context := getattr(error, "ctx", None):
             err.print(f"Try '{context.command_path} --help'.", style="dim", soft_wrap=True)
         return USER_ERROR

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from eagle.cli import console
-from eagle.cli.options import Overrides
+from eagle.cli import console, regenerate
+from eagle.cli.options import ConfigOverrides
 
 if TYPE_CHECKING:
     from eagle.train.corpus import Corpus
@@ -18,9 +18,12 @@ app = typer.Typer(
     **console.GROUP,
     help="Make and look at training text.",
     epilog=console.examples(
-        "eagle data prepare eagle-smollm2 --out text.npz", "eagle data inspect tiny"
+        "eagle data prepare eagle-smollm2 --out text.npz",
+        "eagle data inspect tiny",
+        "eagle data regenerate sharegpt --out answers.jsonl",
     ),
 )
+app.command(epilog=regenerate.EXAMPLES)(regenerate.regenerate)
 
 Config = Annotated[
     str, typer.Argument(metavar="CONFIG", help="A training config, or a shipped recipe's name.")
@@ -36,16 +39,16 @@ def _root(context: typer.Context) -> None:
 def prepare(
     config: Config,
     out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
-    set_: Overrides = None,
+    set_: ConfigOverrides = None,
 ) -> None:
     """Tokenise the conversations of a training config into one file.
 
     It can be carried to another machine and used with --set data.packed=FILE: about one byte for
     each token. No weight is loaded.
     """
-    from eagle.train.config import load_train_spec
     from eagle.train.journal import say
     from eagle.train.prepare import make_corpus
+    from eagle.train.recipe import load_train_spec
 
     corpus = make_corpus(load_train_spec(config, set_ or ()), say)
     corpus.save(out)
@@ -55,7 +58,7 @@ def prepare(
 @app.command(epilog=console.examples("eagle data inspect tiny --sample 2"))
 def inspect(
     config: Config,
-    set_: Overrides = None,
+    set_: ConfigOverrides = None,
     sample: Annotated[
         int, typer.Option("--sample", metavar="N", help="Which conversation to show, from 0.")
     ] = 0,
@@ -65,10 +68,10 @@ def inspect(
 ) -> None:
     """Show counts, lengths, the share of tokens with a loss, and a sample with those in green."""
     from eagle import loading
-    from eagle.train.config import load_train_spec
     from eagle.train.corpus import Corpus
     from eagle.train.journal import say
     from eagle.train.prepare import make_corpus
+    from eagle.train.recipe import load_train_spec
 
     spec = load_train_spec(config, set_ or ())
     corpus = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
@@ -37,7 +38,7 @@ __all__ = [
     "TopP",
     "figures",
     "load_decoder",
-    "require_words",
+    "read_prompt",
     "sampling_params",
     "warn_if_lossy",
     "working",
@@ -109,16 +110,25 @@ def sampling_params(**given: Any) -> SamplingParams:
         raise RequestError(f"{option}: {problem}") from error
 
 
-def require_words(prompt: str, *, raw: bool) -> None:
-    """Refuse an empty prompt before anything is loaded for it.
+def read_prompt(prompt: str, *, raw: bool) -> str:
+    """Return a prompt, read from standard input where it is given as ``-``.
 
     Raises:
-        RequestError: there is nothing to answer; with *raw*, nothing to continue.
+        RequestError: it is no text, or empty: there is nothing to answer or, with *raw*, nothing
+            to continue. Known before anything is loaded for it.
     """
     from eagle.errors import RequestError
 
+    if prompt == "-":
+        try:
+            prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
+        except UnicodeDecodeError as error:
+            raise RequestError(
+                f"the prompt on standard input is not UTF-8 text (byte {error.start})"
+            ) from error
     if not (prompt if raw else prompt.strip()):
         raise RequestError("the prompt is empty; give at least one word")
+    return prompt
 
 
 def load_decoder(

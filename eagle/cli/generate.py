@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,7 +24,7 @@ from eagle.cli.decoding import (
     TopP,
     figures,
     load_decoder,
-    require_words,
+    read_prompt,
     sampling_params,
     warn_if_lossy,
     working,
@@ -86,14 +85,22 @@ def generate(
         ),
     ] = None,
     repeats: Annotated[
-        int, typer.Option("--repeats", metavar="N", min=1, help="With --compare: rounds a prompt.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--repeats",
+            metavar="N",
+            min=1,
+            help="With --compare: rounds a prompt; 1 by default.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Answer a prompt, as the target would, in fewer passes.
 
     The answer goes to stdout as it comes, and one line of figures to stderr.
     """
     texts = _prompts(prompt, prompts, compare=compare, raw=raw)
+    _refuse_idle_repeats(repeats, compare=compare)
     params = sampling_params(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -109,7 +116,7 @@ def generate(
     if prompts is None:
         answer = _stream(decoder, texts[0], params, raw=raw, show=not as_json)
         console.err.print(figures(answer.stats), style="dim", soft_wrap=True)
-    comparison = _compare(decoder, texts, params, repeats, raw=raw) if compare else None
+    comparison = _compare(decoder, texts, params, repeats or 1, raw=raw) if compare else None
     if as_json:
         console.emit_json(_describe(decoder, answer, comparison))
     elif comparison is not None:
@@ -133,20 +140,14 @@ def _prompts(prompt: str | None, file: Path | None, *, compare: bool, raw: bool)
         raise RequestError(
             "the prompt is missing; give what to answer, or - to read it from standard input"
         )
-    text = _standard_input() if prompt == "-" else prompt
-    require_words(text, raw=raw)
-    return [text]
+    return [read_prompt(prompt, raw=raw)]
 
 
-def _standard_input() -> str:
+def _refuse_idle_repeats(repeats: int | None, *, compare: bool) -> None:
     from eagle.errors import RequestError
 
-    try:
-        return sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise RequestError(
-            f"the prompt on standard input is not UTF-8 text (byte {error.start})"
-        ) from error
+    if repeats is not None and not compare:
+        raise RequestError("--repeats goes with --compare only; leave it out, or add that")
 
 
 def _stream(

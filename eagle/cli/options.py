@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Json", "Overrides", "SpecName"]
+__all__ = ["ConfigOverrides", "Json", "Overrides", "SpecName"]
 
 Overrides = Annotated[
     list[str] | None,
@@ -14,6 +14,17 @@ Overrides = Annotated[
         "--set",
         metavar="KEY=VALUE",
         help="Set a key of the spec, as in tree.depth=3; may be repeated.",
+        show_default=False,
+    ),
+]
+
+ConfigOverrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the training config, its path joined by dots and its value in YAML, "
+        "as in optimizer.lr=5e-4 or max_seconds=null; may be repeated.",
         show_default=False,
     ),
 ]

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from eagle.cli import console
 from eagle.cli.options import Json, Overrides, SpecName
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer(
     **console.GROUP,
@@ -44,10 +49,14 @@ def list_specs(as_json: Json = False) -> None:
 def show(spec: SpecName, set_: Overrides = None) -> None:
     """Print a spec as it was written or, with --set, in full with the overrides applied."""
     from eagle.document import dump
-    from eagle.spec import load_spec
+    from eagle.registry import default_registry
+    from eagle.spec import load_spec, resolve
 
     loaded = load_spec(spec, set_ or ())
-    text = dump(loaded.model_dump(mode="json")) if set_ else loaded.document.text
+    text = loaded.document.text
+    if set_:
+        resolve(loaded, default_registry())  # what is printed in full should be a valid spec
+        text = dump(loaded.model_dump(mode="json"))
     console.out.out(text.rstrip("\n"))
 
 
@@ -57,12 +66,19 @@ def show(spec: SpecName, set_: Overrides = None) -> None:
     )
 )
 def check(spec: SpecName, set_: Overrides = None) -> None:
-    """Check a spec: keys, values, strategies, and whether they go together. Loads no weights."""
+    """Check a spec: keys, values, strategies, and whether they go together. Loads no weights.
+
+    What is `auto` in it is described as it would run on this machine.
+    """
     from eagle.registry import default_registry
-    from eagle.roles import Role
+    from eagle.roles import BuildContext, Role
     from eagle.spec import load_spec, resolve
 
-    resolved = resolve(load_spec(spec, set_ or ()), default_registry())
+    loaded = load_spec(spec, set_ or ())
+    resolve(loaded, default_registry())  # a mistake should show before transformers is imported
+    device = _device(loaded.target.device)
+    context = BuildContext(device=device, folder=loaded.folder)
+    resolved = resolve(loaded, default_registry(), context)
     shape = resolved.tree.shape
     parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in Role)
     console.out.out(f"{spec}: valid")
@@ -70,8 +86,20 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
     console.out.out(
         f"  {'lossless' if resolved.lossless else 'changes the output distribution'}, "
         f"tree nodes: {shape.nodes}, drafted levels: {shape.depth}, "
-        f"cycle {'free of' if resolved.capturable else 'with'} host reads"
+        f"cycle {'free of' if resolved.capturable else 'with'} host reads, "
+        + (f"on {device}" if device else f"for {loaded.target.device}, which is not here")
     )
+
+
+def _device(name: str) -> torch.device | None:
+    """Return the device of a spec, or None for one that only another machine has."""
+    from eagle.errors import TargetError
+    from eagle.target import resolve_device
+
+    try:
+        return resolve_device(name)
+    except TargetError:
+        return None
 
 
 @app.command(epilog=console.examples("eagle spec schema > eagle-spec.schema.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ from eagle.cli.decoding import (
     TopK,
     TopP,
     load_decoder,
-    require_words,
+    read_prompt,
     sampling_params,
     warn_if_lossy,
 )
@@ -43,7 +44,12 @@ _SHOWN = 60  # characters of the text before the root that are shown
 
 
 def tree(
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What to answer.")],
+    prompt: Annotated[
+        str,
+        typer.Argument(
+            metavar="PROMPT | -", help="What to answer; - reads it from standard input."
+        ),
+    ],
     cycle: Annotated[
         int, typer.Option("--cycle", metavar="K", min=1, help="Which cycle, from 1.")
     ] = 1,
@@ -69,7 +75,7 @@ def tree(
     A candidate's draft probability is the draft head's, given the node above it; its target
     probability is the target's. Both are at the request's temperature, or at 1 where that is 0.
     """
-    require_words(prompt, raw=raw)
+    prompt = read_prompt(prompt, raw=raw)
     params = sampling_params(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
     )
@@ -117,13 +123,20 @@ def _text(decoder: Decoder, token: int) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file that is there as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; the error names the file itself.
+    """
+    staged = path.parent / f".{path.name}.{os.getpid()}"
     try:
         staged.write_text(text, encoding="utf-8")
         os.replace(staged, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):
+            staged.unlink(missing_ok=True)
 
 
 def _describe(decoder: Decoder, traced: TracedCycle, cycle: int, text: str) -> dict[str, Any]:

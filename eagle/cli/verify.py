@@ -132,7 +132,7 @@ def verify(
     from eagle.bench.verify import verify_greedy, verify_sampled
 
     found: Identity | Sampled
-    with _bar() as progress:
+    with progress_bar() as progress:
         if temperature == 0:
             found = verify_greedy(
                 decoder, texts, max_new_tokens=params.max_new_tokens, progress=progress
@@ -181,7 +181,7 @@ def _prompts(file: Path | None, limit: int | None, alpha: float) -> list[str]:
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
+def progress_bar() -> Iterator[Progress]:
     """Show on stderr how far a measurement is, on a terminal only."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar

@@ -42,12 +42,13 @@ def decoder_distribution(
 ) -> list[dict[Text, float]]:
     """Return, for each prompt, the probability of every text of some tokens that comes out."""
     cycle = decoder._cycle
-    draws = cycle.draws
+    draws, compiled = cycle.draws, cycle.compiled
+    cycle.compiled = {}  # an oracle is asked on the host
     try:
         with torch.inference_mode():
             return _World(cycle, prompts, params, processors, tokens, slots).distributions()
     finally:
-        cycle.draws = draws
+        cycle.draws, cycle.compiled = draws, compiled
         decoder._slots = None  # the caches were allocated for other slots
 
 
@@ -215,10 +216,10 @@ class _World:
         for slot, index in enumerate(owner):
             prompt, first = starts[index]
             self._prefill(slot, prompt, EnumeratingDraws(torch.tensor([[first]])))
-        begin = {name: tensor.clone() for name, tensor in vars(self.slots).items()}
+        begin = [tensor.clone() for tensor in self.slots.carried]
         while any(work):
-            for name, tensor in vars(self.slots).items():
-                tensor.copy_(begin[name])
+            for tensor, kept in zip(self.slots.carried, begin, strict=True):
+                tensor.copy_(kept)
             self._follow([work[index] for index in owner])
 
     def _queue(self, key: Key, script: Tensor, work: Work) -> None:

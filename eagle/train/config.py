@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from eagle.document import Document
-from eagle.errors import SpecError, nearest
 from eagle.spec import ComponentSpec, DecoderSpec, TargetSpec
 
 __all__ = [
@@ -20,8 +18,6 @@ __all__ = [
     "OptimizerSpec",
     "SourceSpec",
     "TrainSpec",
-    "load_train_spec",
-    "shipped_train_specs",
 ]
 
 Count = Annotated[int, Field(ge=1)]
@@ -36,17 +32,26 @@ class _Model(BaseModel):
 
 
 class SourceSpec(_Model):
-    """Where conversations come from.
+    """Where conversations, or plain texts, come from.
 
     Attributes:
-        path: a file, or the name of an embedded dataset (`sharegpt`).
+        path: a file, a folder of files, the name of an embedded dataset (`sharegpt`), or the id
+            ``OWNER/NAME`` of a dataset on the Hugging Face Hub.
         format: ``sharegpt`` (a JSON list of ``{"conversations": [{"from", "value"}]}``),
-            ``messages`` (a JSON object ``{"messages": [{"role", "content"}]}`` on each line), or
-            ``auto``: by the file's suffix.
+            ``messages`` (a JSON object ``{"messages": [{"role", "content"}]}`` on each line),
+            ``text`` (a file that is one text, or ``{"text": "..."}`` on each line or in each row),
+            ``dataset`` (parquet, arrow or JSON lines, as `datasets` keeps them, or a Hub id), or
+            ``auto``: by suffix and by what a record holds.
+        split: of a dataset: which part, by default ``train`` where it has parts.
+        subset: of a dataset on the Hub: which of its configurations.
+        revision: of a dataset on the Hub.
     """
 
     path: Annotated[str, Field(min_length=1)]
-    format: Literal["auto", "sharegpt", "messages"] = "auto"
+    format: Literal["auto", "sharegpt", "messages", "text", "dataset"] = "auto"
+    split: str | None = None
+    subset: str | None = None
+    revision: str | None = None
 
 
 class DataSpec(_Model):
@@ -59,6 +64,13 @@ class DataSpec(_Model):
         limit: at most this many conversations, for trials.
         max_length: longest conversation in tokens; what is behind is cut.
         length: tokens of a packed row. Attention never crosses from one conversation to another.
+        repack: cut the rows anew in every epoch, or once, each epoch having them in an order of
+            its own. By default anew, but for cached features, which belong to rows.
+        features: of the target: computed ``on-the-fly`` in every step, or ``cached``: once for
+            every row, in files that are read from then on.
+        cache: folder of cached features; by default ``features`` in the run's folder. Runs with
+            the same target and text may share one.
+        cache_limit: GiB that cached features may take; a run that needs more is refused.
         heldout: share of conversations that is never trained on.
         seed: of the held-out choice and of the order of the conversations.
     """
@@ -68,8 +80,25 @@ class DataSpec(_Model):
     limit: Count | None = None
     max_length: Count = 8192
     length: Annotated[int, Field(ge=4)] = 1024
+    repack: bool | None = None
+    features: Literal["on-the-fly", "cached"] = "on-the-fly"
+    cache: Annotated[str, Field(min_length=1)] | None = None
+    cache_limit: Positive = 64.0
     heldout: Share = 0.01
     seed: Seed = 0
+
+    @property
+    def repacked(self) -> bool:
+        """Whether rows are cut anew in every epoch."""
+        return self.features == "on-the-fly" if self.repack is None else self.repack
+
+    @model_validator(mode="after")
+    def _cached_rows_stay(self) -> DataSpec:
+        if self.repack and self.features == "cached":
+            raise ValueError(
+                "repack should be false with cached features, which belong to rows that stay"
+            )
+        return self
 
 
 class LossSpec(_Model):
@@ -78,15 +107,33 @@ class LossSpec(_Model):
     Attributes:
         feature: weight of the regression loss (arXiv 2401.15077, section 3.2: 1).
         token: weight of the classification loss (the same: 0.1).
-        chunk: positions whose logits are in memory at once.
+        levels: how many levels deep the head drafts from its own predictions in training. 1, the
+            paper's, feeds it true features only; more is the multi-step training of HASS (arXiv
+            2408.15766) and of EAGLE-3's training-time test (arXiv 2503.01840).
+        level_decay: weight of each level relative to the one above it. The total is the weighted
+            mean over levels, so that its size does not depend on their number.
+        top_k: K of HASS's distillation loss (section 3.1), the cross entropy over the target's K
+            most likely tokens alone, or null. HASS: 10.
+        top_k_weight: its weight. HASS: 1.
+        chunk: positions whose logits are in memory at once, each level's and the target's.
         recompute: make each chunk's logits again for the backward pass instead of keeping them:
             less memory, about a quarter more time.
     """
 
     feature: Weight = 1.0
     token: Weight = 0.1
+    levels: Annotated[int, Field(ge=1, le=16)] = 1
+    level_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count | None = None
+    top_k_weight: Weight = 1.0
     chunk: Count = 2048
     recompute: bool = True
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """How much each level counts; they add up to 1."""
+        weights = [self.level_decay**level for level in range(self.levels)]
+        return tuple(weight / sum(weights) for weight in weights)
 
     @model_validator(mode="after")
     def _something_is_learned(self) -> LossSpec:
@@ -100,8 +147,8 @@ class NoiseSpec(_Model):
 
     Attributes:
         uniform: amplitude a of the noise, drawn from U(-a, a).
-        scaling: ``none``, or ``length``: times 512 / (length of the row), as the reference
-            implementation does.
+        scaling: ``none``, or ``length``: times 512 / (tokens of the text), as the reference
+            implementation does; a text that is cut in two by the end of a row counts as two.
     """
 
     uniform: Weight = 0.1
@@ -123,6 +170,8 @@ class OptimizerSpec(_Model):
             depends on the clock, and cannot be repeated exactly.
         clip_norm: largest norm of the gradient, or null.
         clip_value: largest absolute value of a gradient's element, or null.
+        ema: decay of an exponential moving average of the weights, 0.999 say, or null. Where there
+            is one, it is what is measured and saved.
     """
 
     lr: Positive = 1e-3
@@ -134,6 +183,7 @@ class OptimizerSpec(_Model):
     seconds: Positive | None = None
     clip_norm: Positive | None = 0.5
     clip_value: Positive | None = None
+    ema: Share | None = None
 
 
 class EvaluationSpec(_Model):
@@ -177,12 +227,16 @@ class TrainSpec(_Model):
         start: ``fresh`` weights, or those of the ``checkpoint`` that the head's settings name.
         steps: optimizer steps. Null: as many as `epochs` has.
         epochs: passes over the training text.
-        batch: rows in a step.
+        batch: rows that a process takes at once.
+        accumulate: batches whose gradients are added up for one step; the loss is the mean over
+            all entries of a step, so this, `batch` and the number of processes can make up for
+            each other.
         compile: compile target, head and loss; ``auto``: on CUDA.
         log_every: steps between lines of the log.
         save_every: steps between checkpoints; one is always made at the end.
         max_seconds: end this process's training after so long, as if all steps were done, but so
             that it can be resumed.
+        tensorboard: write the log for TensorBoard too; ``auto``: where it is installed.
         seed: of weights and noise.
         output: folder of the run.
     """
@@ -199,10 +253,12 @@ class TrainSpec(_Model):
     steps: Count | None = None
     epochs: Positive = 3.0
     batch: Count = 16
+    accumulate: Count = 1
     compile: bool | Literal["auto"] = "auto"
     log_every: Count = 10
     save_every: Count = 500
     max_seconds: Positive | None = None
+    tensorboard: bool | Literal["auto"] = "auto"
     seed: Seed = 0
     output: Annotated[str, Field(min_length=1)] = "runs/eagle"
 
@@ -233,50 +289,23 @@ class TrainSpec(_Model):
         path = self._document.folder / Path(name).expanduser()
         return path if path.exists() else Path(name).expanduser()
 
-    def identity(self) -> dict[str, Any]:
-        """Return what a resumed run must share with the one it goes on from."""
+    def rows(self, processes: int = 1) -> int:
+        """Return the rows of a step."""
+        return self.batch * self.accumulate * processes
+
+    def identity(self, processes: int = 1) -> dict[str, Any]:
+        """Return what a resumed run must share with the one it goes on from.
+
+        Args:
+            processes: that train together. Their number may change where a step's rows do not.
+        """
         fixed = ("target", "features", "head", "start", "data", "loss", "noise", "batch", "seed")
         dumped = self.model_dump(mode="json", include=set(fixed))
         # Where the text lies may change between machines; what it holds is compared by digest.
-        dumped["data"] = {k: dumped["data"][k] for k in ("length", "seed")}
+        dumped["data"] = {k: dumped["data"][k] for k in ("length", "heldout", "seed")}
+        dumped["data"]["repack"] = self.data.repacked
         dumped["target"] = {"model": Path(self.target.model).name}
+        dumped["batch"] = self.rows(processes)
         for key in ("chunk", "recompute"):
             del dumped["loss"][key]
         return dumped
-
-
-def shipped_train_specs() -> dict[str, Path]:
-    """Return the files of the training specs that come with the package, by name."""
-    from importlib import resources
-
-    folder = Path(str(resources.files("eagle.specs"))) / "train"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def load_train_spec(spec: str | Path, overrides: Sequence[str] = ()) -> TrainSpec:
-    """Read a training spec.
-
-    Args:
-        spec: path of a YAML file, or name of a shipped spec.
-        overrides: ``path.to.key=value`` each, values in YAML.
-
-    Raises:
-        SpecError: there is no such file, it is not YAML, or a key or value is wrong.
-    """
-    shipped = shipped_train_specs()
-    path = Path(spec).expanduser()
-    if str(spec) in shipped:
-        found = Document.read(shipped[str(spec)])
-        # Nobody means the installed package's folder by a relative path.
-        document = Document(str(spec), found.data, found.places)
-    elif path.is_file() or path.suffix in (".yaml", ".yml"):
-        document = Document.read(path)
-    else:
-        raise SpecError(
-            f"no training spec is named {str(spec)!r}, and there is no such file."
-            f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
-        )
-    document = document.override(overrides, {"features": "last-hidden", "head": "eagle"})
-    loaded = document.validate(TrainSpec, document.data)
-    loaded._document = document
-    return loaded

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eagle.errors import DataError
@@ -27,6 +29,7 @@ from eagle.train.replay import Replay
 __all__ = ["Answer", "answer", "file_prompts", "heldout_prompts", "replay_answers"]
 
 RANK_CHUNK = 2048  # positions whose logits are in memory at once
+_OPENING = 64  # tokens of a plain text that are its prompt
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
         DataError: the file cannot be read or has another shape.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         turns = [json.loads(line)["turns"][0] for line in lines[:limit]]
     except OSError as error:
         raise DataError(f"the prompts {path} cannot be read: {error}") from error
@@ -68,11 +72,13 @@ def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
 
 
 def heldout_prompts(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
-    """Return the beginnings, up to the first answer, of held-out conversations."""
+    """Return the beginnings of held-out texts: up to the first answer, or some of a plain text."""
     prompts: list[list[int]] = []
     for number in numbers:
         tokens, answers = corpus.text(number)
-        if len(prompts) < limit and answers.any() and (first := int(answers.argmax())) > 0:
+        # Only a plain text starts with what counts as an answer.
+        first = int(answers.argmax()) or min(_OPENING, len(tokens) // 2)
+        if len(prompts) < limit and answers.any() and first > 0:
             prompts.append(tokens[:first].tolist())
     return prompts
 
@@ -141,9 +147,10 @@ def replay_answers(
         with torch.no_grad():
             true, _ = features(tokens, positions, visible)
             ahead = tokens.roll(-1, dims=1)
-            states = level_states(head, ahead, true, positions, visible, levels)
-            for row, i in enumerate(part):
-                replays[i] = Replay(_ranks(states, row, answers[i], head.logits).numpy())
+            states = level_states(head.train_states, ahead, true, positions, visible, levels)
+            found = _ranks(states, [answers[i] for i in part], head.logits)
+        for i, ranks in zip(part, found, strict=True):
+            replays[i] = Replay(ranks)
     return [replays[i] for i in range(len(answers))]
 
 
@@ -174,20 +181,34 @@ def _padded(part: Sequence[Answer], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _ranks(
-    states: Sequence[Tensor], row: int, one: Answer, logits: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return int64 ``[D, m]``; see `Replay.ranks`."""
-    first, length = len(one.prompt), len(one.answer)
-    said = torch.tensor(one.answer, device=states[0].device)
-    ranks = torch.zeros(len(states), length, dtype=torch.int64)
+    states: Sequence[Tensor], part: Sequence[Answer], logits: Callable[[Tensor], Tensor]
+) -> list[NDArray[np.int64]]:
+    """Return int64 ``[D, m]`` for each answer; see `Replay.ranks`."""
+    device = states[0].device
+    ranks = [np.zeros((len(states), len(one.answer)), dtype=np.int64) for one in part]
     for level, state in enumerate(states):
-        roots = length - 1 - level  # further roots have no true token so far down
-        for start in range(0, roots, RANK_CHUNK):
-            stop = min(start + RANK_CHUNK, roots)
-            # The root at answer token i is drafted from the entry one before it in the text.
-            entries = slice(first + start + level - 1, first + stop + level - 1)
-            scores = logits(state[row : row + 1, entries])[0].float()
-            true = said[start + level + 1 : stop + level + 1]
-            own = scores.gather(-1, true[:, None])
-            ranks[level, start:stop] = (scores > own).sum(-1).cpu()
+        # Further roots have no true token so far down.
+        roots = [max(0, len(one.answer) - 1 - level) for one in part]
+        if not any(roots):
+            break
+        # The root at answer token i is drafted from the entry one before it in the text.
+        entries = [
+            torch.arange(count) + (row * state.shape[1] + len(one.prompt) + level - 1)
+            for row, (one, count) in enumerate(zip(part, roots, strict=True))
+        ]
+        true = [
+            torch.tensor(one.answer[level + 1 : level + 1 + count], dtype=torch.int64)
+            for one, count in zip(part, roots, strict=True)
+        ]
+        chosen = state.flatten(0, 1)[torch.cat(entries).to(device)]
+        wanted = torch.cat(true).to(device)[:, None]
+        found = []
+        for start in range(0, len(wanted), RANK_CHUNK):
+            chunk = slice(start, start + RANK_CHUNK)
+            scores = logits(chosen[None, chunk])[0].float()
+            found.append((scores > scores.gather(-1, wanted[chunk])).sum(-1))
+        # One wait for the device per level and batch, not per answer.
+        by_answer = np.split(torch.cat(found).cpu().numpy(), np.cumsum(roots)[:-1])
+        for mine, count, values in zip(ranks, roots, by_answer, strict=True):
+            mine[level, :count] = values
     return ranks

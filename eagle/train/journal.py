@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar on stderr and one JSON object a line in a file.
+"""What a run tells: a progress bar on stderr, one JSON object a line in a file, and TensorBoard.
 
 Knows numbers and their names, not where they come from.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,12 +17,41 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["Journal", "say"]
+from eagle.errors import SpecError
+
+__all__ = ["Journal", "replace_text", "require_tensorboard", "say"]
 
 
 def say(message: str) -> None:
     """Print a line on stderr."""
     Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def require_tensorboard() -> Any:
+    """Return TensorBoard's writer.
+
+    Raises:
+        SpecError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SpecError(
+            "tensorboard: true needs TensorBoard, which is not installed; run "
+            "pip install 'eagle-decoding[tensorboard]', or leave it out"
+        ) from error
+    return SummaryWriter
 
 
 class Journal:
@@ -31,12 +62,18 @@ class Journal:
         step: steps that are done already; lines behind them, of a run that was killed after its
             last checkpoint, are taken out, so that the file reads as if it had never stopped.
         total: steps of the whole run.
+        tensorboard: write the same figures for TensorBoard, into a folder ``tensorboard`` beside
+            the file; ``auto``: where it is installed.
     """
 
-    def __init__(self, path: Path, step: int, total: int) -> None:
+    def __init__(
+        self, path: Path, step: int, total: int, *, tensorboard: bool | str = False
+    ) -> None:
         self._path = path
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._written = {(line["kind"], line["step"]) for line in kept}
+        self._board = _board(path.parent / "tensorboard", step, tensorboard)
         console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -69,12 +106,19 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        if self._board is not None:
+            self._board.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add a line to the file."""
+        """Add a line to the file, unless the run wrote it before it was resumed at that step."""
+        if (kind, step) in self._written:
+            return
         with self._path.open("a") as file:
             line = {"kind": kind, "step": step, **_finite(values)}
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._board is not None:
+            for name, value in _scalars(kind, values):
+                self._board.add_scalar(name, value, step)
 
     def show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
         """Move the bar.
@@ -94,6 +138,25 @@ class Journal:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(message, markup=False, soft_wrap=True)
+
+
+def _board(folder: Path, step: int, wanted: bool | str) -> Any:
+    """Return a writer for TensorBoard that hides what a killed run wrote behind a step."""
+    if not wanted or (wanted == "auto" and find_spec("tensorboard") is None):
+        return None
+    return require_tensorboard()(str(folder), purge_step=step + 1 if step else None)
+
+
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield every number of a line, by the path to it; levels of a list are counted from 0."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _scalars(f"{name}/{key}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _scalars(f"{name}/{index}", inner)
+    elif isinstance(value, int | float):
+        yield name, value
 
 
 def _finite(value: Any) -> Any:

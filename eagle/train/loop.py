@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from eagle.errors import NumericalError
 from eagle.roles import FeatureExtractor, TrainableHead
 from eagle.target import Target
+from eagle.train.average import Average
 from eagle.train.config import TrainSpec
 from eagle.train.features import Features
 from eagle.train.journal import Journal
+from eagle.train.levels import Levels, States, level_weights
 from eagle.train.losses import Loss, LossValue
 from eagle.train.noise import Noise
 from eagle.train.packing import Batch, Packer, visibility
+from eagle.train.processes import Processes
 from eagle.train.schedule import learning_rate
 from eagle.train.state import RunState
 
@@ -41,6 +45,9 @@ class Trainer:
         head: the head, its weights made or loaded.
         packer: the batches.
         steps: of the whole run.
+        kept: features that were computed before, by number of the batch, instead of the target's
+            pass; see `eagle.train.shards.Shards`.
+        processes: those that train together, by default this one alone.
     """
 
     def __init__(
@@ -51,15 +58,21 @@ class Trainer:
         head: TrainableHead,
         packer: Packer,
         steps: int,
+        kept: Callable[[int], tuple[Tensor, Tensor]] | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self.spec, self.target, self.head, self.packer = spec, target, head, packer
         self.steps, self.step, self.seconds = steps, 0, 0.0
+        self.processes = processes or Processes()
+        # A step's rows are so many batches; processes take turns at them.
+        self._parts = spec.accumulate * self.processes.count
         cuda = target.device.type == "cuda"
         compiled = compiles(spec, target)
         self._features = Features(target, extractor, compiled=compiled)
+        self._kept = kept
         self._noise = Noise(spec.noise, spec.seed, target.device)
         self._loss = Loss(spec.loss, target.logits, head.logits, compiled=compiled)
-        self._states: Callable[..., Tensor] = head.train_states
+        self._states: States = head.train_states
         if compiled:
             self._states = torch.compile(head.train_states, dynamic=False)
         module = head.module.float().requires_grad_(True).train()
@@ -76,6 +89,11 @@ class Trainer:
             betas=optimizer.betas,
             fused=cuda,
         )
+        self._average = Average(self._parameters, optimizer.ema) if optimizer.ema else None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return the context in which the head has the weights that are measured and saved."""
+        return self._average.applied() if self._average else nullcontext()
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the head runs."""
@@ -100,6 +118,7 @@ class Trainer:
             seconds=self.seconds,
             head=self.head.module.state_dict(),
             optimizer=self._optimizer.state_dict(),
+            average=self._average.values if self._average else [],
         )
 
     def restore(self, state: RunState) -> None:
@@ -107,13 +126,16 @@ class Trainer:
         self.step, self.seconds = state.step, state.seconds
         self.head.module.load_state_dict(state.head)
         self._optimizer.load_state_dict(state.optimizer)
+        if self._average:
+            self._average.restore(state.average)
 
-    def run(self, until: int, journal: Journal, deadline: float) -> bool:
+    def run(self, until: int, journal: Journal | None, deadline: float) -> bool:
         """Train up to a step, or to the end of the run.
 
         Args:
             until: the step to reach.
-            journal: is told the figures of every `log_every` steps.
+            journal: is told the figures of every `log_every` steps; None in the processes that
+                do not write.
             deadline: `time.monotonic` at which to stop before that.
 
         Returns:
@@ -126,16 +148,22 @@ class Trainer:
         tokens, answered, since = 0, 0, time.monotonic()
         late = False
         while self.step < until and not self.finished and not late:
-            batch = self.packer(self.step)
-            figures.append(self._step(batch.to(self.target.device)).detached())
-            tokens, answered = tokens + batch.tokens.numel(), answered + batch.count
+            batches = [self.packer(number) for number in self._numbers()]
+            figures.append(self._step(batches))
+            tokens += sum(batch.tokens.numel() for batch in batches)
+            answered += sum(batch.count for batch in batches)
             self.step += 1
-            late = time.monotonic() >= deadline
-            if self.step % self.spec.log_every == 0 or self.step == until or late:
+            due = self.step % self.spec.log_every == 0 or self.step == until
+            # Several processes ask whether it is late only when they talk to each other anyway.
+            late = time.monotonic() >= deadline and (due or self.processes.count == 1)
+            if due or late:
                 # Reading the figures waits for the device: once in a while, not at every step.
-                total, feature, token, accuracy = torch.stack(figures).mean(0).tolist()
+                (means,) = self.processes.sum([torch.stack(figures).mean(0)])
+                total, *parts = means.tolist()
+                feature, token, accuracy = np.reshape(parts, (3, -1)).tolist()
                 now = time.monotonic()
-                elapsed, since = now - since, now
+                elapsed, late = self._agree(now - since, late)
+                since = now
                 self.seconds += elapsed
                 if not math.isfinite(total):
                     raise NumericalError(
@@ -143,38 +171,86 @@ class Trainer:
                         f"{self.step}; the last checkpoint is from before. Lower optimizer.lr, or "
                         "tighten optimizer.clip_norm"
                     )
-                journal.write(
-                    "train",
-                    self.step,
-                    loss=total,
-                    feature=feature,
-                    token=token,
-                    accuracy=accuracy,
-                    lr=self._optimizer.param_groups[0]["lr"],
-                    answered=answered / tokens,
-                    tokens_per_second=tokens / elapsed,
-                    seconds=self.seconds,
-                )
-                journal.show(self.step, total, accuracy, tokens / elapsed)
+                if journal:
+                    rate = tokens * self.processes.count / elapsed
+                    journal.write(
+                        "train",
+                        self.step,
+                        loss=total,
+                        feature=feature[0],
+                        token=token[0],
+                        accuracy=accuracy[0],
+                        accuracy_by_level=accuracy,
+                        lr=self._optimizer.param_groups[0]["lr"],
+                        answered=answered / tokens,
+                        tokens_per_step=tokens * self.processes.count // len(figures),
+                        tokens_per_second=rate,
+                        seconds=self.seconds,
+                    )
+                    journal.show(self.step, total, accuracy[0], rate)
                 figures, tokens, answered = [], 0, 0
         return not late
 
-    def _step(self, batch: Batch) -> LossValue:
+    def _agree(self, elapsed: float, late: bool) -> tuple[float, bool]:
+        """Return what the clock of the first process says."""
+        if self.processes.count == 1:
+            return elapsed, late
+        clock = torch.tensor([elapsed, late], dtype=torch.float64, device=self.target.device)
+        (agreed,) = self.processes.sum([clock * self.processes.main])
+        return float(agreed[0]), bool(agreed[1])
+
+    def _numbers(self) -> list[int]:
+        """Return the numbers of this process's batches of the next step."""
+        begin = self.step * self._parts
+        return [
+            begin + part for part in range(self.processes.rank, self._parts, self.processes.count)
+        ]
+
+    def _step(self, batches: Sequence[Batch]) -> Tensor:
+        """Take a step and return its figures, this process's part of them; see `LossValue`."""
         for group in self._optimizer.param_groups:
             # Of the step's end, so that the warm-up does not begin with a step of size zero.
             group["lr"] = learning_rate(self.spec.optimizer, self.progress + 1 / self.steps)
         self._optimizer.zero_grad(set_to_none=True)
-        visible = visibility(batch.documents)
-        true, last = self._features(batch.tokens, batch.positions, visible)
-        with self.precision():
-            ahead = batch.tokens.roll(-1, dims=1)
-            noisy = self._noise(true, self.step)
-            states = self._states(ahead, noisy, batch.positions, visible)
-            value = self._loss(states, true, last, batch.entries, batch.weights, batch.count)
-        value.total.backward()  # type: ignore[no-untyped-call]
+        moved = [batch.to(self.target.device) for batch in batches]
+        weights = [
+            level_weights(batch.weights, batch.positions, batch.entries, self.spec.loss.levels)
+            for batch in moved
+        ]
+        (counts,) = self.processes.sum([torch.stack([one.sum(1) for one in weights]).sum(0)])
+        figures = []
+        for number, batch, weight in zip(self._numbers(), moved, weights, strict=True):
+            value = self._loss_of(number, batch, weight, counts)
+            value.total.backward()  # type: ignore[no-untyped-call]
+            figures.append(value.detached())
+        if self.processes.count > 1:
+            gradients = [parameter.grad for parameter in self._parameters]
+            summed = self.processes.sum([grad for grad in gradients if grad is not None])
+            for parameter, gradient in zip(self._parameters, summed, strict=True):
+                parameter.grad = gradient
         if self.spec.optimizer.clip_value:
             torch.nn.utils.clip_grad_value_(self._parameters, self.spec.optimizer.clip_value)
         if self.spec.optimizer.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self.spec.optimizer.clip_norm)
         self._optimizer.step()
-        return value
+        if self._average:
+            self._average.update(self.step)
+        return torch.stack(figures).sum(0)
+
+    def _loss_of(self, number: int, batch: Batch, weights: Tensor, counts: Tensor) -> LossValue:
+        """Return the part that one batch has in the loss of the step."""
+        visible = visibility(batch.documents)
+        true, last = (
+            self._kept(number)
+            if self._kept
+            else self._features(batch.tokens, batch.positions, visible)
+        )
+        part = number - self.step * self._parts
+        noisy = self._noise(true, self.step, batch.documents, part, self._parts)
+        levels, ahead = self.spec.loss.levels, batch.tokens.roll(-1, dims=1)
+        # In two contexts: autocast may keep the weights that it cast where there was no gradient.
+        with self.precision():
+            fed = Levels.fed(self._states, ahead, noisy, batch.positions, visible, levels)
+        with self.precision():
+            states = fed.states(self._states)
+            return self._loss(states, true, last, batch.entries, weights, counts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,14 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class LossValue:
-    """What one batch gave, as means over the entries that count; scalars on the device.
+    """What one batch gave, as means over the entries that count; on the device.
 
     Attributes:
-        total: what is minimised.
-        feature: SmoothL1 between predicted and true features, mean over their elements.
-        token: cross entropy between the distributions that follow from them, in nats.
-        accuracy: share of entries where both have the same most likely token.
+        total: what is minimised, a scalar.
+        feature: SmoothL1 between predicted and true features, mean over their elements, ``[A]``:
+            one number for each level.
+        token: cross entropy between the distributions that follow from them, in nats, ``[A]``.
+        accuracy: share of entries where both have the same most likely token, ``[A]``.
     """
 
     total: Tensor
@@ -36,17 +37,18 @@ class LossValue:
     accuracy: Tensor
 
     def detached(self) -> Tensor:
-        """Return the four numbers, float32 ``[4]``, without their graph."""
-        parts = (self.total, self.feature, self.token, self.accuracy)
-        return torch.stack([part.detach().float() for part in parts])
+        """Return all numbers in this order, float32 ``[1 + 3 A]``, without their graph."""
+        parts = (self.total[None], self.feature, self.token, self.accuracy)
+        return torch.cat([part.detach().float() for part in parts])
 
 
 class Loss:
     """``feature * SmoothL1(f̂, f) + token * CE(softmax(LMhead f), softmax(LMhead f̂))``.
 
-    Equation and weights: arXiv 2401.15077, section 3.2. A vocabulary is a hundred times as wide as
-    a state, so logits are made for one chunk of the entries that count at a time, and by default
-    made again for the backward pass.
+    Equation and weights: arXiv 2401.15077, section 3.2. With several levels, each has this loss on
+    entries of its own, and the total is their weighted mean. A vocabulary is a hundred times as
+    wide as a state, so logits are made for one chunk of the entries that count at a time, and by
+    default made again for the backward pass; the target's are made once for all levels.
 
     Args:
         spec: weights, chunk and whether to make logits again.
@@ -69,49 +71,65 @@ class Loss:
 
     def __call__(
         self,
-        states: Tensor,
+        states: Sequence[Tensor],
         features: Tensor,
         last: Tensor,
         entries: Tensor,
         weights: Tensor,
-        count: int,
+        counts: Tensor,
     ) -> LossValue:
         """Return the loss of a batch.
 
         Args:
-            states: ``[B, T, S]``, what the head predicts; entry t is for position t + 1.
-            features: ``[B, T, F]``, true features; they must be of the states' size if the
-                regression loss has a weight.
+            states: one ``[B, T, S]`` per level, what the head predicts; entry t is for position
+                t + 1. A state's first F numbers are the feature that it predicts.
+            features: ``[B, T, F]``, true features; states are at least as wide if the regression
+                loss has a weight.
             last: ``[B, T, H]``, the LM head's true inputs.
             entries: int64 ``[E]`` into B * T; where compiled, E is a multiple of the chunk.
-            weights: float32 ``[E]``.
-            count: how many weights are not 0.
+            weights: float32 ``[A, E]``.
+            counts: float32 ``[A]``, what the sums over entries are divided by: how many count, in
+                all that one step of the optimizer sees.
         """
         # An entry is never the last of its row: the next position in memory is the one it is for.
-        chosen = states.flatten(0, 1)[entries]
+        chosen = torch.stack([level.flatten(0, 1)[entries] for level in states])
         true, hidden = features.flatten(0, 1)[entries + 1], last.flatten(0, 1)[entries + 1]
         size = self._spec.chunk
-        sums = torch.zeros(3, device=states.device)
-        for part in range(0, len(entries), size):
-            args = [tensor[part : part + size] for tensor in (chosen, true, hidden, weights)]
+        sums = torch.zeros(4, len(states), device=true.device)
+        for start in range(0, len(entries), size):
+            part = slice(start, start + size)
+            args = (chosen[:, part], true[part], hidden[part], weights[:, part])
             if self._spec.recompute:
                 sums = sums + checkpoint(self._terms, *args, use_reentrant=False)
             else:
                 sums = sums + self._terms(*args)
-        feature, token, accuracy = (sums / max(count, 1)).unbind()
-        total = self._spec.feature * feature + self._spec.token * token
+        feature, token, accuracy, best = (sums / counts.clamp(min=1)).unbind()
+        each = self._spec.feature * feature + self._spec.token * token
+        if self._spec.top_k:
+            each = each + self._spec.top_k_weight * best
+        total = each.new_zeros(())
+        for share, level in zip(self._spec.shares, each.unbind(), strict=True):
+            total = total + share * level
         return LossValue(total, feature, token, accuracy)
 
     def _chunk(self, states: Tensor, true: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted sums of both losses and of agreement, float32 ``[3]``."""
-        feature = weights.new_zeros(())
-        if self._spec.feature:
-            distance = F.smooth_l1_loss(states.float(), true.float(), reduction="none").mean(-1)
-            feature = (distance * weights).sum()
+        """Return the weighted sums of the losses and of agreement, float32 ``[4, A]``."""
         with torch.no_grad():
             target = self._target_logits(hidden[None])[0].float()
-            target_probs = target.softmax(-1)
-        draft = self._draft_logits(states[None])[0].float()
-        token = -(target_probs * draft.log_softmax(-1)).sum(-1)
-        agree = (target.argmax(-1) == draft.argmax(-1)).float()
-        return torch.stack((feature, (token * weights).sum(), (agree * weights).sum()))
+            probs, first = target.softmax(-1), target.argmax(-1)
+            best = probs.topk(self._spec.top_k) if self._spec.top_k else None
+        sums = []
+        for state, weight in zip(states, weights, strict=True):
+            feature = top = weight.new_zeros(())
+            if self._spec.feature:
+                predicted = state[:, : true.shape[1]].float()
+                distance = F.smooth_l1_loss(predicted, true.float(), reduction="none").mean(-1)
+                feature = (distance * weight).sum()
+            draft = self._draft_logits(state[None])[0].float()
+            logs = draft.log_softmax(-1)
+            token = -(probs * logs).sum(-1)
+            agree = (draft.argmax(-1) == first).float()
+            if best:
+                top = -((best.values * logs.gather(-1, best.indices)).sum(-1) * weight).sum()
+            sums.append(torch.stack((feature, (token * weight).sum(), (agree * weight).sum(), top)))
+        return torch.stack(sums, dim=1)

@@ -133,13 +133,21 @@ class Measure:
         pairs = zip(prompts, known[key], strict=True)
         return [Answer(tuple(prompt), tuple(said)) for prompt, said in pairs]
 
-    def __call__(self, head: TrainableHead) -> Measured:
-        """Return the figures of a head; the target's own attention must be in place."""
+    def __call__(self, head: TrainableHead, *, final: bool = True) -> Measured:
+        """Return the figures of a head; the target's own attention must be in place.
+
+        Args:
+            head: the head.
+            final: measure on all prompts, not only on those that the best head is chosen by.
+        """
+        sets = self._sets
+        if not final and HELDOUT in sets:
+            sets = {HELDOUT: sets[HELDOUT]}
         depths = [len(path) for paths in self._trees.values() for path in paths]
         levels = max([self._spec.chain, *depths])
         replays = {
             name: replay_answers(answers, self._features, head, levels, device=self._target.device)
-            for name, answers in self._sets.items()
+            for name, answers in sets.items()
         }
         return Measured(
             tau={

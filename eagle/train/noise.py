@@ -23,16 +23,27 @@ class Noise:
         self._spec, self._seed = spec, seed
         self._generator = torch.Generator(device)
 
-    def __call__(self, features: Tensor, step: int) -> Tensor:
-        """Return the features ``[B, T, F]`` with the noise of a step added."""
+    def __call__(
+        self, features: Tensor, step: int, documents: Tensor, part: int = 0, parts: int = 1
+    ) -> Tensor:
+        """Return features with noise added.
+
+        Args:
+            features: ``[B, T, F]``.
+            step: of the run; each has noise of its own.
+            documents: int64 ``[B, T]``, which text of its row each entry belongs to.
+            part: which B rows these are of all rows of the step.
+            parts: how many times B rows the step has.
+        """
         amplitude = self._spec.uniform
-        if self._spec.scaling == "length":
-            amplitude *= 512 / features.shape[1]
         if amplitude == 0:
             return features
         # A generator seeded anew for each step has no state that a checkpoint would have to keep.
         self._generator.manual_seed((self._seed * 1_000_003 + step) % 2**63)
-        noise = torch.empty_like(features).uniform_(
-            -amplitude, amplitude, generator=self._generator
-        )
+        # The whole step's, so that it does not depend on how its rows are shared out.
+        noise = features.new_empty(parts, *features.shape)
+        noise = noise.uniform_(-amplitude, amplitude, generator=self._generator)[part]
+        if self._spec.scaling == "length":
+            lengths = (documents[:, :, None] == documents[:, None]).sum(-1, keepdim=True)
+            noise = noise * (512 / lengths).to(noise.dtype)
         return features + noise

@@ -5,6 +5,7 @@ Every batch follows from its number and the seed alone, so that a run can be res
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -68,6 +69,8 @@ class Packer:
         chunk: what the number of entries is padded to a multiple of, for code that is compiled
             for one shape; 1 pads nothing.
         seed: of the order.
+        repack: cut anew in every epoch. Otherwise rows are cut once, and each epoch has them in
+            an order of its own, so that what was computed for a row can be kept.
 
     Raises:
         DataError: there is not enough text for one row.
@@ -82,9 +85,10 @@ class Packer:
         batch: int,
         chunk: int,
         seed: int,
+        repack: bool = True,
     ) -> None:
         self._corpus, self._documents, self._length = corpus, documents, length
-        self._batch, self._chunk, self._seed = batch, chunk, seed
+        self._batch, self._chunk, self._seed, self._repack = batch, chunk, seed, repack
         self.tokens = int((corpus.ends - corpus.starts)[documents].sum())
         self.rows = self.tokens // length
         if self.rows == 0:
@@ -98,10 +102,23 @@ class Packer:
         self._learn[:-1] &= corpus.answers[1:]
         self._learn[corpus.ends - 1] = False
         self._order = lru_cache(maxsize=2)(self._epoch)
+        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
 
     def __call__(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0."""
-        rows = [self._row(step * self._batch + i) for i in range(self._batch)]
+        return self.of(self.numbers(step))
+
+    def numbers(self, step: int) -> list[int]:
+        """Return the numbers of the rows of a step's batch; `of` makes a batch of them.
+
+        Rows are numbered through all epochs; without `repack`, through the first.
+        """
+        numbers = range(step * self._batch, (step + 1) * self._batch)
+        return list(numbers) if self._repack else [self._again(number) for number in numbers]
+
+    def of(self, numbers: Sequence[int]) -> Batch:
+        """Return the batch of the rows of these numbers."""
+        rows = [self._row(number) for number in numbers]
         tokens, documents, positions, learn = (np.stack(parts) for parts in zip(*rows, strict=True))
         inside = documents[:, 1:] == documents[:, :-1]
         wanted = np.zeros_like(learn)
@@ -124,6 +141,15 @@ class Packer:
         """Return the conversations of an epoch in order, and where each ends in its stream."""
         order = np.random.default_rng((self._seed, epoch)).permutation(self._documents)
         return order, np.cumsum((self._corpus.ends - self._corpus.starts)[order])
+
+    def _again(self, number: int) -> int:
+        """Return the number in the first epoch of the row that stands at a place in another."""
+        epoch, place = divmod(number, self.rows)
+        return int(self._shuffled(epoch)[place]) if epoch else place
+
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows of the first epoch in the order of a later one."""
+        return np.random.default_rng((self._seed, epoch)).permutation(self.rows)
 
     def _row(self, number: int) -> tuple[NDArray[np.int64], ...]:
         """Return tokens, documents, positions and learnable tokens of one row."""

@@ -21,6 +21,8 @@ from eagle.sampling import Sampling, SamplingParams, UniformDraws
 __all__ = ["Replay", "fixed_paths", "n_alpha", "tau"]
 
 Path = tuple[int, ...]
+_LADDERS = 16
+"""Draft distributions, of all kinds, on which a tree must take one shape to count as fixed."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,25 @@ def n_alpha(replays: Iterable[Replay], levels: int) -> list[float]:
 
 
 class _Ladder:
-    """A drafter whose every distribution ranks token r as the r-th, so that tokens are ranks."""
+    """A drafter whose every distribution ranks token r as the r-th, so that tokens are ranks.
 
-    def __init__(self, width: int, steepness: float) -> None:
+    Some are nearly flat and some steep, as chance has it.
+    """
+
+    def __init__(self, width: int, seed: int) -> None:
         self.sampling = Sampling.of([SamplingParams()], "cpu")
         self.root = torch.zeros(1, dtype=torch.int64)
-        self._logits = -steepness * torch.arange(width, dtype=torch.float32)
+        self._ranks = torch.arange(width, dtype=torch.float32)
+        self._chance = torch.Generator().manual_seed(seed)
 
     def begin(self) -> Tensor:
         """Return the logits of what follows the root, ``[1, 1, V]``."""
-        return self._logits[None, None]
+        return self.expand(self.root[None], self.root[None])
 
     def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """Return the same logits for each token, ``[1, W, V]``."""
-        return self._logits.expand(1, tokens.shape[1], -1)
+        """Return the logits of what follows each token, ``[1, W, V]``."""
+        steepness = 10 ** (4 * torch.rand(*tokens.shape, 1, generator=self._chance) - 3)
+        return -steepness * self._ranks
 
 
 def fixed_paths(builder: TreeBuilder, name: str) -> frozenset[Path]:
@@ -120,20 +127,20 @@ def fixed_paths(builder: TreeBuilder, name: str) -> frozenset[Path]:
         SpecError: its trees depend on the draft distributions, so replay cannot measure them.
     """
     shape = builder.shape
-    # Two distributions, nearly flat and steep, lead a builder that looks at them to two shapes.
-    found = []
-    for steepness in (1e-3, 5.0):
+    # Different distributions lead a builder that looks at them to different shapes.
+    found = set()
+    for seed in range(_LADDERS):
         draws = UniformDraws(torch.zeros(1, max(1, builder.uniforms)))
-        tree = builder.build(_Ladder(max(64, 4 * shape.nodes), steepness), draws)
+        tree = builder.build(_Ladder(max(64, 4 * shape.nodes), seed), draws)
         parents, tokens = tree.parents[0].tolist(), tree.tokens[0].tolist()
         paths: dict[int, Path] = {0: ()}
         for node in range(1, shape.nodes):
             if parents[node] >= 0:
                 paths[node] = (*paths[parents[node]], tokens[node])
-        found.append(frozenset(paths.values()) - {()})
-    if found[0] != found[1]:
+        found.add(frozenset(paths.values()) - {()})
+    if len(found) > 1:
         raise SpecError(
             f"the tree {name!r} takes its shape from the draft distributions; rank replay "
             "measures trees of fixed shape only (chain, static)"
         )
-    return found[0]
+    return found.pop()

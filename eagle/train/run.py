@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from eagle.decoder import resolve_for
 from eagle.document import dump
 from eagle.errors import CheckpointError, EagleError, SpecError
 from eagle.registry import Registry, default_registry
@@ -15,12 +17,15 @@ from eagle.roles import TrainableHead
 from eagle.spec import Resolved, resolve
 from eagle.target import Target, load_target
 from eagle.train.config import TrainSpec
-from eagle.train.journal import Journal, say
+from eagle.train.fit import check_head, check_target
+from eagle.train.journal import Journal, replace_text, require_tensorboard, say
 from eagle.train.loop import Trainer, compiles
 from eagle.train.measure import Measure, Measured
 from eagle.train.packing import Packer
-from eagle.train.prepare import load_corpus
+from eagle.train.prepare import check_text, load_corpus
+from eagle.train.processes import Processes
 from eagle.train.replay import fixed_paths
+from eagle.train.shards import kept_features
 from eagle.train.state import RunState, check_identity
 
 __all__ = ["Outcome", "train"]
@@ -36,6 +41,7 @@ class Outcome:
         measured: figures of the last head.
         step: steps done.
         finished: whether those were all.
+        main: whether this process is the one that measured and wrote, of several.
     """
 
     head: Path
@@ -43,6 +49,7 @@ class Outcome:
     measured: Measured
     step: int
     finished: bool
+    main: bool = True
 
 
 def train(
@@ -69,9 +76,18 @@ def train(
         NumericalError: the loss is not a number; the last checkpoint is from before.
         CheckpointError: a checkpoint could not be written or read.
     """
+    processes = Processes.join(spec.target.device)
+    tell = say if processes.main else _say_nothing
     registry = registry or default_registry()
-    parts = resolve(spec.decoder, registry)
+    # A fresh head has no checkpoint whose sizes could be compared with the target's.
+    fresh = spec.start == "fresh"
+    parts = (
+        resolve(spec.decoder, registry) if fresh else resolve_for(spec.decoder, registry, target)
+    )
     head = _trainable(spec, parts)
+    check_target(spec, target)
+    if spec.tensorboard is True:
+        require_tensorboard()
     trees = {
         _title(tree.name, tree.settings): fixed_paths(
             resolve(spec.decoder_with(tree), registry).tree, tree.name
@@ -81,9 +97,10 @@ def train(
     folder = Path(spec.output).expanduser()
     state = _previous(spec, folder, resume)
     # Before the target's weights: what is wrong with the text shows at once.
-    corpus = load_corpus(spec, folder / "text.npz", say, target)
-    target = target or load_target(spec.target)
-    _check_target(spec, target)
+    with processes.main_first():
+        corpus = load_corpus(spec, folder / "text.npz", tell, target)
+    check_text(spec, corpus)
+    target = target or load_target(spec.target, spec.document.folder)
     training, heldout = corpus.split(spec.data.heldout, spec.data.seed)
     packer = Packer(
         corpus,
@@ -92,18 +109,26 @@ def train(
         batch=spec.batch,
         chunk=spec.loss.chunk if compiles(spec, target) else 1,
         seed=spec.data.seed,
+        repack=spec.data.repacked,
     )
-    steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.batch))
+    steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.rows(processes.count)))
     if state:
-        check_identity(state, spec.identity(), corpus.digest, folder / "checkpoint.pt")
+        identity = spec.identity(processes.count)
+        check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     measure = Measure(spec.evaluation, target, parts.features, trees, spec.path)
-    measure.gather(corpus, heldout.tolist(), folder / "answers.json", say)
-    if spec.start == "checkpoint":
-        head.load(target, parts.attention)
-    else:
+    if fresh:
         head.initialise(target, spec.seed)
+    else:
+        head.load(target, parts.attention)
+    check_head(spec, head, parts.features, target)
+    if processes.main:
+        measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell)
     with target.stock():
-        trainer = Trainer(spec, target, parts.features, head, packer, steps)
+        kept = None
+        if spec.data.features == "cached":
+            with processes.main_first():
+                kept = kept_features(spec, target, parts.features, packer, corpus.digest, tell)
+        trainer = Trainer(spec, target, parts.features, head, packer, steps, kept, processes)
         if state:
             trainer.restore(state)
         return _Run(spec, trainer, measure, folder, state or RunState(), corpus.digest).go()
@@ -123,32 +148,48 @@ class _Run:
     ) -> None:
         self._spec, self._trainer, self._measure, self._folder = spec, trainer, measure, folder
         self._text, self._best = text, state.best
-        (folder / "config.yaml").write_text(dump(spec.model_dump(mode="json")))
+        self._processes = trainer.processes
+        if self._processes.main:
+            replace_text(folder / "config.yaml", dump(spec.model_dump(mode="json")))
 
     def go(self) -> Outcome:
         spec, trainer = self._spec, self._trainer
         deadline = time.monotonic() + (spec.max_seconds or float("inf"))
         measured = Measured({}, {})
-        with Journal(self._folder / "log.jsonl", trainer.step, trainer.steps) as journal:
+        log = self._folder / "log.jsonl"
+        journal = (
+            Journal(log, trainer.step, trainer.steps, tensorboard=spec.tensorboard)
+            if self._processes.main
+            else None
+        )
+        with journal or nullcontext():
             try:
                 last = trainer.finished
                 if last:  # resumed at its end
-                    measured = self._evaluate(journal)
+                    measured = self._evaluate(journal, final=True)
+                    self._save()  # killed behind its checkpoint, it may have left an older head
                 while not last:
                     on_time = trainer.run(self._next(), journal, deadline)
                     last = trainer.finished or not on_time
                     if self._due(spec.evaluation.every) or last:
-                        measured = self._evaluate(journal)
+                        measured = self._evaluate(journal, final=last)
                     if self._due(spec.save_every) or last:
                         self._save()
             except KeyboardInterrupt:
                 self._save()
-                journal.say(f"interrupted at step {trainer.step}; go on with --resume")
+                if journal:
+                    journal.say(f"interrupted at step {trainer.step}; go on with --resume")
                 raise
         head = self._folder / "head"
         best = self._folder / "best"
+        self._processes.part()
         return Outcome(
-            head, best if best.is_dir() else head, measured, trainer.step, trainer.finished
+            head,
+            best if best.is_dir() else head,
+            measured,
+            trainer.step,
+            trainer.finished,
+            self._processes.main,
         )
 
     def _next(self) -> int:
@@ -161,31 +202,38 @@ class _Run:
     def _due(self, every: int | None) -> bool:
         return every is not None and self._trainer.step % every == 0
 
-    def _evaluate(self, journal: Journal) -> Measured:
+    def _evaluate(self, journal: Journal | None, *, final: bool) -> Measured:
         trainer = self._trainer
+        if journal is None:
+            return Measured({}, {})
         trainer.head.module.eval()
-        with trainer.precision():
-            measured = self._measure(trainer.head)
+        with trainer.averaged(), trainer.precision():
+            measured = self._measure(trainer.head, final=final)
         trainer.head.module.train()
         journal.write("evaluation", trainer.step, **measured.as_dict())
         for line in measured.lines():
             journal.say(f"step {trainer.step} {line}")
         if measured.score is not None and measured.score > self._best:
             self._best = measured.score
-            trainer.head.save(self._folder / "best")
+            with trainer.averaged():
+                trainer.head.save(self._folder / "best")
         return measured
 
     def _save(self) -> None:
         """Keep the head, and all that is needed to go on."""
+        if not self._processes.main:
+            return
         state = self._trainer.state()
         if not all(torch.isfinite(t).all() for t in state.head.values()):
             raise CheckpointError(
                 f"the head's weights are not finite at step {state.step}, so they were not saved; "
                 "the last checkpoint is from before"
             )
-        state.best, state.text, state.identity = self._best, self._text, self._spec.identity()
+        state.best, state.text = self._best, self._text
+        state.identity = self._spec.identity(self._processes.count)
         state.save(self._folder / "checkpoint.pt")
-        self._trainer.head.save(self._folder / "head")
+        with self._trainer.averaged():
+            self._trainer.head.save(self._folder / "head")
 
 
 def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
@@ -203,6 +251,10 @@ def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
             )
         )
     return parts.head  # type: ignore[return-value]
+
+
+def _say_nothing(message: str) -> None:
+    """Take the place of `say` in processes that another one speaks for."""
 
 
 def _title(name: str, settings: dict[str, object]) -> str:
@@ -224,13 +276,3 @@ def _previous(spec: TrainSpec, folder: Path, resume: bool) -> RunState | None:
     except OSError as error:
         raise EagleError(f"output: cannot make the folder {folder}: {error.strerror}") from error
     return RunState.load(path) if path.exists() else None
-
-
-def _check_target(spec: TrainSpec, target: Target) -> None:
-    if target.dtype not in (torch.float32, torch.bfloat16):
-        raise SpecError("target.dtype: training needs bfloat16 or float32")
-    if spec.data.length > target.capacity:
-        raise SpecError(
-            f"data.length: {spec.data.length} is more than the {target.capacity} tokens that the "
-            f"target {target.info.name!r} takes"
-        )

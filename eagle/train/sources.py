@@ -1,17 +1,22 @@
-"""Reads conversations from files; knows file formats, not tokens or templates."""
+"""Reads conversations and plain texts from files; knows what a record says, not tokens.
+
+How records are found in files is `records`' business, and `tables`' for those of `datasets`.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from eagle.errors import DataError
+from eagle.train import records, tables
 from eagle.train.config import SourceSpec
+from eagle.train.records import Record
 
-__all__ = ["Conversation", "read_sources"]
+__all__ = ["Conversation", "Passage", "read_sources"]
 
 ROLES = {
     "human": "user",
@@ -24,6 +29,10 @@ ROLES = {
     "system": "system",
 }
 """What the roles of the formats are called in chat templates."""
+
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_TALK = '{"messages": [{"role", "content"}]} or {"conversations": [{"from", "value"}]}'
+_TEXT = '{"text": "..."}'
 
 
 @dataclass(frozen=True)
@@ -40,10 +49,23 @@ class Conversation:
     messages: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Passage:
+    """A plain text, every token of which is learned from.
+
+    Attributes:
+        group: see `Conversation.group`.
+        text: the text.
+    """
+
+    group: str
+    text: str
+
+
 def read_sources(
     sources: Iterable[SourceSpec], locate: Callable[[str], Path] = Path
-) -> Iterator[Conversation]:
-    """Yield the conversations of all sources.
+) -> Iterator[Conversation | Passage]:
+    """Yield the conversations and texts of all sources.
 
     A conversation may come out without any assistant turn; whoever makes tokens counts those.
 
@@ -56,87 +78,87 @@ def read_sources(
         AssetError: an embedded dataset cannot be fetched.
     """
     for source in sources:
-        path = _path(source.path, locate)
-        sharegpt = source.format == "sharegpt" or (
-            source.format == "auto" and path.suffix != ".jsonl"
-        )
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
-        records = _objects(text, path) if sharegpt else _lines(text, path)
         empty = True
-        for number, record in enumerate(records):
+        for place, record in _records(source, locate):
             empty = False
-            yield _conversation(record, f"{path.name}:{number}", path)
+            yield _item(record, place, source.format)
         if empty:
-            raise DataError(f"{path} holds no conversation")
+            raise DataError(f"{source.path} holds no conversation and no text")
 
 
-def _path(name: str, locate: Callable[[str], Path]) -> Path:
+def _records(source: SourceSpec, locate: Callable[[str], Path]) -> Iterator[Record]:
     from eagle.assets import DATASETS, dataset_file
 
-    if name in DATASETS:
-        return dataset_file(name)
-    path = locate(name)
-    if not path.is_file():
-        raise DataError(
-            f"data.sources: there is no file {path} (embedded datasets: {', '.join(DATASETS)})"
-        )
-    return path
+    if source.path in DATASETS:
+        return records.json_list(dataset_file(source.path))
+    path = locate(source.path)
+    if path.is_dir():
+        return tables.folder(path, source.split)
+    if path.is_file():
+        return _file(path, source.format)
+    local = source.format == "auto" and path.suffix in (*tables.READERS, ".json")
+    if source.format in ("auto", "dataset") and not local and _HUB.fullmatch(source.path):
+        return tables.hub(source)
+    raise DataError(
+        f"data.sources: there is no file {path} (embedded datasets: {', '.join(DATASETS)}; a "
+        "dataset of the Hugging Face Hub is OWNER/NAME)"
+    )
 
 
-def _objects(text: str, path: Path) -> Iterator[Any]:
-    """Yield the elements of a JSON list until it ends or breaks off.
-
-    A list that is cut off, as the embedded one is, gives all its whole elements.
-    """
-    decoder = json.JSONDecoder()
-    position = _skip(text, 0)
-    if text[position : position + 1] != "[":
-        raise DataError(f"{path} is not a JSON list of conversations (use `format: messages`?)")
-    position = _skip(text, position + 1)
-    while position < len(text) and text[position] != "]":
-        try:
-            record, position = decoder.raw_decode(text, position)
-        except json.JSONDecodeError:
-            return
-        yield record
-        position = _skip(text, position)
-        if text[position : position + 1] == ",":
-            position = _skip(text, position + 1)
+def _file(path: Path, form: str) -> Iterator[Record]:
+    table = tables.READERS.get(path.suffix)
+    if form == "sharegpt":
+        return records.json_list(path)
+    if form == "messages":
+        return records.json_lines(path)
+    if table is not None and (form != "text" or path.suffix != ".txt"):
+        return table(path)
+    if form == "text":
+        return records.whole(path)
+    if form == "dataset":
+        raise DataError(f"{path}: a dataset's files end with {', '.join(tables.READERS)}")
+    return records.json_list(path)
 
 
-def _skip(text: str, position: int) -> int:
-    while position < len(text) and text[position].isspace():
-        position += 1
-    return position
-
-
-def _lines(text: str, path: Path) -> Iterator[Any]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not a line of JSON: {error}") from error
-
-
-def _conversation(record: Any, place: str, path: Path) -> Conversation:
-    """Make a conversation of a record; turns before the first question are left out."""
+def _item(record: Any, place: str, form: str) -> Conversation | Passage:
+    """Make a conversation or a text of a record."""
+    wanted = {"text": _TEXT, "auto": f"{_TALK} or {_TEXT}", "dataset": f"{_TALK} or {_TEXT}"}
+    mistake = DataError(f"{place}: not a conversation: it should be {wanted.get(form, _TALK)}")
+    if not isinstance(record, Mapping):
+        raise mistake
+    name = str(record.get("id") or place)
+    stem, _, piece = name.rpartition("_")
+    group = stem if stem and piece.isdigit() else name
+    given = [record[key] for key in ("messages", "conversations") if record.get(key) is not None]
+    turns = given[0] if given and form != "text" else None
+    if turns is None and form in wanted and isinstance(record.get("text"), str):
+        return Passage(group, record["text"])
     try:
-        if "messages" in record:
-            turns = [(turn["role"], turn["content"]) for turn in record["messages"]]
-        else:
-            turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
-        named = [(ROLES.get(role, role), str(text).strip()) for role, text in turns]
-    except (TypeError, KeyError) as error:
-        raise DataError(
-            f'{place}: not a conversation: it should be {{"messages": [{{"role", "content"}}]}} '
-            f'or {{"conversations": [{{"from", "value"}}]}}'
-        ) from error
+        named = [_turn(turn) for turn in _listed(turns)]
+    except (TypeError, KeyError, ValueError) as error:
+        raise mistake from error
+    # Turns before the first question are left out.
     first = next((i for i, (role, _) in enumerate(named) if role == "user"), len(named))
     kept = [turn for turn in named[:first] if turn[0] == "system"] + named[first:]
-    name = str(record.get("id", place))
-    stem, _, piece = name.rpartition("_")
-    return Conversation(stem if stem and piece.isdigit() else name, tuple(kept))
+    return Conversation(group, tuple(kept))
+
+
+def _listed(turns: Any) -> list[Any]:
+    """Return turns one by one; `datasets` also keeps them as one list for each key."""
+    if isinstance(turns, Mapping):
+        return [
+            dict(zip(turns, values, strict=True)) for values in zip(*turns.values(), strict=True)
+        ]
+    return list(turns)
+
+
+def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
+    role = turn["role"] if "role" in turn else turn["from"]
+    said = turn["content"] if "content" in turn else turn["value"]
+    if said is None:  # a call of a tool, say
+        said = ""
+    if isinstance(said, list):
+        said = "".join(part["text"] for part in said)
+    if not isinstance(said, str) or not isinstance(role, str):
+        raise TypeError(said)
+    return ROLES.get(role, role), said.strip()

@@ -31,6 +31,7 @@ class RunState:
         text: digest of the training text.
         head: state dict of the head's module.
         optimizer: state dict of the optimizer.
+        average: the weights' moving average, where there is one.
     """
 
     step: int = 0
@@ -40,6 +41,7 @@ class RunState:
     text: str = ""
     head: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
+    average: list[torch.Tensor] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it; a reader sees the old file or the new one, whenever the process is killed.

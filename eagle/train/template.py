@@ -1,33 +1,37 @@
 """From a conversation to tokens, and which of them the target would have said itself.
 
 It knows the tokenizer's chat template only by what it renders: where an assistant's turn begins
-and ends follows from rendering the conversation up to it, with and without it.
+and ends follows from rendering the conversation up to it, with and without it. Of a plain text,
+which no template touches, every token counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eagle.errors import DataError
-from eagle.train.sources import Conversation
+from eagle.train.sources import Conversation, Passage
 
 __all__ = ["Encoder", "Tally", "Text"]
+
+_SHORTEST = 3  # tokens: a feature, the one it predicts, and the token behind that
 
 
 @dataclass(frozen=True)
 class Text:
-    """The tokens of one conversation.
+    """The tokens of one conversation, or of a plain text.
 
     Attributes:
         group: see `Conversation.group`.
         tokens: int64 ``[n]``.
-        answers: bool ``[n]``, the tokens that an assistant said, its end-of-turn token included.
+        answers: bool ``[n]``, the tokens that an assistant said, its end-of-turn token included;
+            in a plain text all of them.
     """
 
     group: str
@@ -37,19 +41,21 @@ class Text:
 
 @dataclass
 class Tally:
-    """What became of the conversations that were read.
+    """What became of the conversations and plain texts that were read.
 
     Attributes:
         used: they gave a `Text`.
-        silent: no assistant says anything in them.
+        silent: no assistant says anything in them, or a text is empty.
         refused: the template would not render them.
-        cut: they were longer than the limit; the rest was used.
+        cut: conversations longer than the limit, of which the beginning was used.
+        split: plain texts longer than the limit, which go on as texts of their own.
     """
 
     used: int = 0
     silent: int = 0
     refused: int = 0
     cut: int = 0
+    split: int = 0
 
     @property
     def read(self) -> int:
@@ -58,22 +64,22 @@ class Tally:
 
 
 class Encoder:
-    """Tokenises conversations through a tokenizer's chat template.
+    """Tokenises conversations through a tokenizer's chat template, and plain texts without.
 
     Args:
-        tokenizer: a fast transformers tokenizer with a chat template.
+        tokenizer: a fast transformers tokenizer; for conversations, with a chat template.
         ends: tokens that end a turn; what the template puts behind one is not the assistant's.
-        max_length: longest text; what is behind is cut.
+        max_length: longest text.
 
     Raises:
-        DataError: there is no chat template, or none that shows where answers begin.
+        DataError: there is no fast tokenizer.
     """
 
     def __init__(self, tokenizer: Any, ends: Iterable[int], max_length: int) -> None:
-        if tokenizer is None or not getattr(tokenizer, "chat_template", None):
+        if tokenizer is None:
             raise DataError(
-                "the target has no chat template, so conversations cannot be rendered; use a "
-                "chat-tuned target, or put a chat_template.jinja beside its tokenizer"
+                "the target has no tokenizer, so text cannot be made into tokens; put its "
+                "tokenizer.json beside its weights"
             )
         if not tokenizer.is_fast:
             raise DataError(
@@ -81,41 +87,81 @@ class Encoder:
                 "token comes from; use its fast version (tokenizer.json)"
             )
         self._tokenizer, self._ends, self._max = tokenizer, sorted(ends), max_length
+        self._checked = False
         self.tally = Tally()
+
+    def _check_template(self) -> None:
+        """Refuse a chat template, before its first use, that does not show where answers begin."""
+        if self._checked:
+            return
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise DataError(
+                "the target has no chat template, so conversations cannot be rendered; use a "
+                "chat-tuned target, or put a chat_template.jinja beside its tokenizer"
+            )
         question, answer = ("user", "q"), ("assistant", "a")
         if self._spans((question, answer))[1] == []:
             raise DataError(
                 "the chat template has no boundary between question and answer: rendering a "
                 "conversation with and without its answer does not share a beginning"
             )
+        self._checked = True
 
-    def encode(self, conversations: Iterable[Conversation], batch: int = 256) -> Iterator[Text]:
+    def encode(self, items: Iterable[Conversation | Passage], batch: int = 256) -> Iterator[Text]:
         """Yield the texts of the conversations that have any answer, counting the others.
 
         Args:
-            conversations: what to tokenise.
+            items: what to tokenise.
             batch: how many are tokenised at once, in parallel.
+
+        Raises:
+            DataError: there is no chat template, or none that shows where answers begin.
         """
-        source = iter(conversations)
+        source = iter(items)
         while group := list(islice(source, batch)):
-            rendered = [item for one in group if (item := self._render(one)) is not None]
-            if not rendered:
-                continue
-            texts = [text for _, text, _ in rendered]
-            encodings = self._tokenizer.backend_tokenizer.encode_batch(
-                texts, add_special_tokens=False
-            )
-            for (name, text, spans), encoding in zip(rendered, encodings, strict=True):
-                tokens = np.array(encoding.ids, dtype=np.int64)
-                answers = self._mark(tokens, encoding, len(text), spans)
-                if len(tokens) > self._max:
-                    self.tally.cut += 1
-                    tokens, answers = tokens[: self._max], answers[: self._max]
-                if answers.any():
-                    self.tally.used += 1
-                    yield Text(name, tokens, answers)
+            for kind, run in groupby(group, key=type):
+                if kind is Passage:
+                    yield from self._passages([one for one in run if isinstance(one, Passage)])
                 else:
-                    self.tally.silent += 1
+                    self._check_template()
+                    yield from self._conversations(
+                        [one for one in run if isinstance(one, Conversation)]
+                    )
+
+    def _passages(self, passages: Sequence[Passage]) -> Iterator[Text]:
+        """Yield plain texts as the target reads them, long ones in pieces."""
+        encodings = self._tokenizer.backend_tokenizer.encode_batch([one.text for one in passages])
+        for one, encoding in zip(passages, encodings, strict=True):
+            tokens = np.array(encoding.ids, dtype=np.int64)
+            if not one.text.strip() or len(tokens) < _SHORTEST:
+                self.tally.silent += 1
+                continue
+            self.tally.used += 1
+            self.tally.split += len(tokens) > self._max
+            for number, start in enumerate(range(0, len(tokens), self._max)):
+                piece = tokens[start : start + self._max]
+                if len(piece) >= _SHORTEST:
+                    # Pieces do not overlap, so that any of them may be held out alone.
+                    name = f"{one.group}#{number}" if number else one.group
+                    yield Text(name, piece, np.ones(len(piece), dtype=np.bool_))
+
+    def _conversations(self, conversations: Sequence[Conversation]) -> Iterator[Text]:
+        rendered = [item for one in conversations if (item := self._render(one)) is not None]
+        if not rendered:
+            return
+        texts = [text for _, text, _ in rendered]
+        encodings = self._tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        for (name, text, spans), encoding in zip(rendered, encodings, strict=True):
+            tokens = np.array(encoding.ids, dtype=np.int64)
+            answers = self._mark(tokens, encoding, len(text), spans)
+            if len(tokens) > self._max:
+                self.tally.cut += 1
+                tokens, answers = tokens[: self._max], answers[: self._max]
+            if answers.any():
+                self.tally.used += 1
+                yield Text(name, tokens, answers)
+            else:
+                self.tally.silent += 1
 
     def _render(self, one: Conversation) -> tuple[str, str, list[tuple[int, int]]] | None:
         """Return group, text and spans of answers; None if there is no answer to learn from."""

@@ -36,7 +36,8 @@ def commands(command, path=()):
     """Yield the path of every command and group."""
     yield path
     for name, below in getattr(command, "commands", {}).items():
-        yield from commands(below, (*path, name))
+        if not below.hidden:  # what a group does by itself goes by the group's own name
+            yield from commands(below, (*path, name))
 
 
 ALL = list(commands(cli.typer.main.get_command(cli.app)))
@@ -84,6 +85,31 @@ def test_a_wrong_command_line_is_one_error_and_status_2(eagle, arguments, messag
     assert (ran.status, ran.out) == (2, "")
     assert ran.err.startswith(message)
     assert "Traceback" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "hi", "--temperature", "abc"),
+        ("generate", "hi", "--top-k", "1.5"),
+        ("generate", "hi", "--repeats", "0"),
+        ("chat", "--max-new-tokens", "many"),
+        ("tree", "hi", "--cycle", "first"),
+        ("verify", "--limit", "0"),
+        ("verify", "--alpha", "high"),
+        ("bench", "passes", "--repeats", "x"),
+    ],
+    ids=" ".join,
+)
+def test_a_wrong_value_is_a_sentence_with_the_option_and_the_value(eagle, arguments):
+    *_, option, value = arguments
+    ran = eagle(*arguments)
+    assert (ran.status, ran.out) == (2, "")
+    sentence, hint = ran.err.splitlines()
+    assert option in sentence
+    assert value in sentence
+    assert not any(word in sentence for word in ("Input", "String", "unable", "Value error"))
+    assert hint.endswith("--help'.")
 
 
 def test_a_wrong_command_line_points_to_the_commands_help(eagle):

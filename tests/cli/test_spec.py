@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 
 from eagle.spec import load_spec, shipped_specs
 
@@ -31,12 +32,39 @@ def test_show_with_overrides_prints_a_complete_spec(eagle, tmp_path):
     )
 
 
+def test_show_prints_a_branching_without_the_tree_that_it_replaces(eagle):
+    ran = eagle("spec", "show", "eagle", "--set", "tree.branching=[3, 2]")
+    tree = yaml.safe_load(ran.out)["tree"]
+    assert tree == {"name": "static", "sampling": "without-replacement", "branching": [3, 2]}
+
+
+def test_show_does_not_print_a_spec_that_overrides_made_invalid(eagle):
+    both = ("--set", "tree.branching=[3]", "--set", "tree.tree=reference-25")
+    ran = eagle("spec", "show", "eagle", *both)
+    assert (ran.status, ran.out) == (2, "")
+    assert "give either 'tree'" in ran.err
+
+
 @pytest.mark.parametrize("name", list(shipped_specs()))
 def test_check_accepts_the_shipped_specs(eagle, name):
     ran = eagle("spec", "check", name)
     assert (ran.status, ran.err) == (0, "")
     assert ran.out.startswith(f"{name}: valid\n")
     assert "lossless" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("device", "described"),
+    [
+        ("cpu", "tree nodes: 6, drafted levels: 2, cycle free of host reads, on cpu"),
+        ("cuda:99", "tree nodes: 26, drafted levels: 5, cycle free of host reads, for cuda:99, "),
+    ],
+)
+def test_check_describes_the_tree_of_the_device(eagle, device, described):
+    ran = eagle("spec", "check", "eagle", "--set", f"target.device={device}")
+    assert (ran.status, ran.err) == (0, "")
+    assert described in ran.out
+    assert ("not here" in ran.out) == (device != "cpu")
 
 
 def test_check_says_what_a_spec_gives_up(eagle):

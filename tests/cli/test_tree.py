@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from xml.etree import ElementTree
 
@@ -67,11 +68,29 @@ def test_the_svg_is_well_formed_and_self_contained(tree, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["tree.svg"]
 
 
-def test_an_svg_that_cannot_be_written_is_reported_and_leaves_nothing(tree, tmp_path):
-    ran = tree(PROMPT, "--svg", str(tmp_path / "not-there" / "tree.svg"))
+@pytest.mark.parametrize(
+    ("file", "problem"),
+    [
+        ("not-there/tree.svg", "No such file or directory"),
+        ("", "Is a directory"),
+        ("x" * 300, "File name too long"),
+    ],
+)
+def test_an_svg_that_cannot_be_written_is_reported_and_leaves_nothing(
+    file, problem, tree, tmp_path
+):
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    ran = tree(PROMPT, "--svg", str(folder / file))
     assert ran.status == 2
-    assert "No such file or directory" in ran.err
-    assert list(tmp_path.iterdir()) == []
+    assert ran.err == f"error: {folder / file}: {problem}\n"
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == []
+
+
+def test_a_dash_reads_the_prompt_from_stdin(tree, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode())))
+    assert tree("-", "--json").out == tree(PROMPT, "--json").out
 
 
 def test_a_lossy_spec_says_so(tree):

@@ -16,6 +16,7 @@ TREES = {
     "chain": {"name": "chain", "depth": 4},
     "static": {"name": "static", "tree": "reference-25"},
     "static, top-k": {"name": "static", "branching": [3, 2, 1], "sampling": "top-k"},
+    "dynamic": {"name": "dynamic", "nodes": 20, "depth": 5, "top_k": 4},
     "none": {"name": "none"},
 }
 

@@ -31,6 +31,7 @@ TREES = {
     "static": {"name": "static", "tree": FORK},
     "static, top-k": {"name": "static", "branching": [2, 2, 1], "sampling": "top-k"},
     "reference, top-k": {"name": "static", "tree": "reference-25", "sampling": "top-k"},
+    "dynamic": {"name": "dynamic", "nodes": 5, "depth": 3, "top_k": 3},
     "none": {"name": "none"},
 }
 
@@ -84,7 +85,7 @@ PROCESSORS = {
 
 
 @pytest.mark.parametrize("params", [FILTERED, SamplingParams()], ids=["filtered", "greedy"])
-@pytest.mark.parametrize("tree", ["chain", "static, top-k"])
+@pytest.mark.parametrize("tree", ["chain", "static, top-k", "dynamic"])
 @pytest.mark.parametrize("processors", PROCESSORS)
 def test_processors_define_the_joint_distribution(processors, tree, params):
     decoder = exact_decoder(**TREES[tree])

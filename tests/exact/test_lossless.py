@@ -19,6 +19,7 @@ from eagle.testing.worlds import World, worlds
 from eagle.tree import Law
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
+from eagle_plugins.trees.dynamic import DynamicConfig, DynamicTree
 from eagle_plugins.trees.static import StaticTree
 from eagle_plugins.trees.topology import Topology
 
@@ -58,6 +59,12 @@ def test_every_declared_law_is_proved_when_none_is_named(monkeypatch):
 )
 def test_static_tree_and_speculative_rule_are_lossless_together(paths, sampling):
     assert_lossless(SpeculativeRule(), builder=StaticTree(Topology.from_paths(paths), sampling))
+
+
+@pytest.mark.parametrize(("nodes", "depth", "top_k"), [(4, 3, 2), (5, 2, 3)])
+def test_dynamic_tree_and_speculative_rule_are_lossless_together(nodes, depth, top_k):
+    tree = DynamicTree(DynamicConfig(nodes=nodes, depth=depth, top_k=top_k))
+    assert_lossless(SpeculativeRule(), builder=tree)
 
 
 def test_skipped_ranks_are_lossless_under_top_k():

@@ -106,8 +106,32 @@ class BonusWithoutTemperature(Mutant):
         self.levels_left -= 1
         if self.levels_left:
             return SpeculativeRule._after(target, node, alive, probs)
-        logits = target.logits[torch.arange(len(node)), node]
-        return logits.softmax(-1).where(alive[:, None], probs)
+        return self._plain(target, node).where(alive[:, None], probs)
+
+    def _weights(self, target, node, alive):
+        if self.levels_left:
+            self.levels_left -= 1
+            return SpeculativeRule._weights(target, node, alive)
+        return self._plain(target, node).where(alive[:, None], 0)
+
+    @staticmethod
+    def _plain(target, node):
+        return target.logits[torch.arange(len(node)), node].softmax(-1)
+
+
+class BonusDrawnAgain(Mutant):
+    """The token that was drawn and is no candidate is thrown away, and another is drawn."""
+
+    def _follow_drawn(self, tree, target, shape, draws):
+        outcome = super()._follow_drawn(tree, target, shape, draws)
+        last = outcome.path.gather(1, outcome.count[:, None])[:, 0]
+        return dataclasses.replace(outcome, bonus=draws.categorical(target.at(last)))
+
+
+class ChildOfAnotherNode(Mutant):
+    @staticmethod
+    def _children_with(tree, node, token):
+        return (tree.parents >= 0) & (tree.tokens == token[:, None])
 
 
 class WithoutTopKTopPMinP(Mutant):
@@ -147,18 +171,20 @@ class GreedyBonusOfTheRoot(Mutant):
 
 
 MUTANTS = [
-    (NoRenormalisationOfTheResidual, list(Law)),
+    (NoRenormalisationOfTheResidual, SAMPLED),
     (NoRenormalisationOfTheDraft, [Law.WITHOUT_REPLACEMENT]),
     (NoZeroingOfTheDraft, [Law.WITHOUT_REPLACEMENT]),
     (ZeroingUnderIid, [Law.IID]),
     (StaleDraft, SAMPLED),
     (DraftRowOfTheNodeNumber, SAMPLED),
-    (ResidualSkipped, list(Law)),
+    (ResidualSkipped, SAMPLED),
     (ResidualZeroesTheCandidateOnly, SAMPLED),
-    (BonusWithoutResidual, list(Law)),
+    (BonusWithoutResidual, SAMPLED),
     (ProposalIgnored, SAMPLED),
-    (InvertedRatio, list(Law)),
+    (InvertedRatio, SAMPLED),
     (BonusWithoutTemperature, list(Law)),
+    (BonusDrawnAgain, [Law.TOP_K]),
+    (ChildOfAnotherNode, [Law.TOP_K]),
     (WithoutTopKTopPMinP, list(Law)),
     (WrongSiblingOrder, [Law.WITHOUT_REPLACEMENT]),
     (SiblingsInNodeOrder, [Law.WITHOUT_REPLACEMENT]),
@@ -184,7 +210,7 @@ def _residual_skipped(weights, otherwise):
     return list(otherwise)
 
 
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", SAMPLED)
 @pytest.mark.parametrize("broken", [_residual_not_normalised, _residual_skipped])
 def test_mutant_of_the_scalar_rule_is_caught(monkeypatch, broken, law):
     monkeypatch.setattr(scalar, "_normalised", broken)
@@ -248,6 +274,10 @@ def _accepts_the_impossible(draws: UniformDraws) -> bool:
         depths=torch.tensor([[0, 1]]),
         ranks=one,
         ancestors=torch.tensor([[[True, False], [True, True]]]),
+        draft_probs=torch.tensor([[[0.0, 1.0]]]),
+        draft_rows=one,
+        sampled=torch.tensor([True]),
+        law=Law.IID,
     )
 
     class Target:

@@ -11,6 +11,7 @@ from eagle.sampling import UniformDraws
 from tests.exact.tiny import DEVICES, PROMPTS, exact_decoder
 
 FORK = {"name": "static", "tree": [[0], [1], [0, 0], [0, 1], [1, 0], [1, 0, 0]]}
+DYNAMIC = {"name": "dynamic", "nodes": 6, "depth": 4, "top_k": 2}
 PARAMS = [
     SamplingParams(temperature=temperature, seed=3, max_new_tokens=40, ignore_eos=True)
     for temperature in (1.0, 0.0)
@@ -67,14 +68,14 @@ def assert_drafts_are_the_heads_along_each_path(decoder):
     class Recorder(CycleDrafter):
         def __init__(self, *args):
             super().__init__(*args)
-            self.paths, self.asked = {-1: ()}, []
+            self.paths, self.asked = [{-1: ()} for _ in PROMPTS], []
             drafters.append(self)
 
         def expand(self, tokens, parents):
             logits = super().expand(tokens, parents)
             for column in range(tokens.shape[1]):
-                above = self.paths[int(parents[0, column])]
-                self.paths[len(self.asked)] = (*above, len(self.asked))
+                for paths, above in zip(self.paths, parents[:, column].tolist(), strict=True):
+                    paths[len(self.asked)] = (*paths[above], len(self.asked))
                 self.asked.append((tokens[:, column].tolist(), logits[:, column]))
             return logits
 
@@ -84,7 +85,7 @@ def assert_drafts_are_the_heads_along_each_path(decoder):
         patch.setattr("eagle.cycle.CycleDrafter", Recorder)
         for event in decoder.stream(PROMPTS, PARAMS):
             for number in range(len(drafters[-1].asked) if drafters else 0):
-                path = drafters[-1].paths[number]
+                path = drafters[-1].paths[event.index][number]
                 text = texts[event.index]
                 features = true_features(decoder, text)[:, :-1]
                 tokens = text[1:]
@@ -126,13 +127,15 @@ def assert_no_uniform_is_read_twice(decoder):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_states_are_the_heads_on_the_true_text(device):
-    assert_states_are_the_heads_on_the_true_text(exact_decoder(device=device, **FORK))
+@pytest.mark.parametrize("tree", [FORK, DYNAMIC], ids=["static", "dynamic"])
+def test_states_are_the_heads_on_the_true_text(tree, device):
+    assert_states_are_the_heads_on_the_true_text(exact_decoder(device=device, eager=True, **tree))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_drafts_are_the_heads_along_each_path(device):
-    assert_drafts_are_the_heads_along_each_path(exact_decoder(device=device, **FORK))
+@pytest.mark.parametrize("tree", [FORK, DYNAMIC], ids=["static", "dynamic"])
+def test_drafts_are_the_heads_along_each_path(tree, device):
+    assert_drafts_are_the_heads_along_each_path(exact_decoder(device=device, eager=True, **tree))
 
 
 def test_no_uniform_is_read_twice():

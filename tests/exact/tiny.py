@@ -56,9 +56,16 @@ def _pair(vocab: int, device: str) -> tuple[Target, TemporaryDirectory[str]]:
     return target, folder
 
 
-def exact_decoder(vocab: int = 4, device: str = "cpu", **tree: object) -> Decoder:
-    """Return a decoder of a tiny float64 target and an untrained head."""
+def exact_decoder(
+    vocab: int = 4, device: str = "cpu", *, eager: bool = False, **tree: object
+) -> Decoder:
+    """Return a decoder of a tiny float64 target and an untrained head.
+
+    With graphs, on a GPU, the next cycle is under way when an event is delivered: who looks at the
+    slots between events wants an *eager* decoder.
+    """
     target, folder = _pair(vocab, device)
     head = {"name": "eagle", "weights": folder.name}
-    spec = DecoderSpec(head=head, tree=tree, runtime={"max_batch": 64})
+    modes = {"cuda_graph": False, "compile": False} if eager else {}
+    spec = DecoderSpec(head=head, tree=tree, runtime={"max_batch": 64, **modes})
     return Decoder.from_spec(spec, target=target)

@@ -36,6 +36,14 @@ def recipe(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("command", [("train",), ("data", "prepare"), ("data", "inspect")])
+def test_help_says_how_a_key_of_a_training_config_is_set(run, command):
+    status, out, _ = run(*command, "--help")
+    assert status == 0
+    text = " ".join(out.replace("│", " ").split())
+    assert "its path joined by dots and its value in YAML, as in optimizer.lr=5e-4" in text
+
+
 def test_schema_is_json(run):
     status, out, _ = run("train", "schema")
     assert status == 0
@@ -49,6 +57,9 @@ def test_schema_is_json(run):
         (("train", "tiny", "--set", "lr=1"), "lr: unknown key"),
         (("data", "prepare", "tinny", "--out", "x"), "Did you mean 'tiny'"),
         (("data", "inspect", "tiny", "--set", "data.packed=none.npz"), "no packed text none.npz"),
+        (("data", "regenerate", "none.jsonl", "--out", "x"), "there is no file none.jsonl"),
+        (("data", "regenerate", "tinny.yaml", "--out", "x"), "tinny.yaml: cannot be read"),
+        (("data", "regenerate", "x", "--out", "x", "--temperature", "-1"), "--temperature"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_2(run, arguments, message):

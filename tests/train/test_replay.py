@@ -113,10 +113,12 @@ def test_levels_of_packed_texts_are_those_of_the_texts_alone(pair):
     documents = torch.tensor([[0] * 5 + [1] * 5])
     positions = torch.tensor([[*range(5), *range(5)]])
     features = torch.randn(1, 10, target.info.hidden_size)
-    together = level_states(head, text.roll(-1, 1), features, positions, visibility(documents), 3)
+    together = level_states(
+        head.train_states, text.roll(-1, 1), features, positions, visibility(documents), 3
+    )
     for part in (slice(0, 5), slice(5, 10)):
         alone = level_states(
-            head,
+            head.train_states,
             text.roll(-1, 1)[:, part],
             features[:, part],
             positions[:, part],
@@ -156,6 +158,7 @@ def test_n_alpha_is_conditional_and_leaves_out_what_the_answer_has_no_token_for(
         ("chain", {"depth": 3}, closed((0, 0, 0))),
         ("static", {"branching": [2, 1]}, closed((0, 0), (1, 0))),
         ("static", {"tree": ((0,), (1,), (0, 0), (0, 1))}, closed((0, 0), (0, 1), (1,))),
+        ("dynamic", {"nodes": 3, "depth": 3, "top_k": 1}, closed((0, 0, 0))),
     ],
 )
 def test_paths_of_fixed_trees_are_found_by_having_them_draft(name, settings, expected):
@@ -181,6 +184,16 @@ def test_trees_that_look_at_the_draft_are_refused():
 
     with pytest.raises(SpecError, match="takes its shape from the draft distributions"):
         fixed_paths(Moody(), "moody")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"nodes": 2, "depth": 2, "top_k": 2}, {"nodes": 5, "depth": 2, "top_k": 2}],
+    ids=str,
+)
+def test_dynamic_trees_are_refused_even_where_little_can_differ(settings):
+    with pytest.raises(SpecError, match="the tree 'dynamic' takes its shape from the draft"):
+        fixed_paths(build("dynamic", **settings), "dynamic")
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from eagle.errors import CheckpointError, DataError, NumericalError, SpecError
 from eagle.testing import tiny_target
 from eagle.train import run as module
-from eagle.train.config import load_train_spec
+from eagle.train.recipe import load_train_spec
 from eagle.train.run import train
 from eagle.train.state import RunState
 
@@ -17,6 +17,7 @@ batch: 2
 steps: 12
 log_every: 1
 save_every: 4
+tensorboard: false
 optimizer: {lr: 3.0e-3}
 evaluation:
   every: 6

@@ -4,7 +4,7 @@ import pytest
 
 from eagle.errors import DataError
 from eagle.train.config import SourceSpec
-from eagle.train.sources import read_sources
+from eagle.train.sources import Conversation, Passage, read_sources
 
 TALK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": " b\n"}]
 
@@ -44,12 +44,92 @@ def test_turns_before_the_first_question_are_left_out(tmp_path):
     assert [role for role, _ in read(path)[0].messages] == ["user", "assistant"]
 
 
-@pytest.mark.parametrize("record", [3, {"text": "a"}, {"conversations": ["a"]}, {"messages": 1}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        3,
+        {},
+        {"text": 3},
+        {"conversations": ["a"]},
+        {"messages": 1},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": 3}]},
+        {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
+    ],
+)
 def test_something_else_is_refused_with_its_place(tmp_path, record):
     path = tmp_path / "talk.json"
     path.write_text(json.dumps([record]))
     with pytest.raises(DataError, match=r"talk.json:0: not a conversation"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("form", "record"),
+    [("messages", {"text": "a"}), ("sharegpt", {"text": "a"}), ("text", {"messages": TALK})],
+)
+def test_a_format_that_is_named_takes_nothing_else(tmp_path, form, record):
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps([record]) if form == "sharegpt" else json.dumps(record))
+    with pytest.raises(DataError, match="not a conversation: it should be"):
+        read(path, form)
+
+
+def test_turns_are_read_under_every_name_and_in_every_shape(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    records = [
+        {"conversations": [{"role": "user", "content": "ab"}, {"from": "gpt", "value": "c"}]},
+        {"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]},
+        {"conversations": {"from": ["human", "gpt"], "value": ["ab", "c"]}},
+        {"messages": None, "conversations": [{"from": "human", "value": "ab"}, TALK[1]]},
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    *same, last = read(path)
+    assert {one.messages for one in same} == {(("user", "ab"), ("assistant", "c"))}
+    assert last.messages == (("user", "ab"), ("assistant", "b"))
+
+
+def test_a_turn_without_words_is_an_empty_one(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    path.write_text(json.dumps({"messages": turns}))
+    assert read(path)[0].messages == (("user", "a"), ("assistant", ""))
+
+
+def test_a_text_file_is_one_text(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text("\ufeffOne.\n\nTwo.\n", encoding="utf-8")
+    assert read(path) == [Passage("book.txt", "One.\n\nTwo.\n")]
+    assert read(path, "text") == read(path)
+    other = path.rename(tmp_path / "book.md")
+    assert read(other, "text")[0].text == "One.\n\nTwo.\n"
+
+
+def test_lines_of_text_are_texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "a", "id": "b_3"}\n{"text": "c"}\n')
+    assert read(path) == [Passage("b", "a"), Passage("texts.jsonl:2", "c")]
+
+
+def test_text_is_taken_where_a_record_has_both_and_text_is_asked_for(tmp_path):
+    path = tmp_path / "both.jsonl"
+    path.write_text(json.dumps({"text": "a", "messages": []}))
+    assert read(path, "text") == [Passage("both.jsonl:1", "a")]
+    assert isinstance(read(path)[0], Conversation)
+
+
+def test_line_ends_inside_of_strings_end_no_line(tmp_path):
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"text": "a\u2028b\x85c"}, ensure_ascii=False), encoding="utf-8")
+    assert read(path)[0].text == "a\u2028b\x85c"
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
+    for name in ("a.txt", "a.jsonl", "a.json"):
+        (tmp_path / name).write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(DataError, match="cannot be read"):
+            read(tmp_path / name)
 
 
 def test_line_that_is_no_json_is_named(tmp_path):
@@ -67,14 +147,14 @@ def test_file_that_is_no_list_is_refused(tmp_path, text):
         read(path)
 
 
-@pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.jsonl", "\n")])
+@pytest.mark.parametrize(("name", "text"), [("a.json", "[]"), ("a.jsonl", "\n"), ("a.txt", "\n")])
 def test_empty_dataset_is_refused(tmp_path, name, text):
     path = tmp_path / name
     path.write_text(text)
-    with pytest.raises(DataError, match="holds no conversation"):
+    with pytest.raises(DataError, match="holds no conversation and no text"):
         read(path)
 
 
 def test_missing_file_is_named_with_the_embedded_datasets(tmp_path):
-    with pytest.raises(DataError, match=r"no file .*none.json \(embedded datasets: sharegpt\)"):
+    with pytest.raises(DataError, match=r"no file .*none.json \(embedded datasets: sharegpt;"):
         read(tmp_path / "none.json")

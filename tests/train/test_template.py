@@ -2,7 +2,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from eagle.errors import DataError
-from eagle.train.sources import Conversation
+from eagle.train.sources import Conversation, Passage
 from eagle.train.template import Encoder
 
 CHAT = (
@@ -113,10 +113,49 @@ def test_answer_that_lies_behind_the_cut_is_no_answer(tokenizer):
 
 def test_refuses_a_template_without_a_boundary(with_template):
     backwards = "{% for m in messages | reverse %}{{ m.content }}{% endfor %}"
+    encoder = Encoder(with_template(backwards), [2], 1000)
     with pytest.raises(DataError, match="no boundary between question and answer"):
-        Encoder(with_template(backwards), [2], 1000)
+        list(encoder.encode([Conversation("a", CHAT)]))
 
 
 def test_refuses_a_tokenizer_without_a_template(with_template):
+    encoder = Encoder(with_template(None), [2], 1000)
     with pytest.raises(DataError, match="has no chat template"):
-        Encoder(with_template(None), [2], 1000)
+        list(encoder.encode([Conversation("a", CHAT)]))
+
+
+def test_refuses_a_target_without_a_tokenizer():
+    with pytest.raises(DataError, match="has no tokenizer"):
+        Encoder(None, [2], 1000)
+
+
+def test_a_plain_text_needs_no_template_and_counts_whole(with_template):
+    tokenizer = with_template(None)
+    encoder = Encoder(tokenizer, [2], 1000)
+    (text,) = encoder.encode([Passage("a", " One two three.\n")])
+    assert tokenizer.decode(text.tokens) == " One two three.\n"
+    assert text.answers.all()
+    assert encoder.tally.used == 1
+
+
+def test_a_long_plain_text_goes_on_in_pieces_without_loss(tokenizer):
+    encoder = Encoder(tokenizer, [2], 10)
+    words = " ".join(map(str, range(40)))
+    texts = list(encoder.encode([Passage("a", words), Passage("b", "short text here")]))
+    pieces = [text for text in texts if text.group.startswith("a")]
+    assert tokenizer.decode([token for text in pieces for token in text.tokens]) == words
+    assert [len(text.tokens) for text in pieces[:-1]] == [10] * (len(pieces) - 1)
+    assert len({text.group for text in texts}) == len(texts)
+    assert (encoder.tally.used, encoder.tally.split, encoder.tally.cut) == (2, 1, 0)
+
+
+def test_texts_and_conversations_keep_their_order(tokenizer):
+    items = [Passage("a", "one two three"), Conversation("b", CHAT), Passage("c", "four five six")]
+    texts = list(Encoder(tokenizer, [2], 1000).encode(items))
+    assert [text.group for text in texts] == ["a", "b", "c"]
+
+
+def test_counts_texts_that_hold_nothing(tokenizer):
+    encoder = Encoder(tokenizer, [2], 1000)
+    assert list(encoder.encode([Passage("a", " \n"), Passage("b", "")])) == []
+    assert encoder.tally.silent == 2

@@ -65,31 +65,41 @@ def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], i
         law: how siblings were drawn where a node has a draft distribution.
         draws: the only source of chance.
     """
+    follow = _draw if law is Law.TOP_K else _try_in_turn
     node = root
     accepted: list[Node] = []
     while True:
-        child, rest = _choose(node, law, draws)
+        child, token = follow(node, law, draws)
         if child is None:
-            return accepted, draws.categorical(rest)
+            return accepted, token
         accepted.append(child)
         node = child
 
 
-def _choose(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, Sequence[Number]]:
-    """Return the accepted child, or None and the distribution of the token that comes instead."""
+def _draw(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, int]:
+    """Return the next token, and the child that has it, if one does.
+
+    Trying the members of a fixed set in turn is a way of drawing a token from the target.
+    """
+    token = draws.categorical(node.target)
+    return next((child for child in node.children if child.token == token), None), token
+
+
+def _try_in_turn(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, int]:
+    """Return the accepted child and its token, or None and the token that comes instead."""
     target, draft = list(node.target), node.draft
     for child in node.children:
         token = child.token
         # A member of a fixed set was "drawn" from a distribution with all its mass on it.
         proposal = _delta(token, len(target)) if draft is None else draft
         if draws.bernoulli(min(1, target[token] / proposal[token])):
-            return child, target
+            return child, token
         rest = [max(p - q, 0) for p, q in zip(target, proposal, strict=True)]
         target = _normalised(rest, otherwise=target)
         if draft is not None and law is Law.WITHOUT_REPLACEMENT:
             rest = [0 if index == token else q for index, q in enumerate(draft)]
             draft = _normalised(rest, otherwise=rest)
-    return None, target
+    return None, draws.categorical(target)
 
 
 def _delta(token: int, vocab: int) -> list[Number]:

@@ -37,7 +37,10 @@ class SpeculativeRule:
     """The scalar twin, which `eagle.testing.assert_lossless` proves exact on fractions."""
 
     def uniforms(self, shape: TreeShape) -> int:
-        """Return how many uniforms `accept` reads: one per sibling tried, one for the bonus."""
+        """Return how many uniforms `accept` reads at most: one per sibling tried, and the bonus's.
+
+        For fixed sets of candidates it reads one per level, and the bonus's.
+        """
         return shape.depth * shape.siblings + 1
 
     def accept(
@@ -49,6 +52,8 @@ class SpeculativeRule:
         """
         if target.greedy:
             return self._follow_argmax(tree, target, shape)
+        if tree.law is Law.TOP_K:
+            return self._follow_drawn(tree, target, shape, draws)
         node = torch.zeros_like(tree.tokens[:, 0])
         path = [node]
         alive = torch.ones_like(node, dtype=torch.bool)
@@ -77,6 +82,40 @@ class SpeculativeRule:
         # Node 0 is the root, which no node below it can be.
         joined = torch.stack(path, 1)
         return Acceptance(joined, (joined > 0).sum(1), draws.categorical(probs))
+
+    def _follow_drawn(
+        self, tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: Draws
+    ) -> Acceptance:
+        """Accept along tokens drawn from the target: the rule for fixed sets of candidates.
+
+        Trying one candidate after another, each accepted with the probability that the target,
+        without those before, gives it, is a way of drawing a token from the target; so one draw
+        does, and a token that is no candidate is the bonus token.
+        """
+        node = torch.zeros_like(tree.tokens[:, 0])
+        path = [node]
+        alive = torch.ones_like(node, dtype=torch.bool)
+        bonus = node
+        for depth in range(shape.depth + 1):
+            drawn = draws.categorical(self._weights(target, node, alive))
+            bonus = drawn.where(alive, bonus)
+            if depth < shape.depth:
+                match = self._children_with(tree, node, drawn) & alive[:, None]
+                alive = match.any(1)
+                node = match.to(torch.uint8).argmax(1).where(alive, node)
+                path.append(node.where(alive, 0))
+        joined = torch.stack(path, 1)
+        return Acceptance(joined, (joined > 0).sum(1), bonus)
+
+    @staticmethod
+    def _weights(target: TargetProbs, node: Tensor, alive: Tensor) -> Tensor:
+        """Return what the next token is drawn from, ``[B, V]``; zeros where a slot has stopped."""
+        return target.at(node).where(alive[:, None], 0)
+
+    @staticmethod
+    def _children_with(tree: TokenTree, node: Tensor, token: Tensor) -> Tensor:
+        """Return bool ``[B, N]``: the children of one node per slot that have a token."""
+        return (tree.parents == node[:, None]) & (tree.tokens == token[:, None])
 
     @staticmethod
     def _draft_at(tree: TokenTree, node: Tensor) -> Tensor | None:
@@ -125,14 +164,15 @@ class SpeculativeRule:
         node = torch.zeros_like(tree.tokens[:, 0])
         path = [node]
         alive = torch.ones_like(node, dtype=torch.bool)
+        best = target.argmax
         for _ in range(shape.depth):
-            wanted = target.argmax.gather(1, node[:, None])
-            match = (tree.parents == node[:, None]) & (tree.tokens == wanted) & alive[:, None]
+            wanted = best.gather(1, node[:, None])[:, 0]
+            match = SpeculativeRule._children_with(tree, node, wanted) & alive[:, None]
             alive = match.any(1)
             node = match.to(torch.uint8).argmax(1).where(alive, node)
             path.append(node.where(alive, 0))
         joined = torch.stack(path, 1)
-        bonus = target.argmax.gather(1, node[:, None])[:, 0]
+        bonus = best.gather(1, node[:, None])[:, 0]
         return Acceptance(joined, (joined > 0).sum(1), bonus)
 
 

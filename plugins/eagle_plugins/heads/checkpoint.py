@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -169,6 +170,8 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Te
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".writing-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
             staged = Path(name)
             save_file(

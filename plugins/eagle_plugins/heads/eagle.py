@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eagle.cache import Step, TreeCache
 from eagle.errors import CheckpointError
+from eagle.fusing import fuse
 from eagle.packing import Switch, pack
 from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
 from eagle_plugins.heads.checkpoint import (
@@ -45,6 +46,12 @@ class EagleHead:
     capturable = True
     module: EagleModule
 
+    kind: ClassVar[str] = "eagle"
+    """What a checkpoint is compared with; heads that put other things into the FC have another."""
+
+    inputs: ClassVar[int] = 2
+    """Vectors of size H that go into the FC."""
+
     def __init__(self, config: EagleConfig, context: BuildContext) -> None:
         self._weights, self._context = config.weights, context
 
@@ -52,10 +59,11 @@ class EagleHead:
         """Return H, after comparing the checkpoint's sizes with the target's.
 
         Raises:
-            CheckpointError: it was made for another hidden size or vocabulary.
+            CheckpointError: it was made for another hidden size or vocabulary, or is a head of
+                another kind.
         """
         folder = self._folder()
-        config = read_config(folder)
+        config = self._read(folder)
         for key, ours in (("hidden_size", target.hidden_size), ("vocab_size", target.vocab_size)):
             theirs = getattr(config, key)
             if theirs != ours:
@@ -73,17 +81,17 @@ class EagleHead:
         """Load the checkpoint in the target's dtype, on its device.
 
         Raises:
-            CheckpointError: it is damaged, or its tensors are not those of its configuration.
+            CheckpointError: it is damaged, its tensors are not those of its configuration, or it
+                is a head of another kind.
         """
         folder = self._folder()
-        config, tensors = read_config(folder), read_tensors(folder)
+        config, tensors = self._read(folder), read_tensors(folder)
         with torch.device("meta"):
-            module = EagleModule(config, bias="fc.bias" in tensors)
+            module = EagleModule(config, bias="fc.bias" in tensors, inputs=self.inputs)
         check_tensors(folder, tensors, module.state_dict())
         tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
         module.load_state_dict(tensors, assign=True)
         module.eval().requires_grad_(False)
-        pack(module, Switch())
         self._adopt(module, config, target)
         self._attention = attention
         head_dim = module.attention.head_dim
@@ -106,7 +114,7 @@ class EagleHead:
             num_hidden_layers=1,
         )
         generator = torch.Generator().manual_seed(seed)
-        module = EagleModule(config)
+        module = EagleModule(config, inputs=self.inputs)
         for parameter in module.parameters():
             if parameter.dim() > 1:
                 torch.nn.init.normal_(parameter, std=theirs.initializer_range, generator=generator)
@@ -116,6 +124,16 @@ class EagleHead:
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
 
+    def _read(self, folder: Path) -> Any:
+        config = read_config(folder)
+        theirs = getattr(config, "draft_kind", EagleHead.kind)
+        if theirs != self.kind:
+            raise CheckpointError(
+                f"{folder} is a draft head of the kind {theirs!r}, not {self.kind!r}; "
+                f"use it with head.name={theirs}, or give another one as head.weights"
+            )
+        return config
+
     def _adopt(self, module: EagleModule, config: Any, target: TargetModel) -> None:
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
@@ -123,7 +141,11 @@ class EagleHead:
         self._rotary = LlamaRotaryEmbedding(config).to(target.device)
 
     def allocate(self, slots: int, rows: int) -> None:
-        """Allocate the cache of the one layer."""
+        """Allocate the cache of the one layer, and lay out its weights for decoding."""
+        # Not on loading: neither packed nor stacked weights can be trained.
+        pack(self.module, Switch())
+        if self._target.device.type == "cuda":
+            fuse(self.module)
         attention = self.module.attention
         self._cache = TreeCache(
             layers=1,
@@ -137,16 +159,7 @@ class EagleHead:
 
     def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
         """See `eagle.roles.DraftHead.absorb`."""
-        block = self.module.attention
-        plan = self._attention.plan(step, block.heads, block.kv_heads, features.dtype)
-
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = self._cache.write(0, keys, values, step)
-            return self._attention.attend(query, keys, values, plan, block.head_dim**-0.5)
-
-        cos, sin = self._rotary(features, step.positions)
-        out: Tensor = self.module(self._target.embed(tokens), features, cos, sin, attend)
-        return out
+        return self._cached(self._join(tokens, features), step)
 
     # A predicted feature takes the true one's place: what was absorbed is extended the same way.
     extend = absorb
@@ -159,6 +172,26 @@ class EagleHead:
         self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
     ) -> Tensor:
         """See `eagle.roles.TrainableHead.train_states`."""
+        return self._parallel(self._join(tokens, features), positions, visible)
+
+    def _join(self, tokens: Tensor, features: Tensor) -> Tensor:
+        """Return what goes into the FC, ``[B, T, inputs * H]``."""
+        return torch.cat((self._target.embed(tokens), features), dim=-1)
+
+    def _cached(self, joined: Tensor, step: Step) -> Tensor:
+        """Run the network on new entries over the cache."""
+        block = self.module.attention
+        plan = self._attention.plan(step, block.heads, block.kv_heads, joined.dtype)
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = self._cache.write(0, keys, values, step)
+            return self._attention.attend(query, keys, values, plan, block.head_dim**-0.5)
+
+        out: Tensor = self.module(joined, *self._rotary(joined, step.positions), attend)
+        return out
+
+    def _parallel(self, joined: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
+        """Run the network on whole texts without a cache."""
         block = self.module.attention
         groups = block.heads // block.kv_heads
 
@@ -168,8 +201,7 @@ class EagleHead:
             out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
             return out.transpose(1, 2)
 
-        cos, sin = self._rotary(features, positions)
-        out: Tensor = self.module(self._target.embed(tokens), features, cos, sin, attend)
+        out: Tensor = self.module(joined, *self._rotary(joined, positions), attend)
         return out
 
     def save(self, folder: Path) -> None:
@@ -182,5 +214,7 @@ class EagleHead:
         }
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
             config[key] = getattr(self._config, key)
+        if self.kind != EagleHead.kind:  # other engines know one kind only, and no such key
+            config["draft_kind"] = self.kind
         tensors = {k: t.detach().to(torch.bfloat16) for k, t in self.module.state_dict().items()}
         write_checkpoint(folder, config, tensors)

@@ -63,7 +63,9 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         x = x + self.self_attn(x, cos, sin, attend)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        norm = self.post_attention_layernorm
+        # Of one dtype already, except in training in half precision, where weights are float32.
+        out: Tensor = x + self.mlp(norm(x.to(norm.weight.dtype)))
         return out
 
 
@@ -73,11 +75,12 @@ class EagleModule(nn.Module):
     Args:
         config: a Llama configuration (`transformers.LlamaConfig`).
         bias: whether the FC has a bias.
+        inputs: how many vectors of size H are joined in front of the FC.
     """
 
-    def __init__(self, config: Any, *, bias: bool = False) -> None:
+    def __init__(self, config: Any, *, bias: bool = False, inputs: int = 2) -> None:
         super().__init__()
-        self.fc = nn.Linear(2 * config.hidden_size, config.hidden_size, bias=bias)
+        self.fc = nn.Linear(inputs * config.hidden_size, config.hidden_size, bias=bias)
         self.layers = nn.ModuleList([_Layer(config)])
 
     @property
@@ -86,14 +89,12 @@ class EagleModule(nn.Module):
         layer: _Layer = self.layers[0]  # type: ignore[assignment]
         return layer.self_attn
 
-    def forward(
-        self, embeddings: Tensor, features: Tensor, cos: Tensor, sin: Tensor, attend: Attend
-    ) -> Tensor:
+    def forward(self, joined: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """Predict the next features.
 
         Args:
-            embeddings: ``[B, T, H]``, of the tokens one step ahead.
-            features: ``[B, T, H]``.
+            joined: ``[B, T, inputs * H]``: the embeddings of the tokens one step ahead, then the
+                features.
             cos: ``[B, T, head_dim]``, rotary cosines.
             sin: ``[B, T, head_dim]``, rotary sines.
             attend: attention over whatever each entry may see.
@@ -101,8 +102,7 @@ class EagleModule(nn.Module):
         Returns:
             ``[B, T, H]``.
         """
-        x = self.fc(torch.cat((embeddings, features), dim=-1))
-        out: Tensor = self.layers[0](x, cos, sin, attend)
+        out: Tensor = self.layers[0](self.fc(joined), cos, sin, attend)
         return out
 
 

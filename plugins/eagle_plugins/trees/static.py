@@ -10,6 +10,7 @@ from pydantic import Field, StrictInt, model_validator
 from torch import Tensor
 
 from eagle.errors import IncompatibleError, SpecError
+from eagle.ranking import top_k
 from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
 from eagle.sampling import Draws, probabilities
 from eagle.tree import TokenTree, TreeShape, ancestor_mask
@@ -198,7 +199,7 @@ class StaticTree:
                 drafter.expand(inner, level.above.expand(slots, -1)) if depth else drafter.begin()
             )
             self.check_vocab(logits.shape[-1])
-            best = logits.topk(level.width).indices.flatten(1).index_select(1, level.best)
+            best = top_k(logits, level.width)[1].flatten(1).index_select(1, level.best)
             if sampled is None:
                 tokens.append(best)
                 continue

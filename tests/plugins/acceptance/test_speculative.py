@@ -38,6 +38,7 @@ class ReplayedDraws:
 
     uniforms: list[float]
     tolerance: float
+    law: Law
     column: int = 0
 
     def bernoulli(self, prob):
@@ -48,7 +49,10 @@ class ReplayedDraws:
         return uniform < prob
 
     def categorical(self, weights):
-        threshold = self.uniforms[-1] * sum(weights)
+        column = -1
+        if self.law is Law.TOP_K:  # one draw after another; otherwise there is only the last
+            column, self.column = self.column, self.column + 1
+        threshold = self.uniforms[column] * sum(weights)
         total, found = 0.0, None
         for index, weight in enumerate(weights):
             if index > 0 and total > 0 and abs(total - threshold) < self.tolerance * sum(weights):
@@ -76,7 +80,8 @@ class ScalarNode:
     @property
     def children(self):
         for child in sorted(self.below, key=lambda node: node.rank):
-            self.draws.column = self.depth * self.siblings + child.rank
+            if self.draws.law is not Law.TOP_K:
+                self.draws.column = self.depth * self.siblings + child.rank
             yield child
 
 
@@ -155,7 +160,7 @@ def random_batch(rng: Random, law: Law, dtype: torch.dtype):
 
 
 def scalar_outcome(tree, target, shape, uniforms, slot, tolerance):
-    draws = ReplayedDraws(uniforms[slot].tolist(), tolerance)
+    draws = ReplayedDraws(uniforms[slot].tolist(), tolerance, tree.law)
     sampled = bool(tree.sampled[slot])
     nodes = []
     for index in range(shape.nodes):
@@ -336,7 +341,7 @@ def test_all_accepted_and_all_rejected(uniform):
         ancestors=ancestor_mask(parents, 3),
     )
     outcome = decide(tree, TreeShape(4, 3, 1, 2), [0.5, 0.5], [uniform] * 4)
-    assert outcome == (([0, 1, 2, 3], 3, 0) if uniform == 0 else ([0, 0, 0, 0], 0, 0))
+    assert outcome == (([0, 0, 0, 0], 0, 0) if uniform == 0 else ([0, 1, 2, 3], 3, 1))
 
 
 @pytest.mark.parametrize("greedy", [True, False])
@@ -413,8 +418,10 @@ def test_nothing_is_read_on_the_host(greedy):
     assert outcome.count.shape == outcome.bonus.shape == (len(uniforms),)
 
 
-def test_exactly_the_declared_uniforms_are_read():
-    tree, shape = siblings([0, 1, 2])
+@pytest.mark.parametrize(("draft", "law"), DRAFTS)
+def test_no_more_than_the_declared_uniforms_are_read(draft, law):
+    tree, shape = siblings([0, 1, 2], draft, law)
     draws = UniformDraws(torch.zeros(1, 10))
     SpeculativeRule().accept(tree, FixedTarget(torch.tensor([[0.5, 0.25, 0.25]])), shape, draws)
-    assert draws.used == SpeculativeRule().uniforms(shape) == 4
+    assert SpeculativeRule().uniforms(shape) == 4
+    assert draws.used == (shape.depth + 1 if law is Law.TOP_K else 4)

@@ -1,0 +1,99 @@
+"""The time below which no pass can be: bytes of weights over the memory's read bandwidth.
+
+Knows a model's weights and the device they are on; knows no decoder. Keys and values, which a pass
+reads too, are left out: they are few beside the weights in short texts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+
+from eagle.target import Target
+
+__all__ = ["peak_memory", "read_bandwidth", "reset_peak_memory", "seconds_of", "weight_bytes"]
+
+_BUFFER = {"cuda": 4 << 30, "cpu": 1 << 30}  # bytes: many times what any cache holds
+_SHARE = 0.5  # of the free memory, at most
+_ROUNDS = 8
+_WIDTH = 4096
+
+
+def weight_bytes(target: Target, rows: int = 1) -> float:
+    """Return the bytes of weights that one pass and its LM head read.
+
+    All weights but the input embedding, of which only a few rows are looked up (all of it where
+    it is the LM head as well). Of experts, those that are read if each row is routed
+    independently and evenly: ``E (1 - (1 - k / E) ** rows)`` of E, k for each row.
+
+    Args:
+        target: the model.
+        rows: tokens in the pass, in all slots together.
+    """
+    model, config = target.model, target.config
+    readout = model.get_output_embeddings().weight
+    lookup = model.get_input_embeddings().weight
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    read = 1 - (1 - chosen / experts) ** rows if experts and chosen else 1.0
+    return float(
+        sum(
+            weight.nbytes * (read if ".experts." in name else 1.0)
+            for name, weight in model.named_parameters()
+            if weight is readout or weight is not lookup
+        )
+    )
+
+
+def read_bandwidth(device: torch.device, size: int | None = None) -> float:
+    """Measure how fast a device reads its memory, in bytes per second.
+
+    The better of two kernels that read a large buffer once and write next to nothing: its sum,
+    and its product with a vector. Of each, the fastest of some rounds.
+
+    Args:
+        device: which.
+        size: bytes of the buffer; by default several GB, or half of the memory that is free.
+    """
+    if size is None:
+        cuda = device.type == "cuda"
+        free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+        size = min(_BUFFER[device.type], int(_SHARE * free))
+    rows = max(size // (4 * _WIDTH), 1)
+    buffer = torch.ones(rows, _WIDTH, device=device)
+    vector = torch.ones(_WIDTH, device=device)
+    kernels: tuple[Callable[[], object], ...] = (buffer.sum, lambda: buffer @ vector)
+    seconds = min(seconds_of(device, kernel) for kernel in kernels for _ in range(_ROUNDS))
+    return buffer.nbytes / seconds
+
+
+def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
+    """Do some work and return how long the device took, what it waited for the host included."""
+    if device.type == "cpu":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
+    start, end = events
+    start.record()
+    work()
+    end.record()
+    torch.cuda.synchronize(device)
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to watch for the peak anew, where the device keeps one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes allocated since the last reset; on a CPU, what the process holds."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return int(psutil.Process().memory_info().rss)

@@ -1,0 +1,186 @@
+"""The figures of a benchmark as tables, Markdown and JSON; knows no terminal and no plots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from eagle.bench.outcome import Row, Speed
+from eagle.bench.subjects import Subjects
+from eagle.bench.surroundings import hardware, versions
+from eagle.bench.sweep import Sweep
+from eagle.bench.timing import PHASES
+from eagle.spec import DecoderSpec
+
+__all__ = [
+    "Setting",
+    "Table",
+    "cycle_table",
+    "markdown",
+    "speed_json",
+    "speed_table",
+    "speedup_table",
+    "sweep_json",
+    "sweep_table",
+    "title",
+]
+
+Table = list[list[str]]
+"""Headings, then rows; the first column names the row."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What was measured, and with what.
+
+    Attributes:
+        label: what the target is.
+        hardware: model of the device.
+        dtype: of the weights.
+        conditions: prompts, temperature and the like, in a few words.
+        command: as it could be given again.
+        versions: of Python and packages.
+        sizes: of the target as it was measured, widened or not.
+    """
+
+    label: str
+    hardware: str
+    dtype: str
+    conditions: str
+    command: str
+    versions: Mapping[str, str]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, subjects: Subjects, conditions: str, command: str) -> Setting:
+        """Return the setting of some decoders here and now."""
+        target = subjects.target
+        dtype = str(target.dtype).removeprefix("torch.")
+        where = hardware(target.device)
+        sizes = {
+            "hidden_size": target.info.hidden_size,
+            "layers": target.info.layers,
+            "heads": target.heads,
+            "kv_heads": target.kv_heads,
+            "head_dim": target.head_dim,
+            "vocab_size": target.info.vocab_size,
+            "parameters": sum(weight.numel() for weight in target.model.parameters()),
+        }
+        return cls(subjects.label, where, dtype, conditions, command, versions(), sizes)
+
+    @property
+    def sentence(self) -> str:
+        """What stands above every table."""
+        return f"{self.label}, {self.dtype}, {self.hardware}; {self.conditions}"
+
+
+def title(row: Row) -> str:
+    """Return what a row is called in tables and plots."""
+    return row.name if row.lossless else f"{row.name} (not lossless)"
+
+
+def speed_table(speed: Speed) -> Table:
+    """Return tokens per second, tau, memory and, at temperature 0, identity of every row."""
+    held = [speed.row(name) for name in speed.baselines] if speed.greedy else []
+    table = [["", "tokens/s", "tau", "peak GB", *(f"same as {other.name}" for other in held)]]
+    for row in speed.rows:
+        cells = [
+            f"{row.tokens_per_second:.1f}",
+            "" if row.tau is None else f"{row.tau:.2f}",
+            f"{row.memory / 1e9:.2f}",
+        ]
+        same = ["" if row is o else f"{row.same(o)} of {speed.answers}" for o in held]
+        table.append([title(row), *cells, *same])
+    return table
+
+
+def speedup_table(speed: Speed) -> Table:
+    """Return how many times as fast every row is as each baseline, with interquartile ranges."""
+    held = [speed.row(name) for name in speed.baselines]
+    table = [["", *(f"over {other.name}" for other in held)]]
+    for row in speed.rows:
+        ratios = ["" if row is other else row.speedup(other).show() for other in held]
+        if any(ratios):
+            table.append([title(row), *ratios])
+    return table
+
+
+def cycle_table(speed: Speed) -> Table:
+    """Return where the milliseconds of a cycle go, for the rows that have cycles."""
+    step = speed.row("plain").cycle if "plain" in speed.baselines else None
+    table = [["", "nodes", "ms/cycle", *PHASES, "floor", "share", *(["steps"] if step else [])]]
+    for row in speed.rows:
+        if row.cycle is None:
+            continue
+        cells = [title(row), str(row.nodes), f"{row.cycle:.2f}"]
+        cells += [f"{row.phases[phase]:.2f}" if row.phases else "" for phase in PHASES]
+        cells += [f"{row.floor:.2f}", "" if row.share is None else f"{row.share:.0%}"]
+        table.append(cells + ([f"{row.cycle / step:.2f}"] if step else []))
+    return table
+
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Return what a verification takes for each number of nodes."""
+    table = [["nodes", "verification ms", "LM head alone ms", "floor ms", "over floor"]]
+    for each in sweep.passes:
+        times = [each.verify.show(), each.readout.show(3), f"{each.floor:.2f}"]
+        table.append([str(each.nodes), *times, f"{each.over_floor:.2f}"])
+    return table
+
+
+def markdown(setting: Setting, bandwidth: float, tables: list[Table]) -> str:
+    """Return tables as Markdown, with what they were measured on and how."""
+    lines = [f"**{setting.sentence}**", "", f"    {setting.command}", ""]
+    for headings, *rows in tables:
+        lines.append("| " + " | ".join(headings) + " |")
+        lines.append("|" + "---|" * len(headings))
+        lines += ["| " + " | ".join(row) + " |" for row in rows]
+        lines.append("")
+    packages = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
+    lines.append(
+        f"Read bandwidth in the same run {bandwidth / 1e9:.0f} GB/s. Versions: {packages}."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def speed_json(setting: Setting, specs: Mapping[str, DecoderSpec], speed: Speed) -> dict[str, Any]:
+    """Return everything that was measured, every trial included, the answers' texts left out."""
+    return asdict(setting) | {
+        "bandwidth": speed.bandwidth,
+        "greedy": speed.greedy,
+        "rows": [_row_json(specs, speed, row) for row in speed.rows],
+    }
+
+
+def _row_json(specs: Mapping[str, DecoderSpec], speed: Speed, row: Row) -> dict[str, Any]:
+    others = [speed.row(name) for name in speed.baselines if name != row.name]
+    spec = specs.get(row.name)
+    trials = []
+    for trial in row.trials:
+        shown = asdict(trial)
+        shown["answers"] = [len(answer) for answer in trial.answers]
+        trials.append(shown)
+    return {
+        "name": row.name,
+        "baseline": row.name in speed.baselines,
+        "lossless": row.lossless,
+        "spec": spec.model_dump(mode="json") if spec else None,
+        "tokens_per_second": row.tokens_per_second,
+        "speedup": {other.name: asdict(row.speedup(other)) for other in others},
+        "identical": {other.name: row.same(other) for other in others} if speed.greedy else None,
+        "answers": speed.answers,
+        "tau": row.tau,
+        "nodes": row.nodes,
+        "ms_per_cycle": row.cycle,
+        "phases_ms": dict(row.phases),
+        "floor_ms": row.floor,
+        "share_of_floor": row.share,
+        "peak_memory": row.memory,
+        "trials": trials,
+    }
+
+
+def sweep_json(setting: Setting, sweep: Sweep) -> dict[str, Any]:
+    """Return what `sweep` measured."""
+    return asdict(setting) | asdict(sweep)

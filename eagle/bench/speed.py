@@ -1,0 +1,216 @@
+"""How fast are some decoders, and what bounds them? Measured side by side in one process.
+
+Knows decoders and the baselines that they are held against; prints nothing. Whoever is measured
+takes its turn on every prompt, so that a machine that slows down slows them all.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+from eagle.bench.compare import plain_decoder
+from eagle.bench.floors import peak_memory, read_bandwidth, reset_peak_memory, weight_bytes
+from eagle.bench.outcome import Row, Speed, Trial
+from eagle.bench.stock import stock_texts
+from eagle.bench.timing import phase_times
+from eagle.decoder import Decoder
+from eagle.errors import RequestError, nearest
+from eagle.requests import Prompt, encode
+from eagle.sampling import SamplingParams
+from eagle.target import Target
+
+__all__ = ["BASELINES", "check_baselines", "speed"]
+
+BASELINES = ("plain", "hf", "hf-assisted-ngram")
+"""What decoders can be held against: the same runtime without drafting, transformers' `generate`,
+and that with prompt lookup."""
+
+_LOOKUP = 10  # candidates a step, the number in transformers' own example
+_BRIEF = 8  # tokens of a short answer beforehand
+
+Texts = Sequence[Sequence[int]]
+
+
+class _Contender(Protocol):
+    """Whoever answers prompts and is timed."""
+
+    def warm_up(self, groups: Sequence[Texts], params: SamplingParams, capacity: int) -> None:
+        """Answer without being timed, so that all is allocated, compiled and captured."""
+
+    def answer(self, prompts: tuple[int, ...], texts: Texts, params: SamplingParams) -> Trial:
+        """Answer some prompts at once, with the clock running."""
+
+
+class _Ours:
+    """A decoder of this library."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.decoder = decoder
+
+    def warm_up(self, groups: Sequence[Texts], params: SamplingParams, capacity: int) -> None:
+        # Whole answers to the shortest and the longest prompts go through every length of text
+        # that there will be, and a short one to each prompt through every length of prompt.
+        for texts in (groups[0], groups[-1]):
+            self.decoder.generate(texts, _limited(params, texts, capacity))
+        brief = _brief(params)
+        for texts in groups:
+            self.decoder.generate(texts, _limited(brief, texts, capacity))
+
+    def answer(self, prompts: tuple[int, ...], texts: Texts, params: SamplingParams) -> Trial:
+        device = self.decoder.target.device
+        reset_peak_memory(device)
+        started = time.perf_counter()
+        results = self.decoder.generate(texts, params)
+        seconds = time.perf_counter() - started
+        stats = [result.stats for result in results]
+        return Trial(
+            prompts=prompts,
+            answers=tuple(result.tokens for result in results),
+            seconds=seconds,
+            # All prompts are read, one after another, before the first cycle.
+            reading=sum(each.time_to_first_token for each in stats),
+            cycles=max(each.cycles for each in stats),
+            verifications=sum(each.cycles for each in stats),
+            memory=peak_memory(device),
+        )
+
+
+class _Stock:
+    """transformers' own `generate`."""
+
+    def __init__(self, target: Target, lookup: int) -> None:
+        self.target, self.lookup = target, lookup
+
+    def warm_up(self, groups: Sequence[Texts], params: SamplingParams, capacity: int) -> None:
+        limited = _limited(_brief(params), groups[-1], capacity)
+        stock_texts(self.target, groups[-1], limited, lookup=self.lookup)
+
+    def answer(self, prompts: tuple[int, ...], texts: Texts, params: SamplingParams) -> Trial:
+        reset_peak_memory(self.target.device)
+        answers, seconds = stock_texts(self.target, texts, params, lookup=self.lookup)
+        memory = peak_memory(self.target.device)
+        return Trial(prompts=prompts, answers=tuple(answers), seconds=seconds, memory=memory)
+
+
+def check_baselines(baselines: Sequence[str], batch: int) -> None:
+    """Refuse baselines that there are not.
+
+    Raises:
+        RequestError: one is unknown, named twice, or cannot answer several prompts at once.
+    """
+    for name in baselines:
+        if name not in BASELINES:
+            raise RequestError(
+                f"--baseline: {name!r} is none; there is {', '.join(BASELINES)}."
+                f"{nearest(name, BASELINES)}"
+            )
+    if len(set(baselines)) < len(baselines):
+        raise RequestError("--baseline: each is measured once; one is named twice")
+    if batch > 1 and "hf-assisted-ngram" in baselines:
+        raise RequestError(
+            "--baseline hf-assisted-ngram answers one prompt at a time in transformers; leave it "
+            "out, or leave --batch at 1"
+        )
+
+
+def speed(
+    decoders: Mapping[str, Decoder],
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    *,
+    baselines: Sequence[str] = ("plain",),
+    repeats: int = 1,
+    batch: int = 1,
+    raw: bool = False,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Speed:
+    """Answer prompts with every decoder and every baseline, and time them.
+
+    Args:
+        decoders: by name, at least one; all of one target.
+        prompts: at least one.
+        params: for all prompts.
+        baselines: names of `BASELINES`. The plain decoder has the first decoder's runtime.
+        repeats: rounds over the prompts.
+        batch: prompts answered at once. Those left over after the last whole batch are left out:
+            other numbers of slots would have to be allocated and captured for them.
+        raw: see `Decoder.generate`.
+        progress: called with what is done, how much of it, and its total.
+
+    Raises:
+        RequestError: see `check_baselines`; a decoder has a baseline's name; or a prompt is not
+            valid.
+    """
+    check_baselines(baselines, batch)
+    if both := set(decoders) & set(baselines):
+        raise RequestError(
+            f"the spec {both.pop()!r} is measured as a baseline already; leave out one of the two"
+        )
+    first = next(iter(decoders.values()))
+    target, ours = first.target, dict(decoders)
+    if "plain" in baselines:
+        ours["plain"] = plain_decoder(first)
+    contenders: dict[str, _Contender] = {name: _Ours(decoder) for name, decoder in ours.items()}
+    for name in baselines:
+        if name != "plain":
+            contenders[name] = _Stock(target, _LOOKUP if name == "hf-assisted-ngram" else 0)
+
+    texts = [encode(p, target.tokenizer, raw=raw, embeddings=target.embeddings) for p in prompts]
+    whole = range(0, len(texts) - batch + 1, batch)
+    groups = [tuple(range(start, start + batch)) for start in whole] or [tuple(range(len(texts)))]
+    capacity = min(decoder.capacity for decoder in ours.values())
+    grouped = [[texts[index] for index in place] for place in groups]
+    grouped.sort(key=lambda some: max(map(len, some)))
+    for number, (name, contender) in enumerate(contenders.items()):
+        progress(f"warming up {name}", number, len(contenders))
+        contender.warm_up(grouped, params, capacity)
+
+    trials: dict[str, list[Trial]] = {name: [] for name in contenders}
+    total = len(groups) * repeats * len(contenders)
+    for place in [*groups] * repeats:
+        some = [texts[index] for index in place]
+        limited = _limited(params, some, capacity)
+        for name, contender in contenders.items():
+            progress(f"timing {name}", sum(map(len, trials.values())), total)
+            trials[name].append(contender.answer(place, some, limited))
+
+    rows = []
+    bandwidth = read_bandwidth(target.device)
+    for name, given in trials.items():
+        decoder = ours.get(name)
+        phases: dict[str, float] = {}
+        nodes = None
+        if decoder is not None:
+            progress(f"timing the phases of {name}", total, total)
+            most = max(given, key=lambda trial: trial.cycles or 0)
+            some = [texts[index] for index in most.prompts]
+            phases = phase_times(decoder, some, _limited(params, some, capacity))
+            nodes = decoder.resolved.tree.shape.nodes
+        rows.append(
+            Row(
+                name=name,
+                trials=tuple(given),
+                lossless=decoder is None or decoder.resolved.lossless,
+                nodes=nodes,
+                phases=phases,
+                floor=1e3 * weight_bytes(target, (nodes or 1) * batch) / bandwidth,
+            )
+        )
+    return Speed(
+        rows=tuple(rows),
+        baselines=tuple(baselines),
+        greedy=params.temperature == 0,
+        bandwidth=bandwidth,
+    )
+
+
+def _brief(params: SamplingParams) -> SamplingParams:
+    return params.model_copy(update={"max_new_tokens": min(_BRIEF, params.max_new_tokens)})
+
+
+def _limited(params: SamplingParams, texts: Texts, capacity: int) -> SamplingParams:
+    """Return parameters under which no answer exceeds what every decoder holds."""
+    room = capacity - max(len(text) for text in texts)
+    return params.model_copy(update={"max_new_tokens": min(params.max_new_tokens, max(room, 1))})

@@ -1,0 +1,103 @@
+"""From specs to decoders that share one target, in its own shape or widened; measures nothing."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eagle import loading
+from eagle.bench.shapes import Shape
+from eagle.bench.widen import label, widen_model
+from eagle.bench.widen_head import widen_head
+from eagle.decoder import Decoder, resolve_for
+from eagle.errors import RequestError
+from eagle.registry import default_registry
+from eagle.spec import NONE, ComponentSpec, DecoderSpec
+from eagle.target import Target, load_target, resolve_device, resolve_dtype
+
+__all__ = ["Subjects", "prepare"]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is measured.
+
+    Attributes:
+        label: what the target is, to be shown with every figure.
+        specs: as they were asked for, by name.
+        decoders: by the same names; they share one target.
+    """
+
+    label: str
+    specs: dict[str, DecoderSpec]
+    decoders: dict[str, Decoder]
+
+    @property
+    def target(self) -> Target:
+        """The target that all of them decode."""
+        return next(iter(self.decoders.values())).target
+
+
+def prepare(
+    specs: Sequence[DecoderSpec],
+    shape: Shape | None = None,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Subjects:
+    """Load the target of some specs, widen it if asked to, and build a decoder for each spec.
+
+    Args:
+        specs: at least one, of different names and with the same target.
+        shape: what target and heads are embedded in; None for their own.
+        progress: called with what is begun.
+
+    Raises:
+        RequestError: two specs have one name or different targets, or a head cannot be widened.
+        EagleError: see `Decoder.from_spec` and `widen_model`.
+    """
+    named = {spec.name: spec for spec in specs}
+    first = specs[0]
+    if len(named) < len(specs):
+        raise RequestError("two of the specs have the same name; give each one once")
+    for spec in specs:
+        if spec.target != first.target:
+            raise RequestError(
+                f"one run compares specs of one target; {first.name!r} has "
+                f"{first.target.model!r} and {spec.name!r} {spec.target.model!r}, or another "
+                "dtype or device; --target gives all of them the same"
+            )
+    resolve_for(first, default_registry())  # before any weight is loaded
+    progress(f"loading {first.target.model}")
+    if shape is None:
+        target = load_target(first.target, first.folder)
+        decoders = {name: Decoder.from_spec(spec, target=target) for name, spec in named.items()}
+        return Subjects(first.target.model, named, decoders)
+
+    source = loading.locate(first.target, first.folder)
+    device = resolve_device(first.target.device)
+    model = loading.load_model(source, resolve_dtype(first.target.dtype, device), device)
+    tokenizer = loading.load_tokenizer(source)
+    progress(f"building the {shape.name} shape")
+    # Before the source is a target itself, which rearranges its weights.
+    wide_model = widen_model(model, shape)
+    narrow = Target(model, tokenizer, first.target.model)
+    title = label(first.target.model, shape)
+    wide = Target(wide_model, tokenizer, title)
+    decoders = {}
+    for name, spec in named.items():
+        progress(f"widening the head of {name}")
+        decoders[name] = _widened(spec, narrow, wide, shape)
+    return Subjects(title, named, decoders)
+
+
+def _widened(spec: DecoderSpec, narrow: Target, wide: Target, shape: Shape) -> Decoder:
+    """Build a spec's decoder for the wide target, with its head widened likewise."""
+    if spec.head.name == NONE:
+        return Decoder.from_spec(spec, target=wide)
+    head = Decoder.from_spec(spec, target=narrow).resolved.head
+    with tempfile.TemporaryDirectory(prefix="eagle-wide-head-") as folder:
+        widen_head(head, shape, Path(folder))
+        weights = {"name": spec.head.name, **spec.head.settings, "weights": folder}
+        changed = spec.model_copy(update={"head": ComponentSpec.model_validate(weights)})
+        return Decoder.from_spec(changed, target=wide)

@@ -1,0 +1,181 @@
+"""What one verification costs against the number of its nodes, beside the weight-read floor.
+
+Knows how to run a decoder's own verification on trees of any size; drafts and accepts nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from eagle.bench.floors import read_bandwidth, seconds_of, weight_bytes
+from eagle.bench.quartiles import Quartiles
+from eagle.decoder import Decoder
+from eagle.errors import RequestError
+from eagle.graphs import Graphs
+from eagle.sampling import Sampling, SamplingParams
+from eagle.tree import TokenTree, ancestor_mask
+
+__all__ = ["PassTime", "Sweep", "sweep"]
+
+_WARM_UP = 4  # the second compiles
+_CHILDREN = 4  # of every node, as far as there are nodes
+
+
+@dataclass(frozen=True)
+class PassTime:
+    """One number of nodes.
+
+    Attributes:
+        nodes: N, the root included.
+        verify: milliseconds of the target's pass over N nodes, the LM head included.
+        readout: milliseconds of the LM head over N rows, alone.
+        floor: milliseconds that reading the weights takes at the measured bandwidth.
+    """
+
+    nodes: int
+    verify: Quartiles
+    readout: Quartiles
+    floor: float
+
+    @property
+    def over_floor(self) -> float:
+        """How many times the floor a verification takes."""
+        return self.verify.median / self.floor
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What `sweep` measured.
+
+    Attributes:
+        passes: by number of nodes, as asked for.
+        context: committed tokens that every node sees.
+        rows: cache rows that a pass reads, those behind the committed ones included.
+        graph: whether verifications were replayed as CUDA graphs; else they were launched anew.
+        bandwidth: read bandwidth of the device, bytes per second.
+    """
+
+    passes: tuple[PassTime, ...]
+    context: int
+    rows: int
+    graph: bool
+    bandwidth: float
+
+
+@torch.inference_mode()
+def sweep(
+    decoder: Decoder,
+    nodes: Sequence[int],
+    *,
+    context: int = 512,
+    repeats: int = 20,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Sweep:
+    """Time a decoder's verification for each number of nodes, taking turns.
+
+    It is the pass that the decoder's cycles run, in the same mode: eager, compiled or captured.
+
+    Args:
+        decoder: whose target and attention backend are used; its slots are allocated anew.
+        nodes: numbers of nodes, at least 1 each.
+        context: committed tokens, of random text.
+        repeats: rounds.
+        progress: called with what is done, how much of it, and its total.
+
+    Raises:
+        RequestError: context and nodes do not fit into what the decoder holds.
+    """
+    runtime, cycle, target = decoder._runtime, decoder._cycle, decoder.target
+    longest = context + max(nodes)
+    if min(*nodes, context) < 1 or longest > decoder.capacity:
+        raise RequestError(
+            f"nodes and context should be at least 1, and {longest} together at most "
+            f"{decoder.capacity}, which this decoder holds"
+        )
+    device = target.device
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randint(target.embeddings, (longest,), generator=generator)
+    decoder._slots = None
+    slots = runtime.allocate(1, runtime.rows(longest, decoder.capacity))
+    first = torch.zeros(1, 1, dtype=torch.float64, device=device)
+    sampling = Sampling.of([SamplingParams()], device)
+    runtime.prefill(slots, 0, text[:context].tolist(), sampling, first, None)
+    span = runtime._span(max(longest - cycle.headroom, context))
+
+    verify = cycle.compiled.get("verify", cycle.verify)
+    graphs = Graphs(device) if runtime.graph else None
+    verifications, readouts = [], []
+    for count in nodes:
+        tree = _tree(text[context : context + count].to(device))
+        features = torch.randn(1, count, target.info.hidden_size, device=device).to(target.dtype)
+        verifications.append(_Job(partial(verify, slots, tree, span), graphs, device))
+        readouts.append(_Job(partial(target.logits, features), graphs, device))
+        progress("warming up", len(readouts), len(nodes))
+    for done in range(repeats):
+        for job in (*verifications, *readouts):
+            job.time()
+        progress("timing", done + 1, repeats)
+    decoder._slots = None
+
+    bandwidth = read_bandwidth(device)
+    passes = tuple(
+        PassTime(
+            count,
+            Quartiles.of(verification.times),
+            Quartiles.of(readout.times),
+            1e3 * weight_bytes(target, count) / bandwidth,
+        )
+        for count, verification, readout in zip(nodes, verifications, readouts, strict=True)
+    )
+    graph = all(verification.captured for verification in verifications)
+    return Sweep(passes, context, span, graph, bandwidth)
+
+
+class _Job:
+    """Work that is done again and again, replayed as a graph where there are graphs."""
+
+    def __init__(
+        self, work: Callable[[], object], graphs: Graphs | None, device: torch.device
+    ) -> None:
+        self.times: list[float] = []
+        self._device = device
+        for _ in range(_WARM_UP):
+            work()
+        self._work = work
+        self.captured = False
+        if graphs is None:
+            return
+        # As in the decoder's runtime: what cannot be captured is run eagerly.
+        with suppress(Exception):
+            graphs.capture(self, self._once)
+            self._work, self.captured = partial(graphs.replay, self), True
+
+    def _once(self) -> None:
+        self._work()
+
+    def time(self) -> None:
+        """Do it once more, and note the milliseconds."""
+        self.times.append(1e3 * seconds_of(self._device, self._work))
+
+
+def _tree(tokens: Tensor) -> TokenTree:
+    """Return a tree of tokens ``[N]`` in which every node has some children, breadth first."""
+    index = torch.arange(tokens.shape[0], device=tokens.device)
+    parents = (index + _CHILDREN - 1) // _CHILDREN - 1
+    levels, last = 0, 1
+    while last < tokens.shape[0]:
+        levels, last = levels + 1, last * _CHILDREN + 1
+    ancestors = ancestor_mask(parents[None], levels)
+    return TokenTree(
+        tokens=tokens[None],
+        parents=parents[None],
+        depths=ancestors.sum(2) - 1,
+        ranks=((index - 1) % _CHILDREN)[None].clamp(min=0),
+        ancestors=ancestors,
+    )

@@ -1,0 +1,5 @@
+"""``python -m eagle.cli``: the command line, for launchers that start a module."""
+
+from eagle.cli import main
+
+main()

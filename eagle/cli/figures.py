@@ -1,0 +1,83 @@
+"""What ``eagle bench`` prints and writes, and the command that would do it again."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from eagle.cli import console
+
+if TYPE_CHECKING:
+    from eagle.bench.report import Setting, Table
+
+__all__ = ["check_files", "command_of", "show", "write"]
+
+
+def check_files(*files: Path | None) -> None:
+    """Refuse, before anything is measured, files that could not be written afterwards.
+
+    Raises:
+        RequestError: one is a folder, or its folder is missing.
+    """
+    from eagle.errors import RequestError
+
+    for file in files:
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            raise RequestError(
+                f"{file} cannot be written: it is a folder, or its folder is missing"
+            )
+
+
+def show(setting: Setting, bandwidth: float, tables: Sequence[Table]) -> None:
+    """Print tables, what they were measured on above them."""
+    console.out.print(setting.sentence, style="bold", soft_wrap=True, markup=False)
+    for headings, *rows in tables:
+        shown = RichTable(box=None, pad_edge=False)
+        for number, heading in enumerate(headings):
+            shown.add_column(
+                escape(heading), justify="right" if number else "left", no_wrap=not number
+            )
+        for row in rows:
+            shown.add_row(*map(escape, row))
+        console.out.print()
+        console.out.print(shown)
+    console.out.print()
+    console.out.print(f"read bandwidth {bandwidth / 1e9:.0f} GB/s", style="dim", soft_wrap=True)
+
+
+def write(
+    setting: Setting,
+    bandwidth: float,
+    tables: list[Table],
+    figures: Any,
+    as_json: Path | None,
+    as_markdown: Path | None,
+) -> None:
+    """Write the files that were asked for: all figures as JSON, tables as Markdown."""
+    from eagle.bench.report import markdown
+
+    if as_markdown is not None:
+        as_markdown.write_text(markdown(setting, bandwidth, tables), encoding="utf-8")
+    if as_json is not None:
+        text = json.dumps(figures, ensure_ascii=False, indent=2)
+        as_json.write_text(text + "\n", encoding="utf-8")
+
+
+def command_of(context: typer.Context) -> str:
+    """Return the command as it could be given again: what differs from the defaults."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value is None or value == parameter.default:
+            continue
+        flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            words += [*flag, str(each)]
+    return shlex.join(words)

@@ -1,0 +1,242 @@
+"""How cycles are executed: eagerly, compiled, or replayed as CUDA graphs; decides nothing else.
+
+A cycle does the same in every mode. Eager mode reads as many cache rows as the longest text has;
+graphs need fixed shapes, so there rows are allocated once and prompts are padded to few lengths.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+
+from eagle.assets.cache import cache_dir, notify
+from eagle.cycle import PREFILL, Cycle, Slots
+from eagle.errors import EagleError, IncompatibleError
+from eagle.fusing import fuse
+from eagle.graphs import Graphs
+from eagle.processing import Processing
+from eagle.sampling import Sampling, SamplingParams
+from eagle.schema import RuntimeSpec
+
+__all__ = ["Runtime"]
+
+log = logging.getLogger("eagle.runtime")
+
+_ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
+_ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
+_PIECES = (32, 128, PREFILL)  # lengths of a prompt's pieces that are captured
+_PHASES = ("draft", "verify", "accept", "commit")
+
+
+class Runtime:
+    """Runs a cycle's phases, in the mode that a spec asks for.
+
+    Args:
+        cycle: the components.
+        spec: what the spec says of the runtime.
+        capturable: whether every component promises to read nothing on the host.
+
+    Raises:
+        IncompatibleError: the spec asks for graphs where there can be none.
+
+    Attributes:
+        graph: whether cycles are captured; it turns False where capturing fails.
+        compiled: whether phases are compiled.
+    """
+
+    def __init__(self, cycle: Cycle, spec: RuntimeSpec, *, capturable: bool) -> None:
+        cuda = cycle.target.device.type == "cuda"
+        if spec.cuda_graph is True and not cuda:
+            raise IncompatibleError("runtime.cuda_graph: CUDA graphs need a CUDA device")
+        if spec.cuda_graph is True and not capturable:
+            raise IncompatibleError(
+                "runtime.cuda_graph: a component of this spec reads the device on the host "
+                "(it is not capturable), so a cycle cannot be captured"
+            )
+        self.cycle = cycle
+        self.graph = cuda and capturable and spec.cuda_graph is not False
+        self.compiled = self.graph if spec.compile == "auto" else spec.compile
+        self._told = False
+        self._read: set[tuple[Any, ...]] = set()
+        self._graphs: Graphs | None = None
+        self._inputs: _Inputs | None = None
+        if cuda:
+            fuse(cycle.target.model)
+        if self.compiled:
+            # Compiled code is found again by later processes, also after a restart.
+            os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
+            for name in _PHASES:
+                cycle.compiled[name] = _Compiled(name, getattr(cycle, name))
+
+    def slots(self, wanted: int, limit: int) -> int:
+        """Return how many slots to allocate: few different numbers where each is captured."""
+        if not self.graph:
+            return min(wanted, limit)
+        return min(1 << (wanted - 1).bit_length(), limit)
+
+    def rows(self, longest: int, capacity: int) -> int:
+        """Return how many rows to allocate for texts of some length, of at most *capacity*."""
+        if not self.graph:
+            return min(-(-longest // _ROUND) * _ROUND, capacity)
+        rows = min(_ROWS, capacity)
+        while rows < longest:
+            rows = min(2 * rows, capacity)
+        return -(-rows // PREFILL) * PREFILL
+
+    def allocate(self, slots: int, rows: int) -> Slots:
+        """Allocate caches and slots; what was captured for others is let go of."""
+        self._graphs = self._inputs = None
+        self._read.clear()
+        made = self.cycle.allocate(slots, rows)
+        if self.graph:
+            self._graphs = Graphs(self.cycle.target.device)
+            self._inputs = _Inputs(self.cycle.target.device)
+        return made
+
+    def run(
+        self, slots: Slots, sampling: Sampling, committed: int, processing: Processing | None
+    ) -> None:
+        """Run one cycle, when no slot holds more than *committed* tokens."""
+        span = self._span(committed)
+        if processing or not self._captured(
+            ("cycle", span, sampling.greedy, sampling.filtered),
+            lambda: self.cycle.run(slots, sampling, span),
+            slots,
+        ):
+            self.cycle.run(slots, sampling, span, processing)
+
+    def prefill(
+        self,
+        slots: Slots,
+        slot: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        uniform: Tensor,
+        processing: Processing | None,
+    ) -> None:
+        """Read a prompt into a slot and choose its first token; see `Cycle.prefill`."""
+        if processing or self._inputs is None or not self.graph:
+            self.cycle.prefill(slots, slot, prompt, sampling, uniform, processing)
+            return
+        inputs = self._inputs
+        inputs.sampling = inputs.sampling.take(sampling)
+        inputs.uniform.copy_(uniform)
+        for start in range(0, len(prompt), PREFILL):
+            piece = prompt[start : start + PREFILL + 1]
+            count = min(len(piece), PREFILL)
+            length = next(size for size in _PIECES if size >= count)
+            last = start + count == len(prompt)
+            inputs.load(piece, length, start, count)
+            end = (inputs.sampling, inputs.uniform) if last else None
+            span = self._bucket(start + length)
+            key = ("read", length, span, slot, last, sampling.greedy, sampling.filtered)
+
+            def read(
+                length: int = length,
+                span: int = span,
+                end: tuple[Sampling, Tensor] | None = end,
+            ) -> None:
+                tokens = inputs.tokens[:, : length + 1]
+                self.cycle.read(slots, slot, tokens, inputs.place, span, end)
+
+            # Capturing takes as long as reading a few times: with several slots, each of which
+            # needs graphs of its own, it waits until a slot does the same again.
+            again = slots.root.shape[0] == 1 or key in self._read
+            self._read.add(key)
+            if not again or not self._captured(key, read, slots):
+                read()
+
+    def _span(self, committed: int) -> int:
+        """Return how many rows a cycle reads: few different numbers where each is captured."""
+        if not self.graph:
+            return self.cycle.span(committed)
+        # Each number would be compiled anew; and what stops at a slot's length needs no bound.
+        if self.compiled or getattr(self.cycle.attention, "bounded", False):
+            return self.cycle.rows
+        return self._bucket(committed + self.cycle.headroom)
+
+    def _bucket(self, rows: int) -> int:
+        return min(max(_ROUND, 1 << (rows - 1).bit_length()), self.cycle.rows)
+
+    def _captured(self, key: tuple[Any, ...], work: Callable[[], None], slots: Slots) -> bool:
+        """Replay captured work, after capturing it if need be; False where that cannot be."""
+        if self._graphs is None or not self.graph:
+            return False
+        if key not in self._graphs:
+            started = time.perf_counter()
+            if self.compiled and key[0] == "cycle" and not self._told:
+                self._told = True
+                notify("Compiling the cycle (a minute or two, once; later starts are quick) ...")
+            try:
+                self._graphs.capture(key, work, slots.carried)
+            except EagleError:
+                raise
+            except Exception as error:
+                # Whatever a component does that cannot be captured, it can do eagerly.
+                self.graph, self._graphs = False, None
+                text = " ".join(str(error).split())
+                log.warning(
+                    "cycles run eagerly, since they cannot be captured: %s: %.300s",
+                    type(error).__name__,
+                    text,
+                )
+                return False
+            log.info("captured %s in %.1f s", key, time.perf_counter() - started)
+        self._graphs.replay(key)
+        return True
+
+
+class _Inputs:
+    """What a captured piece of a prompt reads, at fixed addresses."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.tokens = torch.zeros(1, PREFILL + 1, dtype=torch.int64, device=device)
+        self.place = torch.zeros(2, dtype=torch.int64, device=device)
+        self.uniform = torch.zeros(1, 1, dtype=torch.float64, device=device)
+        self.sampling = Sampling.of([SamplingParams()], device)
+
+    def load(self, piece: Sequence[int], length: int, start: int, count: int) -> None:
+        padded = [*piece, *[0] * (length + 1 - len(piece))]
+        self.tokens[0, : length + 1].copy_(torch.tensor(padded))
+        self.place.copy_(torch.tensor([start, count]))
+
+
+class _Compiled:
+    """A phase that is compiled when called again, and called eagerly where that fails.
+
+    The first call is eager, for components make there what they make only once (index tensors,
+    say), which would be traced into every cycle.
+    """
+
+    def __init__(self, name: str, phase: Callable[..., Any]) -> None:
+        self._name, self._phase, self._fresh = name, phase, True
+        self._compiled: Callable[..., Any] | None = torch.compile(
+            phase, fullgraph=True, dynamic=False
+        )
+
+    def __call__(self, *args: Any) -> Any:
+        if self._fresh:
+            self._fresh = False
+        elif self._compiled is not None:
+            try:
+                with _many_shapes():
+                    return self._compiled(*args)
+            except TorchDynamoException as error:
+                self._compiled = None
+                reason = " ".join(str(error).split())
+                log.warning("the phase %s runs uncompiled: %.300s", self._name, reason)
+        return self._phase(*args)
+
+
+def _many_shapes() -> AbstractContextManager[Any]:
+    """Let one phase be compiled for many shapes: the limit is meant for shapes that keep coming."""
+    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=64)
+    return patched

@@ -1,0 +1,76 @@
+"""Block sizes, splits, warps and stages of the tree-attention kernel; knows sizes, no tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+__all__ = ["MAX_SPLITS", "Tiling", "choose_tiling"]
+
+MAX_SPLITS = 64
+"""The kernel that joins the splits holds all of a row's at once in its registers."""
+
+_SMALL = 16 * 2**20
+"""Bytes that tiles may read from the L2, several of them the same ones, at hardly any cost."""
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How the kernel is cut into programs.
+
+    Attributes:
+        block_m: rows of a tile of queries, a power of two of at least 16.
+        block_n: rows of the cache per step, likewise.
+        splits: parts that a slot's rows are dealt out to.
+        num_warps: warps per program.
+        num_stages: blocks of the cache in flight.
+    """
+
+    block_m: int
+    block_n: int
+    splits: int
+    num_warps: int
+    num_stages: int
+
+
+def choose_tiling(
+    *,
+    slots: int,
+    kv_heads: int,
+    rows: int,
+    head_dim: int,
+    span: int,
+    dtype: torch.dtype,
+    multiprocessors: int,
+) -> Tiling:
+    """Return the tiling for a shape, from what the host knows: never from a length.
+
+    Args:
+        slots: B.
+        kv_heads: KV heads.
+        rows: query rows that share a KV head: nodes times query heads per KV head.
+        head_dim: size of a head.
+        span: rows of the cache that a slot may use.
+        dtype: of queries, keys and values.
+        multiprocessors: of the device.
+    """
+    tile = min(max(16, 1 << (rows - 1).bit_length()), 128)
+    wide = head_dim > 128
+    if dtype == torch.float32:
+        # True float32 products are made outside the tensor cores, out of registers.
+        block_m, block_n, num_warps, num_stages, resident = 16, 16, 4, 3, 2
+    elif tile < 128:
+        block_m, block_n, num_warps, num_stages, resident = tile, 64, 4, 3, 2
+        if wide:
+            block_n, num_warps = 32, 8 if tile == 64 else 4
+    elif slots * kv_heads * -(-rows // 32) * span * head_dim * 4 <= _SMALL:
+        # So little work that its latency is all that counts: many small tiles, side by side.
+        block_m, block_n, num_warps, num_stages, resident = 32, 64, 4, 2, 2
+    else:
+        block_m, block_n, num_warps, num_stages, resident = 128, 64, 8, 3, 1
+        if wide:
+            block_n, num_stages = 32, 2
+    programs = slots * kv_heads * -(-rows // block_m)
+    splits = min(resident * multiprocessors // programs, -(-span // block_n), MAX_SPLITS)
+    return Tiling(block_m, block_n, max(1, splits), num_warps, num_stages)

@@ -1,0 +1,128 @@
+"""Tree attention through a split-KV kernel in Triton; passes of many entries go through SDPA.
+
+Knows which passes suit the kernel, and makes it one operator for `torch.compile`.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.roles import BuildContext, StrategyConfig
+from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
+from eagle_plugins.attention.tiling import choose_tiling
+
+__all__ = ["DTYPES", "MAX_HEAD_DIM", "MAX_NODES", "Triton", "TritonConfig", "tree_attention"]
+
+MAX_NODES = 128
+"""Passes of more entries read a prompt: they are bound by arithmetic, which SDPA does better."""
+
+MAX_HEAD_DIM = 256
+"""A tile of larger heads would not fit into a multiprocessor."""
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the kernel multiplies."""
+
+_OLDEST = (8, 0)  # compute capability: Triton compiles for nothing older
+
+
+class TritonConfig(StrategyConfig):
+    """`triton` has no settings."""
+
+
+class Triton:
+    """Reads each slot's keys and values once, and only as far as the slot is filled.
+
+    Its plan is the `Step` itself, or the dense mask of `Sdpa` for a pass of many entries.
+
+    Attributes:
+        bounded: rows of the span that no slot has filled cost nothing.
+    """
+
+    capturable = True
+    bounded = True
+
+    def __init__(self, config: TritonConfig, context: BuildContext) -> None:
+        self._sdpa = Sdpa(SdpaConfig(), context)
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Return what of this the kernel is not made for, or None."""
+        if dtype not in DTYPES:
+            names = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+            return f"the Triton kernel is made for {names}, not {str(dtype).removeprefix('torch.')}"
+        if head_dim > MAX_HEAD_DIM:
+            return f"the Triton kernel takes heads of up to {MAX_HEAD_DIM}, not {head_dim}"
+        if find_spec("triton") is None:
+            return "triton is not installed; `pip install 'eagle-decoding[triton]'` brings it"
+        if device.type == "cuda":
+            major, minor = found = torch.cuda.get_device_capability(device)
+            needed = "Triton needs a GPU of compute capability 8.0"
+            return None if found >= _OLDEST else f"{needed}, not {major}.{minor}"
+        if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+            if dtype == torch.bfloat16:
+                return "Triton's interpreter takes the bits of bfloat16 for integers"
+            return None
+        return (
+            f"Triton kernels do not run on {device.type!r}; "
+            "attention `auto` or `sdpa` does (or, to debug them, TRITON_INTERPRET=1)"
+        )
+
+    def plan(
+        self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype
+    ) -> Step | Tensor:
+        """Return the step for the kernel, or the dense mask for a pass of many entries."""
+        if step.tail.shape[1] > MAX_NODES:
+            return self._sdpa.plan(step, query_heads, kv_heads, dtype)
+        tail = step.tail.contiguous()
+        return Step(step.positions, step.rows, step.lengths, tail, step.span, step.slot)
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, plan: Step | Tensor, scaling: float
+    ) -> Tensor:
+        """See `eagle.roles.AttentionBackend.attend`."""
+        if isinstance(plan, Tensor):
+            return self._sdpa.attend(query, keys, values, plan, scaling)
+        out: Tensor = tree_attention(query, keys, values, plan.lengths, plan.tail, scaling)
+        return out
+
+
+@torch.library.custom_op("eagle::tree_attention", mutates_args=())
+def tree_attention(
+    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, tail: Tensor, scale: float
+) -> Tensor:
+    """Run the kernel with the tiling that suits the shapes; see `triton_kernel.launch`."""
+    # Imported when it is needed: triton takes its time, and a CPU has no use for it.
+    from eagle_plugins.attention.triton_kernel import launch
+
+    if query.stride(-1) != 1:
+        query = query.contiguous()
+    _, heads, nodes, head_dim = query.shape
+    slots, kv_heads, span, _ = keys.shape
+    tiling = choose_tiling(
+        slots=slots,
+        kv_heads=kv_heads,
+        rows=nodes * heads // kv_heads,
+        head_dim=head_dim,
+        span=span,
+        dtype=query.dtype,
+        multiprocessors=_multiprocessors(query.device),
+    )
+    return launch(query, keys, values, lengths, tail, scale, tiling)
+
+
+@tree_attention.register_fake
+def _(
+    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, tail: Tensor, scale: float
+) -> Tensor:
+    slots, heads, nodes, head_dim = query.shape
+    return query.new_empty(slots, nodes, heads, head_dim)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 1  # Triton's interpreter runs one program after the other

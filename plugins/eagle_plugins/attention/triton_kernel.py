@@ -1,0 +1,296 @@
+"""The Triton kernels of tree attention and their launch; knows tensors, no decoder.
+
+Split-KV attention ("flash-decoding"): the queries of all N nodes and of the G query heads that
+share a KV head are the rows of one tile, so committed keys are read once. A slot's
+``lengths[b] + R`` rows are dealt out to a fixed number of splits, each a program with an online
+softmax of its own; a second kernel joins their results by their log-sum-exps. Importing this module
+imports triton; whether kernels are interpreted (``TRITON_INTERPRET=1``) is settled at that moment.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from eagle_plugins.attention.tiling import Tiling
+
+__all__ = ["launch"]
+
+_LOG2_E = 1.4426950408889634
+_MERGED = 4096  # partial results that a program of the second kernel holds, if one row allows
+
+
+@triton.jit
+def _absorb(scores, scale, value, best, total, acc, PRECISION: tl.constexpr):
+    """Fold a block of scores (times *scale*: in units of log 2) into the running softmax."""
+    found = tl.maximum(best, tl.max(scores, 1) * scale)
+    shift = tl.where(found == float("-inf"), 0.0, found)  # nothing seen yet: no inf - inf
+    weights = tl.exp2(scores * scale - shift[:, None])
+    decay = tl.exp2(best - shift)
+    total = total * decay + tl.sum(weights, 1)
+    acc = acc * decay[:, None]
+    acc = tl.dot(weights.to(value.dtype), value, acc, input_precision=PRECISION)
+    return found, total, acc
+
+
+@triton.jit(do_not_specialize=["stride_tb", "stride_tn", "nodes", "width", "splits"])
+def _attend(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    length_ptr,
+    tail_ptr,
+    out_ptr,
+    part_ptr,
+    lse_ptr,
+    scale,
+    stride_qb,
+    stride_qh,
+    stride_qn,
+    stride_kb,
+    stride_kh,
+    stride_kn,
+    stride_vb,
+    stride_vh,
+    stride_vn,
+    stride_tb,
+    stride_tn,
+    nodes,
+    width,
+    splits,
+    GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Attend from one tile of (node, query head) rows over one split of a slot's rows."""
+    # The tiles of one split run side by side, so that all but the first find its rows in the L2.
+    tiles = (nodes * GROUPS + BLOCK_M - 1) // BLOCK_M
+    tile, split = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    kv_head, slot = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kv_heads = tl.num_programs(1)
+
+    length = tl.load(length_ptr + slot).to(tl.int32)
+    rows = length + width
+    share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N
+    first = split * share
+    if first >= rows:
+        return
+    last = tl.minimum(first + share, rows)
+
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    node = m // GROUPS
+    head = kv_head * GROUPS + m % GROUPS
+    real = node < nodes
+    d = tl.arange(0, BLOCK_D)
+    inside = d < HEAD_DIM
+    n = tl.arange(0, BLOCK_N)
+
+    query = tl.load(
+        query_ptr + slot * stride_qb + (head * stride_qh + node * stride_qn)[:, None] + d[None, :],
+        mask=real[:, None] & inside[None, :],
+        other=0.0,
+    )
+    kv_head64, first64 = kv_head.to(tl.int64), first.to(tl.int64)
+    key_ptr += slot * stride_kb + kv_head64 * stride_kh + first64 * stride_kn
+    value_ptr += slot * stride_vb + kv_head64 * stride_vh + first64 * stride_vn
+    key_at = (n * stride_kn)[:, None] + d[None, :]
+    value_at = (n * stride_vn)[:, None] + d[None, :]
+    tail_ptr += slot * stride_tb
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.full([BLOCK_M], 0.0, tl.float32)
+    acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
+
+    # Blocks of nothing but committed rows: everybody sees them.
+    whole = tl.maximum(tl.minimum(length // BLOCK_N * BLOCK_N, last), first)
+    for _ in range(first, whole, BLOCK_N):
+        if HEAD_DIM == BLOCK_D:
+            key = tl.load(key_ptr + key_at)
+            value = tl.load(value_ptr + value_at)
+        else:
+            key = tl.load(key_ptr + key_at, mask=inside[None, :], other=0.0)
+            value = tl.load(value_ptr + value_at, mask=inside[None, :], other=0.0)
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        best, total, acc = _absorb(scores, scale, value, best, total, acc, PRECISION)
+        key_ptr += BLOCK_N * stride_kn
+        value_ptr += BLOCK_N * stride_vn
+
+    # Blocks with rows of the tree. What is behind them is not read: it may hold anything.
+    for start in range(whole, last, BLOCK_N):
+        row = start + n
+        behind = row - length
+        here = row < rows
+        shown = here[:, None] & inside[None, :]
+        key = tl.load(key_ptr + key_at, mask=shown, other=0.0)
+        value = tl.load(value_ptr + value_at, mask=shown, other=0.0)
+        allowed = tl.load(
+            tail_ptr + (node * stride_tn)[:, None] + behind[None, :],
+            mask=real[:, None] & (here & (behind >= 0))[None, :],
+            other=0,
+        )
+        seen = (allowed != 0) | (behind < 0)[None, :]
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        scores = tl.where(seen, scores, float("-inf"))
+        best, total, acc = _absorb(scores, 1.0, value, best, total, acc, PRECISION)
+        key_ptr += BLOCK_N * stride_kn
+        value_ptr += BLOCK_N * stride_vn
+
+    total = tl.where(total == 0.0, 1.0, total)  # a row that sees nothing gives 0
+    acc = acc / total[:, None]
+    stored = real[:, None] & inside[None, :]
+    if not SPLIT:
+        row = (slot * nodes + node) * (kv_heads * GROUPS) + head
+        tl.store(
+            out_ptr + row[:, None] * HEAD_DIM + d[None, :],
+            acc.to(out_ptr.dtype.element_ty),
+            mask=stored,
+        )
+    else:
+        row = ((slot * kv_heads + kv_head) * splits + split) * (nodes * GROUPS) + m
+        tl.store(part_ptr + row[:, None] * HEAD_DIM + d[None, :], acc, mask=stored)
+        tl.store(lse_ptr + row, best + tl.log2(total), mask=real)
+
+
+@triton.jit(do_not_specialize=["nodes", "width", "splits"])
+def _merge(
+    length_ptr,
+    out_ptr,
+    part_ptr,
+    lse_ptr,
+    nodes,
+    width,
+    splits,
+    GROUPS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Join the splits of a few (node, query head) rows."""
+    tile, kv_head, slot = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    kv_heads = tl.num_programs(1)
+    rows = tl.load(length_ptr + slot).to(tl.int32) + width
+    share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N  # as in _attend
+    split = tl.arange(0, BLOCK_S)
+    used = split * share < rows  # the others wrote nothing
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    node = m // GROUPS
+    real = node < nodes
+    d = tl.arange(0, BLOCK_D)
+    inside = d < HEAD_DIM
+
+    row = ((slot * kv_heads + kv_head) * splits + split) * (nodes * GROUPS)
+    row = row[:, None] + m[None, :]
+    held = used[:, None] & real[None, :]
+    lse = tl.load(lse_ptr + row, mask=held, other=float("-inf"))
+    best = tl.max(lse, 0)
+    best = tl.where(best == float("-inf"), 0.0, best)
+    weights = tl.exp2(lse - best[None, :])
+    part = tl.load(
+        part_ptr + row[:, :, None] * HEAD_DIM + d[None, None, :],
+        mask=held[:, :, None] & inside[None, None, :],
+        other=0.0,
+    )
+    total = tl.sum(weights, 0)
+    total = tl.where(total == 0.0, 1.0, total)
+    joined = tl.sum(part * weights[:, :, None], 0) / total[:, None]
+    row = (slot * nodes + node) * (kv_heads * GROUPS) + kv_head * GROUPS + m % GROUPS
+    tl.store(
+        out_ptr + row[:, None] * HEAD_DIM + d[None, :],
+        joined.to(out_ptr.dtype.element_ty),
+        mask=real[:, None] & inside[None, :],
+    )
+
+
+def launch(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    tail: Tensor,
+    scale: float,
+    tiling: Tiling,
+) -> Tensor:
+    """Attend from the N new entries of each slot over its own rows of the cache.
+
+    No device value is read on the host, and the launch depends on none: captured as a CUDA graph,
+    it can be replayed with other lengths.
+
+    Args:
+        query: ``[B, query_heads, N, head_dim]``, contiguous in its last dimension.
+        keys: ``[B, kv_heads, span, head_dim]``, likewise; only the first ``lengths[b] + R`` rows of
+            a slot are read.
+        values: the same shape.
+        lengths: int64 ``[B]``, committed rows, which every entry sees.
+        tail: bool ``[B, N, R]``, contiguous; entry i sees row ``lengths[b] + r`` where
+            ``tail[b, i, r]``.
+        scale: factor on the scores before the softmax, above zero.
+        tiling: block sizes, splits, warps and stages.
+
+    Returns:
+        ``[B, N, query_heads, head_dim]``, contiguous, in the dtype of *query*; rows that see
+        nothing are zero.
+    """
+    slots, heads, nodes, head_dim = query.shape
+    kv_heads, width = keys.shape[1], tail.shape[2]
+    groups, splits = heads // kv_heads, tiling.splits
+    out = query.new_empty(slots, nodes, heads, head_dim)
+    shape = (slots, kv_heads, splits, nodes * groups) if splits > 1 else (0,)
+    part = out.new_empty((*shape, head_dim), dtype=torch.float32)
+    lse = out.new_empty(shape, dtype=torch.float32)
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    tiles = triton.cdiv(nodes * groups, tiling.block_m)
+    with torch.cuda.device_of(query):
+        _attend[(tiles * splits, kv_heads, slots)](
+            query,
+            keys,
+            values,
+            lengths,
+            tail.view(torch.uint8),
+            out,
+            part,
+            lse,
+            scale * _LOG2_E,
+            *query.stride()[:3],
+            *keys.stride()[:3],
+            *values.stride()[:3],
+            *tail.stride()[:2],
+            nodes,
+            width,
+            splits,
+            GROUPS=groups,
+            HEAD_DIM=head_dim,
+            SPLIT=splits > 1,
+            PRECISION="ieee",
+            BLOCK_M=tiling.block_m,
+            BLOCK_N=tiling.block_n,
+            BLOCK_D=block_d,
+            num_warps=tiling.num_warps,
+            num_stages=tiling.num_stages,
+        )
+        if splits > 1:
+            block_s = triton.next_power_of_2(splits)
+            block_m = max(1, min(8, _MERGED // (block_s * block_d)))
+            _merge[(triton.cdiv(nodes * groups, block_m), kv_heads, slots)](
+                lengths,
+                out,
+                part,
+                lse,
+                nodes,
+                width,
+                splits,
+                GROUPS=groups,
+                HEAD_DIM=head_dim,
+                BLOCK_S=block_s,
+                BLOCK_M=block_m,
+                BLOCK_N=tiling.block_n,
+                BLOCK_D=block_d,
+                num_warps=4,
+            )
+    return out

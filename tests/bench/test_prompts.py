@@ -1,0 +1,20 @@
+"""Files of prompts: what a line is."""
+
+import json
+
+import pytest
+
+from eagle.bench.prompts import read_prompts
+
+# What `str.splitlines` takes for the end of a line, and a text file does not.
+ODD = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0cb"]
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=ascii)
+def test_only_the_ends_of_lines_part_prompts(text, end, tmp_path):
+    lines = [json.dumps({"turns": [turn]}, ensure_ascii=False) for turn in (text, "c")]
+    jsonl, plain = tmp_path / "prompts.jsonl", tmp_path / "prompts.txt"
+    jsonl.write_bytes(end.join(lines).encode())
+    plain.write_bytes(f"{text}{end}{end}c{end}".encode())
+    assert read_prompts(jsonl) == read_prompts(plain) == [text, "c"]

@@ -1,0 +1,145 @@
+"""``eagle bench`` as a user meets it: tables, files, pictures, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from eagle.bench.shapes import SHAPES, Shape
+
+SPECS = {
+    "tree": "head: eagle\ntree: {name: static, branching: [3, 2]}\n",
+    "chained": "head: eagle\ntree: {name: chain, depth: 2}\n",
+}
+
+
+@pytest.fixture
+def bench(eagle, folders, tmp_path, monkeypatch):
+    """Run ``eagle bench speed`` on the tiny pair, two specs and three prompts."""
+    monkeypatch.setattr("eagle.bench.floors._BUFFER", {"cpu": 4 << 20})
+    monkeypatch.setitem(SHAPES, "tiny-wide", Shape("tiny-wide", 96, 3, 6, 3, 32, 160))
+    for name, text in SPECS.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w5 w6 w7\nw10 w12 w14 w16\nw40 w43\n")
+    given = ("--target", str(folders.target), "--set", f"head.weights={folders.head}")
+    given = (*given, "--set", "target.dtype=float32")
+    run = ("--prompts", str(prompts), "--max-new-tokens", "12")
+
+    def call(*arguments, command="speed", specs=("tree", "chained")):
+        files = [str(tmp_path / f"{name}.yaml") for name in specs]
+        return eagle(
+            "bench", command, *files, *given, *(run if command == "speed" else ()), *arguments
+        )
+
+    return call
+
+
+def test_speed_prints_tables(bench):
+    ran = bench("--baseline", "plain", "--baseline", "hf", "--limit", "2")
+    assert (ran.status, ran.err) == (0, ""), "progress is for terminals"
+    assert "float32" in ran.out
+    assert "2 prompts of prompts.txt, 12 new tokens, temperature 0, batch 1" in ran.out
+    for word in ("tokens/s", "tau", "over hf", "same as", "verify", "share", "read bandwidth"):
+        assert word in ran.out
+    rows = [line.split()[0] for line in ran.out.splitlines() if line.strip()]
+    assert rows.count("tree") == rows.count("chained") == 3
+    assert rows.count("hf") == 2, "it has no cycles"
+    assert ran.out.count("2 of 2") == 2 + 2 + 1 + 1
+
+
+def test_a_widened_run_says_so_everywhere(bench, tmp_path):
+    files = {name: tmp_path / f"out.{name}" for name in ("json", "md")}
+    ran = bench(
+        "--shape", "tiny-wide", "--json", str(files["json"]), "--markdown", str(files["md"]),
+        "--plots", str(tmp_path / "plots"),
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    label = "'s function at the tiny-wide shape, float32"
+    assert label in ran.out
+    assert label in files["md"].read_text()
+    shown = json.loads(files["json"].read_text())
+    assert shown["label"].endswith("'s function at the tiny-wide shape")
+    assert "eagle bench speed" in shown["command"]
+    assert "--shape tiny-wide" in shown["command"]
+    assert "/cpuinfo" not in shown["hardware"]
+    assert set(shown["versions"]) >= {"python", "torch", "transformers", "eagle-decoding"}
+    assert (shown["sizes"]["hidden_size"], shown["sizes"]["layers"]) == (96, 3)
+    tree, chained, plain = shown["rows"]
+    assert (tree["name"], chained["name"], plain["name"]) == ("tree", "chained", "plain")
+    assert tree["identical"] == chained["identical"] == {"plain": 3}
+    assert tree["tau"] > 1.5
+    assert tree["spec"]["tree"] == {"name": "static", "branching": [3, 2]}
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == {"speedup.png", "cycle.png"}
+
+
+def test_a_lossy_spec_is_called_one(bench):
+    ran = bench("--set", "acceptance=typical", "--limit", "1", specs=("tree",))
+    assert ran.status == 0
+    assert "not lossless: the acceptance rule 'typical'" in ran.err
+    assert ran.out.count("tree (not lossless)") == 3
+
+
+def test_sampling_is_timed_without_a_claim_of_identity(bench):
+    ran = bench("--temperature", "1", "--limit", "1", specs=("tree",))
+    assert ran.status == 0
+    assert "temperature 1" in ran.out
+    assert "same as" not in ran.out
+
+
+def test_passes_prints_a_row_for_each_number_of_nodes(bench, tmp_path):
+    file = tmp_path / "passes.json"
+    ran = bench(
+        "--nodes", "1,5", "--context", "30", "--repeats", "2", "--json", str(file),
+        command="passes", specs=("tree",),
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert "30 tokens of context" in ran.out
+    shown = json.loads(file.read_text())
+    assert [each["nodes"] for each in shown["passes"]] == [1, 5]
+    assert "--context 30" in shown["command"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--shape", "tiny-wde"), "Did you mean 'tiny-wide'"),
+        (("--baseline", "plian"), "Did you mean 'plain'"),
+        (("--batch", "2", "--baseline", "hf-assisted-ngram"), "one prompt at a time"),
+        (("--prompts", "nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--json", "no-such-folder/a.json"), "cannot be written"),
+        (("--temperature", "-1"), "--temperature"),
+        (("--shape", "tiny-huge"), "its weights take"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_anything_is_measured(
+    bench, monkeypatch, arguments, problem
+):
+    huge = Shape("tiny-huge", 4096, 2, 32, 32, 128, 10**9)
+    monkeypatch.setitem(SHAPES, "tiny-huge", huge)
+    monkeypatch.setattr("eagle.bench.speed.speed", None)
+    ran = bench(*arguments)
+    assert ran.status == 2
+    assert problem in ran.err
+    assert ran.out == ""
+
+
+def test_a_file_without_prompts_is_refused(bench, tmp_path):
+    (tmp_path / "empty.txt").write_text("\n")
+    ran = bench("--prompts", str(tmp_path / "empty.txt"))
+    assert (ran.status, "holds no prompt" in ran.err) == (2, True)
+
+
+def test_pictures_without_matplotlib_are_refused_before_the_run(bench, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = bench("--plots", str(tmp_path / "plots"))
+    assert ran.status == 2
+    assert "pip install 'eagle-decoding[plots]'" in ran.err
+
+
+@pytest.mark.parametrize(("nodes", "problem"), [("1,x", "should be numbers"), ("0", "its root")])
+def test_numbers_of_nodes_are_checked(bench, nodes, problem):
+    ran = bench("--nodes", nodes, command="passes", specs=("tree",))
+    assert (ran.status, problem in ran.err) == (2, True)

@@ -1,0 +1,35 @@
+"""What cannot be captured or compiled runs all the same, and says so once."""
+
+import logging
+
+from eagle.decoder import Decoder
+
+PROMPT = [3, 4, 5, 6, 7]
+
+
+def test_a_component_that_breaks_its_promise_runs_eagerly(cuda_target, spec, monkeypatch, caplog):
+    decoder = Decoder.from_spec(spec(), target=cuda_target)
+    accept = type(decoder.resolved.acceptance).accept
+
+    def reading(self, tree, target, shape, draws):
+        tree.tokens.sum().item()
+        return accept(self, tree, target, shape, draws)
+
+    expected = decoder.generate(PROMPT, max_new_tokens=20)
+    monkeypatch.setattr(type(decoder.resolved.acceptance), "accept", reading)
+    broken = Decoder.from_spec(spec(), target=cuda_target)
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        first = broken.generate(PROMPT, max_new_tokens=20)
+        second = broken.generate(PROMPT, max_new_tokens=20)
+    assert first.tokens == second.tokens == expected.tokens
+    captures = [r for r in caplog.records if "cannot be captured" in r.message]
+    assert len(captures) == 1
+
+
+def test_a_component_that_promises_nothing_is_not_captured(cuda_target, spec, monkeypatch, caplog):
+    decoder = Decoder.from_spec(spec(runtime={"compile": False}), target=cuda_target)
+    monkeypatch.setattr(type(decoder.resolved.tree), "capturable", False)
+    other = Decoder.from_spec(spec(runtime={"compile": False}), target=cuda_target)
+    assert other.generate(PROMPT).tokens == decoder.generate(PROMPT).tokens
+    assert not other._runtime.graph
+    assert decoder._runtime.graph

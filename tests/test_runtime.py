@@ -1,0 +1,76 @@
+"""Modes of execution, as far as a CPU can show them; tests/gpu has the rest."""
+
+import functools
+import logging
+
+import pytest
+import torch
+
+from eagle.decoder import Decoder
+from eagle.errors import IncompatibleError
+from eagle.sampling import Sampling, SamplingParams
+
+PROMPTS = [[3, 4, 5, 6, 7], [10, 12, 14]]
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Let `torch.compile` trace and not generate code, which takes a minute."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("sampling", ["top-k", "without-replacement"])
+def test_every_phase_is_traced_whole_and_says_the_same(spec, pair, traced, caplog, sampling):
+    tree = {"name": "static", "branching": [2, 2], "sampling": sampling}
+    eager = Decoder.from_spec(spec(tree=tree), target=pair[0])
+    compiled = Decoder.from_spec(spec(tree=tree, runtime={"compile": True}), target=pair[0])
+    assert set(compiled._cycle.compiled) == {"draft", "verify", "accept", "commit"}
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(max_new_tokens=24, temperature=temperature, seed=1)
+            expected = eager.generate(PROMPTS, params)
+            found = compiled.generate(PROMPTS, params)
+            assert [r.tokens for r in found] == [r.tokens for r in expected]
+    assert [r.getMessage() for r in caplog.records] == []
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
+
+
+def test_a_phase_that_cannot_be_compiled_runs_all_the_same(spec, pair, traced, monkeypatch, caplog):
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    build = type(decoder.resolved.tree).build
+
+    def reading(self, drafter, draws):
+        if drafter.root.sum().item() < 0:
+            raise AssertionError
+        return build(self, drafter, draws)
+
+    monkeypatch.setattr(type(decoder.resolved.tree), "build", reading)
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
+    assert [r.message.partition(":")[0] for r in caplog.records] == [
+        "the phase draft runs uncompiled"
+    ]
+
+
+@pytest.mark.parametrize("length", [1, 5, 8])
+def test_padding_behind_a_prompt_changes_nothing(spec, pair, length):
+    prompt = [3 + 5 * place % 60 for place in range(length)]
+    states = []
+    for padding in (0, 8 - length):
+        cycle = Decoder.from_spec(spec(), target=pair[0])._cycle
+        slots = cycle.allocate(2, 64)
+        tokens = torch.tensor([[*prompt, *[7] * padding, 0]])
+        end = (Sampling.of([SamplingParams()], "cpu"), torch.zeros(1, 1, dtype=torch.float64))
+        with torch.inference_mode():
+            cycle.read(slots, 1, tokens, torch.tensor([0, length]), 64, end)
+        states.append([t.clone() for t in slots.carried])
+    for exact, padded in zip(*states, strict=True):
+        torch.testing.assert_close(exact, padded)
+    assert states[0][0].tolist() == [0, length]
+
+
+def test_graphs_are_refused_where_there_is_no_gpu(spec, pair):
+    with pytest.raises(IncompatibleError, match=r"runtime\.cuda_graph: CUDA graphs need a CUDA"):
+        Decoder.from_spec(spec(runtime={"cuda_graph": True}), target=pair[0])
