@@ -58,7 +58,8 @@ def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], i
 
     Speculative sampling (arXiv 2211.17192, 2302.01318) over several siblings: after a rejection
     the next sibling is held against the residual distribution (SpecInfer, arXiv 2305.09781, for
-    independent siblings; EAGLE, arXiv 2401.15077, for those drawn without replacement).
+    independent siblings; EAGLE, arXiv 2401.15077, for those drawn without replacement). Under
+    the law top-k one draw from the target does the same.
 
     Args:
         root: the root of the slot's tree.
@@ -77,7 +78,7 @@ def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], i
 
 
 def _draw(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, int]:
-    """Return the next token, and the child that has it, if one does.
+    """Return the child that has the token drawn, if one does, and that token.
 
     Trying the members of a fixed set in turn is a way of drawing a token from the target.
     """

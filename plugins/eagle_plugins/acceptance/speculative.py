@@ -1,8 +1,8 @@
 """The speculative rule for a batch of token trees; knows distributions and trees, no model.
 
 Per slot it does what `scalar.speculative` does, with the control flow of the deepest and widest
-tree: a slot that has stopped, or has no such sibling, asks for a draw of probability 0 and is
-left as it was.
+tree: a slot that has stopped, or has no such sibling, asks for a draw of probability 0, or from no
+weight, and is left as it was.
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ class SpeculativeRule:
     of a fixed set; the draft distribution for independent siblings; the draft distribution
     without the siblings before, renormalised, for those drawn without replacement. The bonus
     token is drawn from what p has become.
+
+    For a fixed set all this comes to one draw from p: a candidate that is drawn is accepted, and
+    any other token is the bonus token. So it is done where every slot has a fixed set (the law
+    top-k). Under the other laws a slot that was not sampled has its set tried in turn, beside
+    those that were.
     """
 
     capturable = True
@@ -37,9 +42,10 @@ class SpeculativeRule:
     """The scalar twin, which `eagle.testing.assert_lossless` proves exact on fractions."""
 
     def uniforms(self, shape: TreeShape) -> int:
-        """Return how many uniforms `accept` reads at most: one per sibling tried, and the bonus's.
+        """Return how many uniforms per slot `accept` reads at most, whatever the tree's law.
 
-        For fixed sets of candidates it reads one per level, and the bonus's.
+        Under a sampled law it reads as many: one for each sibling of each level, and the bonus
+        token's. Under top-k it reads ``depth + 1``, and where all slots are greedy none.
         """
         return shape.depth * shape.siblings + 1
 
@@ -48,7 +54,7 @@ class SpeculativeRule:
     ) -> Acceptance:
         """Choose an accepted path and the bonus token for every slot.
 
-        Where the target's probabilities are NaN nothing is accepted and the bonus token is 0.
+        Where the target's probabilities are NaN, the outcome is in range and means nothing.
         """
         if target.greedy:
             return self._follow_argmax(tree, target, shape)
@@ -90,7 +96,8 @@ class SpeculativeRule:
 
         Trying one candidate after another, each accepted with the probability that the target,
         without those before, gives it, is a way of drawing a token from the target; so one draw
-        does, and a token that is no candidate is the bonus token.
+        does. A token that is no candidate is the bonus token: nothing was rejected, and there is
+        no residual to draw it from. Ranks do not matter.
         """
         node = torch.zeros_like(tree.tokens[:, 0])
         path = [node]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import pytest
@@ -244,7 +244,7 @@ class FixedTarget:
 
 
 def siblings(tokens, draft=None, law=Law.TOP_K, dtype=torch.float32):
-    """Return a tree of one level, with a draft distribution if its law is sampled."""
+    """Return a tree of one level; without a draft distribution, siblings are a fixed set."""
     count = len(tokens) + 1
     parents = torch.tensor([[-1, *[0] * len(tokens)]])
     return TokenTree(
@@ -267,8 +267,10 @@ def decide(tree, shape, probs, uniforms, dtype=torch.float32):
     return outcome.path[0].tolist(), int(outcome.count[0]), int(outcome.bonus[0])
 
 
+# Of a fixed set the rule draws one under top-k, and tries each under another law.
+FIXED = [Law.TOP_K, Law.IID]
 DRAFTS = [
-    (None, Law.TOP_K),
+    *[(None, law) for law in FIXED],
     ([0.5, 0.25, 0.25], Law.WITHOUT_REPLACEMENT),
     ([0.5, 0.25, 0.25], Law.IID),
 ]
@@ -288,15 +290,17 @@ def test_a_certain_token_is_accepted_just_under_one(draft, law):
     assert decide(tree, shape, [0.0, 0.0, 1.0], uniforms) == ([0, 1], 1, 2)
 
 
-def test_just_under_one_never_falls_off_the_end_of_a_distribution():
-    tree, shape = siblings([0])
+@pytest.mark.parametrize("law", FIXED)
+def test_just_under_one_never_falls_off_the_end_of_a_distribution(law):
+    tree, shape = siblings([0], law=law)
     # float32 thirds add up to less than 1, and the last token has no probability.
     probs = [1 / 3, 1 / 3, 1 / 3, 0.0]
     assert decide(tree, shape, probs, [JUST_UNDER_1, JUST_UNDER_1]) == ([0, 0], 0, 2)
 
 
-def test_a_uniform_equal_to_the_probability_rejects():
-    tree, shape = siblings([0])
+@pytest.mark.parametrize("law", FIXED)
+def test_a_uniform_equal_to_the_probability_rejects(law):
+    tree, shape = siblings([0], law=law)
     assert decide(tree, shape, [0.5, 0.5], [0.5, 0.0]) == ([0, 0], 0, 1)
     assert decide(tree, shape, [0.5, 0.5], [0.5 - 2**-24, 0.0]) == ([0, 1], 1, 0)
 
@@ -330,8 +334,23 @@ def test_repeated_siblings_are_tried_against_what_is_left():
     assert decide(tree, shape, [0.5, 0.5], [0.5, 0.9, 0.9, 0.0]) == ([0, 1], 1, 0)
 
 
-@pytest.mark.parametrize("uniform", [0.0, JUST_UNDER_1])
-def test_all_accepted_and_all_rejected(uniform):
+def test_of_repeated_siblings_in_a_fixed_set_the_first_is_followed():
+    tree, shape = siblings([0, 1, 1])
+    assert decide(tree, shape, [0.5, 0.5], [0.9, 0.0]) == ([0, 2], 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("law", "uniform", "expected"),
+    [
+        # Drawn is the first token at 0, which is no candidate, and the last one just under 1.
+        (Law.TOP_K, 0.0, ([0, 0, 0, 0], 0, 0)),
+        (Law.TOP_K, JUST_UNDER_1, ([0, 1, 2, 3], 3, 1)),
+        # Tried, a candidate is accepted at 0 and rejected just under 1.
+        (Law.IID, 0.0, ([0, 1, 2, 3], 3, 0)),
+        (Law.IID, JUST_UNDER_1, ([0, 0, 0, 0], 0, 0)),
+    ],
+)
+def test_all_accepted_and_all_rejected(law, uniform, expected):
     parents = torch.tensor([[-1, 0, 1, 2]])
     tree = TokenTree(
         tokens=torch.tensor([[0, 1, 1, 1]]),
@@ -339,14 +358,15 @@ def test_all_accepted_and_all_rejected(uniform):
         depths=torch.tensor([[0, 1, 2, 3]]),
         ranks=torch.zeros(1, 4, dtype=torch.int64),
         ancestors=ancestor_mask(parents, 3),
+        law=law,
     )
-    outcome = decide(tree, TreeShape(4, 3, 1, 2), [0.5, 0.5], [uniform] * 4)
-    assert outcome == (([0, 0, 0, 0], 0, 0) if uniform == 0 else ([0, 1, 2, 3], 3, 1))
+    assert decide(tree, TreeShape(4, 3, 1, 2), [0.5, 0.5], [uniform] * 4) == expected
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_padding_is_never_accepted(greedy):
-    tree, shape = siblings([1, 1])
+@pytest.mark.parametrize("law", FIXED)
+def test_padding_is_never_accepted(law, greedy):
+    tree, shape = siblings([1, 1], law=law)
     tree.parents[0, 1:] = -1
     logits = torch.tensor([[0.0, 9.0]]).repeat(1, 3, 1).reshape(1, 3, 2)
     outcome = SpeculativeRule().accept(
@@ -371,13 +391,15 @@ def sampling_at(temperatures, greedy=False):
     )
 
 
-def test_at_temperature_zero_the_greedy_path_and_the_general_one_agree():
+@pytest.mark.parametrize("law", FIXED)
+def test_at_temperature_zero_the_greedy_path_and_the_general_one_agree(law):
     for seed in range(50):
         tree, target, shape, uniforms = random_batch(Random(seed), Law.TOP_K, torch.float32)
+        tree = replace(tree, draft_probs=None, draft_rows=None, sampled=None, law=law)
         slots = len(uniforms)
         outcomes = [
             SpeculativeRule().accept(
-                TokenTree(tree.tokens, tree.parents, tree.depths, tree.ranks, tree.ancestors),
+                tree,
                 TargetProbs(target.logits, sampling_at([0.0] * slots, greedy)),
                 shape,
                 UniformDraws(uniforms),
@@ -389,8 +411,9 @@ def test_at_temperature_zero_the_greedy_path_and_the_general_one_agree():
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_nan_of_one_slot_stays_in_range_and_in_its_slot(greedy):
-    tree, target, shape, uniforms = random_batch(Random(8), Law.IID, torch.float32)
+@pytest.mark.parametrize("law", Law)
+def test_nan_of_one_slot_stays_in_range_and_in_its_slot(law, greedy):
+    tree, target, shape, uniforms = random_batch(Random(8), law, torch.float32)
     slots = len(uniforms)
     assert slots > 1
     sampling = sampling_at([0.0 if greedy else 1.0] * slots, greedy)
@@ -409,8 +432,9 @@ def test_nan_of_one_slot_stays_in_range_and_in_its_slot(greedy):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-def test_nothing_is_read_on_the_host(greedy):
-    tree, target, shape, uniforms = random_batch(Random(5), Law.WITHOUT_REPLACEMENT, torch.float32)
+@pytest.mark.parametrize("law", Law)
+def test_nothing_is_read_on_the_host(law, greedy):
+    tree, target, shape, uniforms = random_batch(Random(5), law, torch.float32)
     sampling = sampling_at([0.0 if greedy else 1.0] * len(uniforms), greedy)
     # A meta tensor has a shape and no content: reading a value of it raises.
     outcome = on_device(tree, TargetProbs(target.logits, sampling), shape, uniforms, "meta")
@@ -425,3 +449,11 @@ def test_no_more_than_the_declared_uniforms_are_read(draft, law):
     SpeculativeRule().accept(tree, FixedTarget(torch.tensor([[0.5, 0.25, 0.25]])), shape, draws)
     assert SpeculativeRule().uniforms(shape) == 4
     assert draws.used == (shape.depth + 1 if law is Law.TOP_K else 4)
+
+
+def test_at_temperature_zero_no_uniform_is_read():
+    tree, shape = siblings([0, 1])
+    draws = UniformDraws(torch.zeros(1, 10))
+    target = TargetProbs(torch.zeros(1, 3, 2), sampling_at([0.0], greedy=True))
+    assert SpeculativeRule().accept(tree, target, shape, draws).count.tolist() == [1]
+    assert draws.used == 0
