@@ -107,7 +107,9 @@ class TreeCache:
             if store.shape[0] == 1:
                 store.index_copy_(2, step.rows[0], new)
             else:
-                store.scatter_(2, step.rows[:, None, :, None].expand_as(new), new)
+                # Not a scatter, for which compiled code copies the whole cache.
+                slot = torch.arange(store.shape[0], device=store.device)[:, None]
+                store.transpose(1, 2)[slot, step.rows] = new.transpose(1, 2)
             written.append(store[:, :, : step.span])
         return written[0], written[1]
 

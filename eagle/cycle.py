@@ -17,7 +17,10 @@ from eagle.sampling import Draws, Sampling, SamplingParams, TargetProbs, Uniform
 from eagle.target import Target
 from eagle.tree import Acceptance, TokenTree
 
-__all__ = ["Cycle", "Slots"]
+__all__ = ["PHASES", "Cycle", "Slots"]
+
+PHASES = ("draft", "verify", "accept", "commit")
+"""The parts of a cycle, in order: methods of `Cycle`."""
 
 PREFILL = 512  # tokens of a prompt read in one pass: bounds the memory that logits and masks take
 _SPAN = 64  # spans are rounded up to this, so that few different shapes occur
@@ -60,9 +63,8 @@ class Cycle:
 
     Attributes:
         draws: makes the draws of a pass from its uniforms; an oracle may take its place.
-        timer: called with the name of each phase as it begins (``draft``, ``verify``,
-            ``accept``, ``commit``), and with ``end``.
-        compiled: phases to call in place of the methods of these names.
+        timer: called with the name of each phase as it begins, and with ``end``.
+        compiled: what to call in place of the methods of these names, the cycle first.
     """
 
     draws: Callable[[Tensor], Draws] = UniformDraws
@@ -90,7 +92,7 @@ class Cycle:
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches of *rows* committed rows per slot, and the slots."""
         device = self.target.device
-        self.rows = rows + self.headroom
+        self.rows = -(-(rows + self.headroom) // _SPAN) * _SPAN
         self.cache = self.target.make_cache(slots, self.rows)
         self.head.allocate(slots, self.rows)
 
@@ -127,13 +129,16 @@ class Cycle:
         choice: Acceptance = self._phase("accept", tree, scores, sampling, draws)
         self._mark("commit")
         self.cache.store.compact(slots.lengths, choice.path)
-        commit = self.compiled.get("commit", self.commit)
-        commit(slots, tree, choice, logits, scores, features, span)
+        self.phase("commit", slots, tree, choice, logits, scores, features, span)
         self._mark("end")
 
     def _phase(self, name: str, *args: object) -> Any:
         self._mark(name)
-        return self.compiled.get(name, getattr(self, name))(*args)
+        return self.phase(name, *args)
+
+    def phase(self, name: str, *args: object) -> Any:
+        """Call the phase of that name, compiled where it is."""
+        return self.compiled.get(name, getattr(type(self), name))(self, *args)
 
     def _mark(self, phase: str) -> None:
         if self.timer is not None:

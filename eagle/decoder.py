@@ -16,9 +16,11 @@ import torch
 from eagle import loading
 from eagle.cycle import Cycle, Slots
 from eagle.errors import EagleError, NumericalError, RequestError
-from eagle.processing import Processing, Processors, processors_of_each
+from eagle.fitting import fit_tree
+from eagle.intake import Prompt, intake
+from eagle.processing import Processing, Processors
 from eagle.registry import Registry, default_registry
-from eagle.requests import Event, Prompt, Request, Result, encode, params_of_each
+from eagle.requests import Event, Request, Result
 from eagle.roles import BuildContext
 from eagle.runtime import Runtime
 from eagle.sampling import Sampling, SamplingParams
@@ -43,9 +45,10 @@ class Decoder:
     """
 
     def __init__(self, resolved: Resolved, target: Target) -> None:
-        self.resolved, self.target = resolved, target
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
+        resolved = fit_tree(resolved, target)
+        self.resolved, self.target = resolved, target
         self._cycle = Cycle(
             target,
             resolved.features,
@@ -160,7 +163,7 @@ class Decoder:
                 token.
             PluginError: a strategy raises.
         """
-        single, requests = self._requests(prompts, params, processors, raw, sampling)
+        single, requests = self._intake(prompts, params, processors, sampling, raw)
         results: dict[int, Result] = {}
         try:
             for event in self._run(requests):
@@ -184,7 +187,7 @@ class Decoder:
 
         Parameters are checked at once, before the first event is asked for.
         """
-        _, requests = self._requests(prompts, params, processors, raw, sampling)
+        _, requests = self._intake(prompts, params, processors, sampling, raw)
         return self._run(requests)
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
@@ -322,47 +325,23 @@ class Decoder:
         self._slots.lengths.zero_()
         return self._slots
 
-    def _requests(
+    def _intake(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
         processors: Processors | Sequence[Processors | None] | None,
-        raw: bool,
         sampling: Mapping[str, Any],
-    ) -> tuple[bool, list[Request]]:
-        single = isinstance(prompts, str) or (
-            len(prompts) > 0 and isinstance(prompts[0], (int, Mapping))
-        )
-        many = [cast("Prompt", prompts)] if single else list(cast("Sequence[Prompt]", prompts))
-        if not many:
-            raise RequestError("there is no prompt; give at least one")
-        each = params_of_each(params, sampling, len(many))
-        own = processors_of_each(processors, len(many))
-        return single, [
-            self._request(i, prompt, p, o, raw)
-            for i, (prompt, p, o) in enumerate(zip(many, each, own, strict=True))
-        ]
-
-    def _request(
-        self,
-        index: int,
-        prompt: Prompt,
-        params: SamplingParams,
-        processors: Processors,
         raw: bool,
-    ) -> Request:
-        target = self.target
-        ids = encode(prompt, target.tokenizer, raw=raw, embeddings=target.embeddings)
-        room = self.capacity - len(ids)
-        if room < 1:
-            raise RequestError(
-                f"prompt {index + 1} has {len(ids)} tokens, but this decoder holds {self.capacity} "
-                "with the answer (runtime.max_length, bounded by the target); shorten the prompt"
-            )
-        if params.stop and target.tokenizer is None:
-            raise RequestError("stop strings need a tokenizer, and this target has none")
-        limit = min(params.max_new_tokens, room)
-        return Request(index, ids, params, limit, target.eos_tokens, target.tokenizer, processors)
+    ) -> tuple[bool, list[Request]]:
+        return intake(
+            prompts,
+            params,
+            processors,
+            sampling,
+            raw=raw,
+            target=self.target,
+            capacity=self.capacity,
+        )
 
     @contextmanager
     def _blame(self) -> Iterator[None]:

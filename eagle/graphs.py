@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 
 import torch
 from torch import Tensor
@@ -11,10 +12,14 @@ from torch import Tensor
 __all__ = ["Graphs"]
 
 _WARM_UP = 3  # runs before a capture: the second compiles, the third runs what was compiled
+_SPOILT: list[torch.cuda.CUDAGraph] = []  # captures that failed: taking one apart may fail too
 
 
 class Graphs:
     """Graphs that share one memory pool; they must be replayed one at a time.
+
+    Warm-ups and captures run on a stream of their own: workspaces of matrix products belong to a
+    stream, so those of other graphs are never written while these are replayed.
 
     Args:
         device: a CUDA device.
@@ -23,6 +28,7 @@ class Graphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
 
     def __contains__(self, key: Hashable) -> bool:
@@ -50,35 +56,49 @@ class Graphs:
                 reason.
         """
         with torch.cuda.device(self._device):
-            self._capture(key, work, carried)
+            kept = [tensor.clone() for tensor in carried]
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+            try:
+                with torch.cuda.stream(self._stream):
+                    for run in range(_WARM_UP):
+                        with _unread() if run == _WARM_UP - 1 else nullcontext():
+                            work()
+                        _restore(carried, kept)
+                    torch.cuda.synchronize(self._device)
+                    self._graphs[key] = self._captured(work)
+            finally:
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
+                _restore(carried, kept)
 
-    def _capture(self, key: Hashable, work: Callable[[], None], carried: Sequence[Tensor]) -> None:
-        kept = [tensor.clone() for tensor in carried]
-        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._device))
+    def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Not torch.cuda.graph(...): where a capture fails, that leaves the allocator in it
+        # (pytorch/pytorch#180395). Other threads may go on using the device meanwhile.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
         try:
-            with torch.cuda.stream(stream):
-                for run in range(_WARM_UP):
-                    with _unread() if run == _WARM_UP - 1 else nullcontext():
-                        work()
-                    _restore(carried, kept)
-            torch.cuda.current_stream(self._device).wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may go on using the device while this one captures.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                work()
-        finally:
-            torch.cuda.synchronize(self._device)
-            _restore(carried, kept)
-        self._graphs[key] = graph
+            work()
+            graph.capture_end()
+        except BaseException:
+            _SPOILT.append(graph)
+            with suppress(RuntimeError):
+                graph.capture_end()
+            with suppress(RuntimeError):  # ended already, unless ending the capture failed early
+                torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
+            raise
+        return graph
 
 
 @contextmanager
 def _unread() -> Iterator[None]:
-    """Let whatever waits for the device raise: found here, it does not spoil a capture."""
+    """Let whatever waits for the device raise: found here, it does not spoil a capture.
+
+    In the whole process, for as long as one warm run takes.
+    """
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is announced as a prototype
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode(before)

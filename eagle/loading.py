@@ -5,6 +5,7 @@ Knows transformers' loaders and what they cannot serve; knows nothing of decodin
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from eagle.schema import TargetSpec
 
 __all__ = [
     "Source",
+    "check_split",
     "describe",
+    "device_of",
+    "is_spread",
     "load_model",
     "load_tokenizer",
     "locate",
+    "processes",
     "refuse",
     "rotary_depends_on_length",
     "window",
@@ -145,16 +150,79 @@ def window(text: Any) -> int | None:
     return None if kinds and "sliding_attention" not in kinds else int(size)
 
 
-def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
-    """Load a target's weights, frozen, in evaluation mode.
+def processes() -> int:
+    """Return how many processes `torchrun` or `accelerate launch` started this one among."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check_split(name: str, text: Any) -> None:
+    """Refuse to cut a target over the processes there are, by its configuration.
+
+    Args:
+        name: of the target.
+        text: its text configuration.
 
     Raises:
-        TargetError: it is no causal language model, or its files are damaged.
+        TargetError: there is one process alone, or heads would be cut in two.
+    """
+    count, heads = processes(), text.num_attention_heads
+    if count == 1:
+        raise TargetError(
+            "target.tp_plan needs one process for each device; start it with torchrun "
+            "--nproc-per-node N, or let one process spread the target with target.device_map: auto"
+        )
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if heads % count or kv_heads % count:
+        fits = [str(n) for n in range(2, heads + 1) if heads % n == kv_heads % n == 0]
+        raise TargetError(
+            f"target.tp_plan: the {heads} attention heads ({kv_heads} of keys and values) of "
+            f"{name!r} cannot be shared out among {count} processes; "
+            + (f"{' or '.join(fits)} processes can have them" if fits else "use target.device_map")
+        )
+
+
+def is_spread(model: Any) -> bool:
+    """Return whether a model's layers are on several devices, offloaded, or cut over processes."""
+    placed = getattr(model, "hf_device_map", None) or {}
+    several = len(set(placed.values())) > 1 or "disk" in placed.values()
+    return several or (getattr(model, "_tp_size", None) or 1) > 1
+
+
+def device_of(layer: Any) -> torch.device:
+    """Return where a layer computes, which need not be where its weight is kept."""
+    device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
+    if device is None:
+        weight: torch.Tensor = layer.weight
+        return weight.device
+    return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+
+
+def load_model(
+    source: Source, dtype: torch.dtype, device: torch.device, spec: TargetSpec | None = None
+) -> Any:
+    """Load a target's weights, frozen, in evaluation mode.
+
+    Args:
+        source: where they are.
+        dtype: theirs.
+        device: where they go, unless the spec spreads them.
+        spec: whose `device_map` or `tp_plan` spreads them over devices, if it has one.
+
+    Raises:
+        TargetError: it is no causal language model, its files are damaged, or it cannot be
+            spread like that.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     options = dict(source.options)
+    spread = spec is not None and spec.spread
+    if spec is not None and spec.device_map is not None:
+        options["device_map"] = spec.device_map
+    elif spec is not None and spec.tp_plan is not None:
+        from transformers.distributed import DistributedConfig
+
+        options["distributed_config"] = DistributedConfig(tp_size=processes())
     if "gguf_file" in options:
         from transformers import GgufConfig
 
@@ -171,7 +239,8 @@ def load_model(source: Source, dtype: torch.dtype, device: torch.device) -> Any:
     finally:
         if bars:
             logging.enable_progress_bar()
-    return model.to(device).eval().requires_grad_(False)
+    model = model if spread else model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(source: Source) -> Any:

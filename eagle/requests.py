@@ -6,15 +6,13 @@ Everything here runs on the host, once per cycle, on the few tokens that a cycle
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 
 from eagle.errors import RequestError
-from eagle.explain import explain
 from eagle.processing import Processors
 from eagle.sampling import SamplingParams
 from eagle.text import Piece, TextStream
@@ -22,18 +20,13 @@ from eagle.text import Piece, TextStream
 __all__ = [
     "Event",
     "FinishReason",
-    "Prompt",
     "Request",
     "Result",
     "Stats",
-    "encode",
-    "params_of_each",
     "stop_tokens",
 ]
 
 FinishReason = Literal["stop", "length"]
-Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""A user's message, token ids, or a conversation of ``{"role", "content"}`` messages."""
 
 
 @dataclass(frozen=True)
@@ -100,87 +93,6 @@ class Result:
     finish_reason: FinishReason
     stats: Stats
     prompt_tokens: tuple[int, ...]
-
-
-def encode(prompt: Prompt, tokenizer: Any, *, raw: bool, embeddings: int) -> list[int]:
-    """Turn a prompt into token ids.
-
-    Args:
-        prompt: see `Prompt`.
-        tokenizer: the target's, or None.
-        raw: continue a string as it is, instead of answering it as a user's message.
-        embeddings: rows of the target's input embedding; ids must be below it.
-
-    Raises:
-        RequestError: the prompt is empty, or not of a kind that can be encoded.
-    """
-    ids = _ids(prompt, tokenizer, raw=raw)
-    if not ids:
-        raise RequestError("the prompt is empty; give at least one word, or token ids")
-    bad = [token for token in ids if not 0 <= token < embeddings]
-    if bad:
-        raise RequestError(
-            f"the prompt holds token id {bad[0]}; this target's ids are 0 to {embeddings - 1}"
-        )
-    return ids
-
-
-def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
-    if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
-        return list(prompt)  # type: ignore[arg-type]
-    if isinstance(prompt, str) and not prompt.strip() and not raw:
-        return []
-    if tokenizer is None:
-        raise RequestError("this target has no tokenizer; give the prompt as token ids")
-    if isinstance(prompt, str) and (raw or not tokenizer.chat_template):
-        return list(tokenizer(prompt)["input_ids"])
-    if not isinstance(prompt, str) and not all(isinstance(m, Mapping) for m in prompt):
-        raise RequestError(
-            "a prompt is a string, a list of token ids, or a list of {'role', 'content'} messages"
-        )
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if not tokenizer.chat_template:
-        raise RequestError("this target has no chat template; give the prompt as a string")
-    try:
-        return list(
-            tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False
-            )
-        )
-    except Exception as error:  # templates are programs of the model's author; any error is theirs
-        raise RequestError(f"the chat template refuses these messages: {error}") from error
-
-
-def params_of_each(
-    params: SamplingParams | Sequence[SamplingParams] | None,
-    sampling: Mapping[str, Any],
-    count: int,
-) -> list[SamplingParams]:
-    """Return the sampling parameters of each of *count* prompts.
-
-    Args:
-        params: one for all prompts, or one for each, or None.
-        sampling: fields of `SamplingParams`, instead of *params*.
-        count: how many prompts there are.
-
-    Raises:
-        RequestError: there are not as many parameters as prompts, or a field is not valid.
-    """
-    if params is not None and sampling:
-        raise TypeError(f"give either params or {', '.join(sampling)}, not both")
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if params is not None:
-        if len(params) != count:
-            raise RequestError(f"{len(params)} sampling parameters were given for {count} prompts")
-        return list(params)
-    try:
-        return [SamplingParams(**sampling)] * count
-    except ValidationError as error:
-        problems = explain(error, SamplingParams, sampling)
-        raise RequestError(
-            "; ".join(f"{'.'.join(map(str, path))}: {text}" for path, text in problems.items())
-        ) from error
 
 
 def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from eagle.budget import Budget, Fit
 from eagle.cache import Step
 from eagle.sampling import Draws, Sampling, TargetProbs
 from eagle.strategy import BuildContext, Role, Strategy, StrategyConfig, TargetInfo
@@ -28,7 +29,9 @@ __all__ = [
     "DraftHead",
     "Drafter",
     "FeatureExtractor",
+    "FittedTree",
     "Law",
+    "MeasuredHead",
     "Role",
     "Strategy",
     "StrategyConfig",
@@ -231,6 +234,41 @@ class TreeBuilder(Component, Protocol):
 
     def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
         """Draft one tree per slot."""
+        ...
+
+
+@runtime_checkable
+class FittedTree(Protocol):
+    """An optional capability of a tree builder: one whose size follows what the machine can do.
+
+    A builder that has it is asked once, when a decoder is made and what the machine can do has
+    been measured; the builder that it returns takes its place. Until then, and where the head's
+    acceptance was never measured, the builder itself is used: it has a size too. A builder whose
+    size the spec settles must not have this method.
+    """
+
+    def fit(self, budget: Budget) -> Fit[TreeBuilder] | None:
+        """Return the builder of the best size, or None where none is better than its own.
+
+        Its laws must be among those that this builder declares.
+
+        Args:
+            budget: how likely candidates are accepted, and what cycles cost.
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuredHead(Protocol):
+    """An optional capability of a draft head: one whose files may say how often it is right."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are; `eagle.budget.RankRates.read` finds what was measured of it.
+
+        Raises:
+            CheckpointError: there is no such folder.
+        """
         ...
 
 

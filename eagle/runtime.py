@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from eagle.assets.cache import cache_dir, notify
-from eagle.cycle import PREFILL, Cycle, Slots
+from eagle.cycle import PHASES, PREFILL, Cycle, Slots
 from eagle.errors import EagleError, IncompatibleError
-from eagle.fusing import fuse
 from eagle.graphs import Graphs
 from eagle.processing import Processing
 from eagle.sampling import Sampling, SamplingParams
@@ -32,8 +31,9 @@ log = logging.getLogger("eagle.runtime")
 
 _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
+_CAPTURED_SLOTS = 8  # of more slots, the reading of prompts is not captured
+_MOST_GRAPHS = 128  # cycles have few shapes; this bounds what the reading of prompts adds
 _PIECES = (32, 128, PREFILL)  # lengths of a prompt's pieces that are captured
-_PHASES = ("draft", "verify", "accept", "commit")
 
 
 class Runtime:
@@ -68,13 +68,11 @@ class Runtime:
         self._read: set[tuple[Any, ...]] = set()
         self._graphs: Graphs | None = None
         self._inputs: _Inputs | None = None
-        if cuda:
-            fuse(cycle.target.model)
         if self.compiled:
             # Compiled code is found again by later processes, also after a restart.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
-            for name in _PHASES:
-                cycle.compiled[name] = _Compiled(name, getattr(cycle, name))
+            for name in PHASES:
+                cycle.compiled[name] = _Compiled(name, getattr(type(cycle), name))
 
     def slots(self, wanted: int, limit: int) -> int:
         """Return how many slots to allocate: few different numbers where each is captured."""
@@ -91,6 +89,7 @@ class Runtime:
             rows = min(2 * rows, capacity)
         return -(-rows // PREFILL) * PREFILL
 
+    @torch.inference_mode(False)  # what is made in that mode cannot be changed outside it
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches and slots; what was captured for others is let go of."""
         self._graphs = self._inputs = None
@@ -147,20 +146,30 @@ class Runtime:
                 tokens = inputs.tokens[:, : length + 1]
                 self.cycle.read(slots, slot, tokens, inputs.place, span, end)
 
-            # Capturing takes as long as reading a few times: with several slots, each of which
-            # needs graphs of its own, it waits until a slot does the same again.
-            again = slots.root.shape[0] == 1 or key in self._read
-            self._read.add(key)
-            if not again or not self._captured(key, read, slots):
+            if not self._again(slots, key) or not self._captured(key, read, slots):
                 read()
+
+    def _again(self, slots: Slots, key: tuple[Any, ...]) -> bool:
+        """Return whether a piece of a prompt is to be captured.
+
+        Capturing takes as long as reading a few times. With several slots, each of which needs
+        graphs of its own, it waits until a slot does the same again; with many, it never pays.
+        """
+        count = slots.root.shape[0]
+        if count > _CAPTURED_SLOTS or self._graphs is None or len(self._graphs) >= _MOST_GRAPHS:
+            return False
+        again = count == 1 or key in self._read
+        self._read.add(key)
+        return again
 
     def _span(self, committed: int) -> int:
         """Return how many rows a cycle reads: few different numbers where each is captured."""
+        # Each number would be compiled anew; and what stops at a slot's length needs no bound.
+        bounded = self.graph and getattr(self.cycle.attention, "bounded", False)
+        if self.compiled or bounded:
+            return self.cycle.rows
         if not self.graph:
             return self.cycle.span(committed)
-        # Each number would be compiled anew; and what stops at a slot's length needs no bound.
-        if self.compiled or getattr(self.cycle.attention, "bounded", False):
-            return self.cycle.rows
         return self._bucket(committed + self.cycle.headroom)
 
     def _bucket(self, rows: int) -> int:
@@ -214,29 +223,36 @@ class _Compiled:
 
     The first call is eager, for components make there what they make only once (index tensors,
     say), which would be traced into every cycle.
+
+    Args:
+        name: of the phase.
+        phase: the method, not bound: it would keep the cycle that keeps this.
     """
 
     def __init__(self, name: str, phase: Callable[..., Any]) -> None:
         self._name, self._phase, self._fresh = name, phase, True
-        self._compiled: Callable[..., Any] | None = torch.compile(
-            phase, fullgraph=True, dynamic=False
-        )
+        self._compiled: Callable[..., Any] = torch.compile(phase, fullgraph=True, dynamic=False)
+        self._failed: set[tuple[tuple[bool, bool], ...]] = set()
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, cycle: Cycle, *args: Any) -> Any:
+        # Sampling takes other operators than greedy decoding: one may fail without the other.
+        kind = tuple((a.greedy, a.filtered) for a in args if isinstance(a, Sampling))
         if self._fresh:
             self._fresh = False
-        elif self._compiled is not None:
+        elif kind not in self._failed:
             try:
                 with _many_shapes():
-                    return self._compiled(*args)
-            except TorchDynamoException as error:
-                self._compiled = None
+                    return self._compiled(cycle, *args)
+            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+                self._failed.add(kind)
                 reason = " ".join(str(error).split())
                 log.warning("the phase %s runs uncompiled: %.300s", self._name, reason)
-        return self._phase(*args)
+        return self._phase(cycle, *args)
 
 
 def _many_shapes() -> AbstractContextManager[Any]:
     """Let one phase be compiled for many shapes: the limit is meant for shapes that keep coming."""
-    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(recompile_limit=64)
+    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(
+        recompile_limit=64, accumulated_recompile_limit=1024
+    )
     return patched

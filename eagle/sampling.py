@@ -115,6 +115,13 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def _filter(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     """Set the scores outside top-k, then outside top-p of what is left, to -inf."""
+    if torch.compiler.is_compiling():
+        kept: Tensor = _filter_whole(scores, top_k, top_p)
+        return kept
+    return _filter_parts(scores, top_k, top_p)
+
+
+def _filter_parts(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     ordered, order = scores.sort(dim=-1, descending=True, stable=True)
     kth = ordered.gather(
         -1, (top_k - 1).clamp(0, scores.shape[-1] - 1).expand(order.shape)[..., :1]
@@ -126,6 +133,18 @@ def _filter(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
     outside = (before >= top_p) & (before > 0) & (top_p < 1)
     ordered = ordered.masked_fill(outside, -torch.inf)
     return torch.empty_like(scores).scatter(-1, order, ordered)
+
+
+@torch.library.custom_op("eagle::filter", mutates_args=())
+def _filter_whole(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    # One operator when compiled: PyTorch 2.11 fails to compile the cumulative sum of a vocabulary
+    # beside the reductions around it.
+    return _filter_parts(scores, top_k, top_p)
+
+
+@_filter_whole.register_fake
+def _(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    return torch.empty_like(scores)
 
 
 class Draws(Protocol):

@@ -69,6 +69,12 @@ class ComponentSpec(BaseModel):
         return {"name": self.name, **self.settings} if self.settings else self.name
 
 
+DeviceMap = (
+    Literal["auto", "balanced", "balanced_low_0", "sequential"]
+    | Annotated[dict[str, int | str], Field(min_length=1)]
+)
+
+
 class TargetSpec(_Model):
     """The target model.
 
@@ -77,12 +83,24 @@ class TargetSpec(_Model):
         dtype: of weights, features and caches; ``auto`` chooses for the device.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: of a Hub model.
+        device_map: in training only: spread the target's layers over the devices that the one
+            process sees, as transformers' `from_pretrained` does: ``auto``, ``balanced``,
+            ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
+        tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
+            the model's own plan in transformers for tensor parallelism.
     """
 
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     revision: str | None = None
+    device_map: DeviceMap | None = None
+    tp_plan: Literal["auto"] | None = None
+
+    @property
+    def spread(self) -> bool:
+        """Whether it asks for several devices."""
+        return self.device_map is not None or self.tp_plan is not None
 
     @field_validator("device")
     @classmethod
@@ -91,6 +109,20 @@ class TargetSpec(_Model):
         if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
             raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
         return device
+
+    @model_validator(mode="after")
+    def _one_way_of_spreading(self) -> TargetSpec:
+        if self.device_map is not None and self.tp_plan is not None:
+            raise ValueError(
+                "should have a device_map (one process, its layers on several devices) or a "
+                "tp_plan (one process for each device, every layer cut), not both"
+            )
+        if self.spread and self.device != "auto":
+            raise ValueError(
+                f"device should stay 'auto', not {self.device!r}, with a device_map or a tp_plan, "
+                "which say what is where"
+            )
+        return self
 
 
 class RuntimeSpec(_Model):
@@ -128,6 +160,17 @@ class DecoderSpec(_Model):
     runtime: RuntimeSpec = RuntimeSpec()
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("spec"))
+
+    @field_validator("target")
+    @classmethod
+    def _decodes_on_one_device(cls, target: TargetSpec) -> TargetSpec:
+        if target.spread:
+            raise ValueError(
+                f"should have no {'device_map' if target.device_map else 'tp_plan'}: a cycle, its "
+                "caches and its draft head are on one device, so a target is decoded on one; "
+                "`eagle train` alone takes a target that is spread over several"
+            )
+        return target
 
     def __eq__(self, other: object) -> bool:
         # Pydantic would compare `_document` too; where a spec was written does not matter.

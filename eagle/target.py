@@ -16,6 +16,7 @@ from torch import Tensor
 from eagle import bridge, loading
 from eagle.cache import Step, TreeCache
 from eagle.errors import TargetError
+from eagle.fusing import fuse
 from eagle.packing import Switch, pack
 from eagle.roles import AttentionBackend, TargetInfo
 from eagle.schema import TargetSpec
@@ -38,8 +39,9 @@ class Target:
         tokenizer: its tokenizer, or None where its folder has none.
         info: its sizes.
         config: its text configuration.
-        device: where it is.
+        device: where it is; of one that is spread over devices, where its LM head is.
         dtype: of its weights.
+        spread: whether it is on several devices: then it has features and logits, but no cycles.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -58,11 +60,16 @@ class Target:
             layers=self.config.num_hidden_layers,
             max_positions=self.config.max_position_embeddings,
         )
-        self.device, self.dtype = model.device, model.dtype
+        self.device = loading.device_of(model.get_output_embeddings())
+        self.dtype = model.dtype
+        self.spread = loading.is_spread(model)
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
-        self.packing = Switch()
-        pack(model, self.packing)
+        self.layout = Switch()
+        if not self.spread:  # its layers are hooked, by what they are
+            pack(model, self.layout)
+            if self.device.type == "cuda":
+                fuse(model, self.layout)
         self._body = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._embedding = model.get_input_embeddings()
@@ -109,7 +116,7 @@ class Target:
     def embed(self, tokens: Tensor) -> Tensor:
         """Return input embeddings ``[B, N, H]`` of tokens ``[B, N]``."""
         out: Tensor = self._embedding(tokens)
-        return out
+        return out.to(self.device) if self.spread else out
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits ``[B, N, V]`` of final hidden states ``[B, N, H]``."""
@@ -163,13 +170,13 @@ class Target:
 
     @contextmanager
     def stock(self) -> Iterator[Any]:
-        """Yield the model as transformers runs it: its own attention, its weights not packed."""
+        """Yield the model as transformers runs it: its own attention, its own layers."""
         self._attend_through(self._stock)
-        self.packing.on = False
+        self.layout.on = False
         try:
             yield self.model
         finally:
-            self.packing.on = True
+            self.layout.on = True
             self._attend_through(bridge.ATTENTION)
 
     @torch.inference_mode()
@@ -183,6 +190,12 @@ class Target:
             TargetError: they differ, so that the output would not be the target's; or the backend
                 cannot serve this target.
         """
+        if self.spread:
+            raise TargetError(
+                f"the target {self.info.name!r} is spread over several devices or processes, and a "
+                "cycle, its caches and its draft head are on one; load it without a device_map and "
+                "a tp_plan to decode it"
+            )
         reason = attention.unsupported(self.device, self.dtype, self.head_dim)
         if reason:
             raise TargetError(f"the attention backend cannot serve {self.info.name!r}: {reason}")
@@ -244,7 +257,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
-    """Load the target of a spec, on its device and in its dtype.
+    """Load the target of a spec, on its device or devices and in its dtype.
 
     Args:
         spec: the target.
@@ -256,6 +269,8 @@ def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
     """
     source = loading.locate(spec, folder)
     device = resolve_device(spec.device)
-    loading.describe(source)
-    model = loading.load_model(source, resolve_dtype(spec.dtype, device), device)
+    _, text = loading.describe(source)
+    if spec.tp_plan:
+        loading.check_split(source.name, text)
+    model = loading.load_model(source, resolve_dtype(spec.dtype, device), device, spec)
     return Target(model, loading.load_tokenizer(source), spec.model)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from eagle.decoder import Decoder, resolve_for
 from eagle.registry import Registry, default_registry
-from eagle.roles import AcceptanceRule, Drafter, TreeBuilder
+from eagle.roles import AcceptanceRule, Drafter, FittedTree, TreeBuilder
 from eagle.sampling import Draws, Sampling, TargetProbs, probabilities
 from eagle.spec import DecoderSpec, Resolved
 from eagle.target import load_target
@@ -83,7 +83,11 @@ class Trace:
     def decoder(self, spec: DecoderSpec, registry: Registry | None = None) -> Decoder:
         """Build a watched decoder; see `Decoder.from_spec` for errors."""
         resolved = resolve_for(spec, registry or default_registry())
-        return Decoder(self.watch(resolved), load_target(spec.target, spec.folder))
+        target = load_target(spec.target, spec.folder)
+        if isinstance(resolved.tree, FittedTree):
+            # A watched cycle is never captured: its costs would not be those of others.
+            resolved = Decoder(resolved, target).resolved
+        return Decoder(self.watch(resolved), target)
 
     def watch(self, resolved: Resolved) -> Resolved:
         """Return a spec's components with stand-ins that note what goes through them."""

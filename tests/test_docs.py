@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 from pathlib import Path
 
 import pytest
 
-from eagle.hookspecs import HOOKS
+from eagle.hookspecs import ENTRY_POINT_GROUP, HOOKS
 from eagle.schema import DecoderSpec
 from eagle.spec import shipped_specs
 
@@ -17,6 +19,29 @@ DOCS = Path(__file__).parents[1] / "docs"
 def test_every_hook_is_documented_and_shown_in_code(hook):
     assert f"`{hook}`" in (DOCS / "plugins.md").read_text()
     assert f"def {hook}(" in (DOCS / "examples" / "five_roles" / "__init__.py").read_text()
+
+
+def named(page: Path) -> set[str]:
+    """Return the dotted names of ours that a page has in code."""
+    return set(re.findall(r"`(eagle\.[A-Za-z_.]+)`", page.read_text())) - {ENTRY_POINT_GROUP}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_every_name_that_a_page_gives_exists(page):
+    for name in named(page):
+        assert pkgutil.resolve_name(name) is not None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eagle.roles.FittedTree", "eagle.roles.MeasuredHead", "eagle.roles.TrainableHead",
+        "eagle.budget.Budget", "eagle.budget.Costs", "eagle.budget.Fit", "eagle.budget.Option",
+        "eagle.budget.RankRates",
+    ],
+)  # fmt: skip
+def test_every_optional_capability_is_documented(name):
+    assert name in named(DOCS / "plugins.md")
 
 
 def keys(data: dict, path: str = "") -> list[tuple[str, object]]:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from eagle.fusing import SharedInput, fuse
+from eagle.packing import Switch
 from eagle.testing import tiny_target
 
 
@@ -14,9 +15,9 @@ def test_a_fused_model_gives_the_same_logits(architecture):
     ids = torch.tensor([[3, 9, 4, 7, 30]])
     with target.stock() as model, torch.inference_mode():
         expected = model(input_ids=ids, use_cache=False).logits
-        assert fuse(model) >= 2
+        assert fuse(model, Switch()) >= 2
         torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, expected)
-        assert fuse(model) == 0
+        assert fuse(model, Switch()) == 0
 
 
 def test_layers_given_different_inputs_are_still_right():
@@ -24,7 +25,7 @@ def test_layers_given_different_inputs_are_still_right():
     parent.gate_proj, parent.up_proj = (nn.Linear(4, 6, bias=False) for _ in range(2))
     parent.requires_grad_(False)
     gate, up = parent.gate_proj.weight.clone(), parent.up_proj.weight.clone()
-    assert fuse(parent) == 1
+    assert fuse(parent, Switch()) == 1
     assert isinstance(parent.up_proj, SharedInput)
     one, two = torch.rand(2, 3, 4)
     for x, y in ((one, two), (two, two), (one, one.clone())):
@@ -37,7 +38,39 @@ def test_no_second_copy_of_the_weights_is_kept():
     parent = nn.Module()
     parent.q_proj, parent.k_proj, parent.v_proj = (nn.Linear(4, n, bias=False) for n in (8, 2, 2))
     parent.requires_grad_(False)
-    fuse(parent)
+    fuse(parent, Switch())
     storages = {p.untyped_storage().data_ptr() for p in parent.parameters()}
     assert len(storages) == 1
     assert [p.shape[0] for p in parent.parameters()] == [8, 2, 2]
+
+
+def test_with_the_switch_off_layers_are_ordinary(monkeypatch):
+    parent, switch = nn.Module(), Switch()
+    parent.gate_proj, parent.up_proj = (nn.Linear(4, 6) for _ in range(2))
+    parent.requires_grad_(False)
+    x = torch.rand(3, 4)
+    expected = parent.up_proj(x)
+    fuse(parent, switch)
+    switch.on = False
+    monkeypatch.setattr(parent.up_proj._product, "part", None)
+    torch.testing.assert_close(parent.up_proj(x), expected)
+
+
+def test_a_hooked_layer_stays():
+    parent = nn.Module()
+    parent.gate_proj, parent.up_proj = (nn.Linear(4, 6) for _ in range(2))
+    parent.requires_grad_(False)
+    parent.up_proj.register_forward_hook(lambda *args: None)
+    assert fuse(parent, Switch()) == 0
+
+
+def test_a_model_that_was_converted_is_an_ordinary_one():
+    parent = nn.Module()
+    parent.gate_proj, parent.up_proj = (nn.Linear(4, 6) for _ in range(2))
+    parent.requires_grad_(False)
+    x = torch.rand(3, 4)
+    expected = parent.up_proj(x)
+    fuse(parent, Switch())
+    assert parent.cpu().up_proj._product, "nothing has changed"
+    found = parent.double().up_proj(x.double())
+    torch.testing.assert_close(found, expected.double())

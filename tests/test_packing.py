@@ -53,8 +53,8 @@ def test_the_stock_model_is_not_packed():
     target = tiny_target(dtype=torch.bfloat16)
     assert isinstance(target.model.lm_head, PackedLinear)
     with target.stock():
-        assert not target.packing.on
-    assert target.packing.on
+        assert not target.layout.on
+    assert target.layout.on
 
 
 def test_float32_is_left_alone():
@@ -70,3 +70,12 @@ def test_a_model_that_memory_cannot_hold_twice_is_left_alone(monkeypatch):
 
     monkeypatch.setattr("psutil.virtual_memory", Memory)
     assert not pack(_net(), Switch())
+
+
+@supported
+def test_a_model_that_was_converted_is_an_ordinary_one():
+    dense, packed = _net(), _net()
+    pack(packed, Switch())
+    assert packed.cpu()[0]._packed is not None, "nothing has changed"
+    x = torch.randn(1, 5, 64)
+    assert torch.equal(packed.float()(x), dense.float()(x))

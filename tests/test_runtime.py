@@ -1,7 +1,9 @@
 """Modes of execution, as far as a CPU can show them; tests/gpu has the rest."""
 
 import functools
+import gc
 import logging
+import weakref
 
 import pytest
 import torch
@@ -20,6 +22,11 @@ def traced(monkeypatch):
     torch._dynamo.reset()
 
 
+def said(caplog):
+    """What the runtime logged."""
+    return [r.getMessage() for r in caplog.records if r.name == "eagle.runtime"]
+
+
 @pytest.mark.parametrize("sampling", ["top-k", "without-replacement"])
 def test_every_phase_is_traced_whole_and_says_the_same(spec, pair, traced, caplog, sampling):
     tree = {"name": "static", "branching": [2, 2], "sampling": sampling}
@@ -32,7 +39,7 @@ def test_every_phase_is_traced_whole_and_says_the_same(spec, pair, traced, caplo
             expected = eager.generate(PROMPTS, params)
             found = compiled.generate(PROMPTS, params)
             assert [r.tokens for r in found] == [r.tokens for r in expected]
-    assert [r.getMessage() for r in caplog.records] == []
+    assert said(caplog) == []
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
 
 
@@ -49,9 +56,8 @@ def test_a_phase_that_cannot_be_compiled_runs_all_the_same(spec, pair, traced, m
     monkeypatch.setattr(type(decoder.resolved.tree), "build", reading)
     with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
         assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
-    assert [r.message.partition(":")[0] for r in caplog.records] == [
-        "the phase draft runs uncompiled"
-    ]
+    (message,) = said(caplog)
+    assert message.startswith("the phase draft runs uncompiled:")
 
 
 @pytest.mark.parametrize("length", [1, 5, 8])
@@ -74,3 +80,45 @@ def test_padding_behind_a_prompt_changes_nothing(spec, pair, length):
 def test_graphs_are_refused_where_there_is_no_gpu(spec, pair):
     with pytest.raises(IncompatibleError, match=r"runtime\.cuda_graph: CUDA graphs need a CUDA"):
         Decoder.from_spec(spec(runtime={"cuda_graph": True}), target=pair[0])
+
+
+def test_compiled_phases_read_one_number_of_rows(spec, pair, traced, caplog):
+    """Each number of rows would be compiled anew, as the text grows."""
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    torch._dynamo.utils.counters.clear()
+    decoder.generate(PROMPTS[0], max_new_tokens=30, ignore_eos=True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    decoder.generate(PROMPTS[0], max_new_tokens=150, ignore_eos=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert said(caplog) == []
+
+
+def test_a_phase_compiled_too_often_runs_all_the_same(spec, pair, traced, monkeypatch, caplog):
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    limited = functools.partial(torch._dynamo.config.patch, recompile_limit=1)
+    monkeypatch.setattr("eagle.runtime._many_shapes", limited)
+    for temperature in (1.0, 0.0):
+        found = decoder.generate(PROMPTS[0], max_new_tokens=12, temperature=temperature)
+    assert found.tokens == expected.tokens
+    messages = [message.partition(":")[0] for message in said(caplog)]
+    assert "the phase accept runs uncompiled" in messages
+    assert len(messages) == len(set(messages)), "each is said once"
+
+
+def test_a_first_call_in_inference_mode_binds_no_later_one(spec, pair):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    with torch.inference_mode():
+        first = decoder.generate(PROMPTS[0], max_new_tokens=12)
+    assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == first.tokens
+
+
+def test_a_compiled_decoder_is_freed_with_its_last_reference(spec, pair):
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    gone = weakref.ref(decoder._cycle)
+    gc.disable()
+    try:
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -5,13 +5,15 @@ import pytest
 from five_roles.acceptance import Match, MatchConfig
 from five_roles.attention import Naive, NaiveConfig
 from five_roles.features import Joined, JoinedConfig
+from five_roles.fitted import FittedFan
 from five_roles.head import Echo, EchoConfig
 from five_roles.tree import Fan, FanConfig
 
 from eagle import Decoder, DecoderSpec
+from eagle.budget import Budget, Costs, Curve, RankRates
 from eagle.errors import IncompatibleError, SpecError
 from eagle.registry import Registry
-from eagle.roles import BuildContext
+from eagle.roles import BuildContext, StrategyConfig
 from eagle.spec import resolve
 from eagle.testing import (
     check_acceptance_rule,
@@ -53,6 +55,25 @@ def test_the_draft_head_keeps_its_contract(target):
 @pytest.mark.parametrize("width", [1, 4])
 def test_the_tree_builder_keeps_its_contract(width):
     check_tree_builder(Fan(FanConfig(width=width), CONTEXT))
+
+
+# [fitted]
+@pytest.mark.parametrize(("dear", "width"), [(20.0, 2), (10.3, 4)])
+def test_the_fitted_fan_is_as_wide_as_pays(dear, width):
+    """One to three nodes cost about the same; five cost more, or not."""
+    budget = Budget(
+        RankRates(levels=((0.6, 0.2, 0.1, 0.08),), positions=1000, source="made up"),
+        Costs(
+            verify=Curve.of([(1, 10.0), (3, 10.1), (5, dear)]),
+            begin=1.0,
+            level=Curve.of([(1, 1.0)]),
+            rest=0.5,
+            context=512,
+        ),
+    )
+    fitted = FittedFan(StrategyConfig(), CONTEXT)
+    check_tree_builder(fitted)
+    assert fitted.fit(budget).builder.width == width
 
 
 # [attention]

@@ -14,7 +14,7 @@ from typing import Literal
 
 from eagle.bench.stock import stock_texts
 from eagle.decoder import Decoder
-from eagle.requests import Prompt, encode
+from eagle.intake import Prompt, encode
 from eagle.sampling import SamplingParams
 from eagle.spec import NONE, DecoderSpec
 from eagle.target import Target

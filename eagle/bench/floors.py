@@ -6,16 +6,15 @@ reads too, are left out: they are few beside the weights in short texts.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from typing import Any
 
 import psutil
 import torch
 
+from eagle.stopwatch import seconds_of
 from eagle.target import Target
 
-__all__ = ["peak_memory", "read_bandwidth", "reset_peak_memory", "seconds_of", "weight_bytes"]
+__all__ = ["peak_memory", "read_bandwidth", "reset_peak_memory", "weight_bytes"]
 
 _BUFFER = {"cuda": 4 << 30, "cpu": 1 << 30}  # bytes: many times what any cache holds
 _SHARE = 0.5  # of the free memory, at most
@@ -69,21 +68,6 @@ def read_bandwidth(device: torch.device, size: int | None = None) -> float:
     kernels: tuple[Callable[[], object], ...] = (buffer.sum, lambda: buffer @ vector)
     seconds = min(seconds_of(device, kernel) for kernel in kernels for _ in range(_ROUNDS))
     return buffer.nbytes / seconds
-
-
-def seconds_of(device: torch.device, work: Callable[[], object]) -> float:
-    """Do some work and return how long the device took, what it waited for the host included."""
-    if device.type == "cpu":
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-    events: list[Any] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]  # type: ignore[no-untyped-call]
-    start, end = events
-    start.record()
-    work()
-    end.record()
-    torch.cuda.synchronize(device)
-    return float(start.elapsed_time(end)) / 1e3
 
 
 def reset_peak_memory(device: torch.device) -> None:

@@ -6,8 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from eagle.bench.quartiles import Quartiles
+from eagle.cycle import PHASES
 
-__all__ = ["Row", "Speed", "Trial"]
+__all__ = ["PARTS", "Row", "Speed", "Trial"]
+
+PARTS = (*PHASES, "host")
+"""Of a cycle's duration: its phases, and what is left, in which the device waits."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,14 @@ class Row:
         cycles = sum(trial.cycles for trial in self.trials)
         seconds = sum(trial.seconds - trial.reading for trial in self.trials if trial.cycles)
         return 1e3 * seconds / cycles if cycles else None
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Milliseconds of a cycle by `PARTS`; empty where its phases were not timed."""
+        if not self.phases or self.cycle is None:
+            return {}
+        host = max(self.cycle - sum(self.phases.values()), 0.0)
+        return {phase: self.phases[phase] for phase in PHASES} | {"host": host}
 
     @property
     def share(self) -> float | None:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eagle.bench.outcome import Row, Speed
+from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.report import Setting, title
-from eagle.bench.timing import PHASES
 from eagle.errors import RequestError
 
 __all__ = ["draw", "require_matplotlib"]
@@ -54,7 +53,7 @@ def draw(setting: Setting, speed: Speed, folder: Path) -> list[Path]:
     made = []
     if speed.baselines:
         made.append(_save(_speedups(setting, speed), folder / "speedup.png"))
-    rows = [row for row in speed.rows if row.phases]
+    rows = [row for row in speed.rows if row.parts]
     if rows:
         made.append(_save(_cycles(setting, rows), folder / "cycle.png"))
     return made
@@ -111,9 +110,9 @@ def _cycles(setting: Setting, rows: Sequence[Row]) -> Any:
     figure, (axes,) = _figure(len(rows))
     places = range(len(rows))
     left = [0.0] * len(rows)
-    for phase in PHASES:
-        widths = [row.phases[phase] for row in rows]
-        axes.barh(places, widths, 0.6, left=left, color=_COLOURS[phase], label=phase)
+    for part in PARTS:
+        widths = [row.parts[part] for row in rows]
+        axes.barh(places, widths, 0.6, left=left, color=_COLOURS[part], label=part)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axes.barh(
         places,
@@ -133,7 +132,7 @@ def _cycles(setting: Setting, rows: Sequence[Row]) -> Any:
     axes.margins(x=0.25)
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds of one cycle, medians")
-    figure.legend(loc="outside lower center", ncols=len(PHASES) + 1, frameon=False, fontsize=9)
+    figure.legend(loc="outside lower center", ncols=len(PARTS) + 1, frameon=False, fontsize=9)
     _head(figure, "Where one cycle goes", setting)
     return figure
 

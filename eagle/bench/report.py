@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from eagle.bench.outcome import Row, Speed
+from eagle.bench.attention import AttentionTimes
+from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.subjects import Subjects
-from eagle.bench.surroundings import hardware, versions
 from eagle.bench.sweep import Sweep
-from eagle.bench.timing import PHASES
 from eagle.spec import DecoderSpec
+from eagle.surroundings import hardware, versions
 
 __all__ = [
     "Setting",
     "Table",
+    "attention_table",
     "cycle_table",
     "markdown",
     "speed_json",
@@ -109,12 +110,12 @@ def speedup_table(speed: Speed) -> Table:
 def cycle_table(speed: Speed) -> Table:
     """Return where the milliseconds of a cycle go, for the rows that have cycles."""
     step = speed.row("plain").cycle if "plain" in speed.baselines else None
-    table = [["", "nodes", "ms/cycle", *PHASES, "floor", "share", *(["steps"] if step else [])]]
+    table = [["", "nodes", "ms/cycle", *PARTS, "floor", "share", *(["steps"] if step else [])]]
     for row in speed.rows:
         if row.cycle is None:
             continue
         cells = [title(row), str(row.nodes), f"{row.cycle:.2f}"]
-        cells += [f"{row.phases[phase]:.2f}" if row.phases else "" for phase in PHASES]
+        cells += [f"{row.parts[part]:.2f}" if row.parts else "" for part in PARTS]
         cells += [f"{row.floor:.2f}", "" if row.share is None else f"{row.share:.0%}"]
         table.append(cells + ([f"{row.cycle / step:.2f}"] if step else []))
     return table
@@ -126,6 +127,18 @@ def sweep_table(sweep: Sweep) -> Table:
     for each in sweep.passes:
         times = [each.verify.show(), each.readout.show(3), f"{each.floor:.2f}"]
         table.append([str(each.nodes), *times, f"{each.over_floor:.2f}"])
+    return table
+
+
+def attention_table(found: AttentionTimes) -> Table:
+    """Return what one layer's tree attention takes with each backend."""
+    first = found.times[0]
+    table = [["", "microseconds", "GB/s", "of read bandwidth", f"over {first.name}"]]
+    for each in found.times:
+        ratio = first.microseconds.median / each.microseconds.median
+        share = each.bandwidth / found.bandwidth
+        speed = f"{each.bandwidth / 1e9:.0f}"
+        table.append([each.name, each.microseconds.show(1), speed, f"{share:.0%}", f"{ratio:.2f}"])
     return table
 
 
@@ -173,7 +186,7 @@ def _row_json(specs: Mapping[str, DecoderSpec], speed: Speed, row: Row) -> dict[
         "tau": row.tau,
         "nodes": row.nodes,
         "ms_per_cycle": row.cycle,
-        "phases_ms": dict(row.phases),
+        "phases_ms": row.parts,
         "floor_ms": row.floor,
         "share_of_floor": row.share,
         "peak_memory": row.memory,

@@ -17,7 +17,7 @@ from eagle.bench.stock import stock_texts
 from eagle.bench.timing import phase_times
 from eagle.decoder import Decoder
 from eagle.errors import RequestError, nearest
-from eagle.requests import Prompt, encode
+from eagle.intake import Prompt, encode
 from eagle.sampling import SamplingParams
 from eagle.target import Target
 

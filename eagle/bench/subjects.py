@@ -11,9 +11,11 @@ from eagle import loading
 from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
 from eagle.bench.widen_head import widen_head
+from eagle.budget import RankRates
 from eagle.decoder import Decoder, resolve_for
 from eagle.errors import RequestError
 from eagle.registry import default_registry
+from eagle.roles import MeasuredHead
 from eagle.spec import NONE, ComponentSpec, DecoderSpec
 from eagle.target import Target, load_target, resolve_device, resolve_dtype
 
@@ -95,9 +97,15 @@ def _widened(spec: DecoderSpec, narrow: Target, wide: Target, shape: Shape) -> D
     """Build a spec's decoder for the wide target, with its head widened likewise."""
     if spec.head.name == NONE:
         return Decoder.from_spec(spec, target=wide)
-    head = Decoder.from_spec(spec, target=narrow).resolved.head
+    # Not a decoder, which would fit its tree to what the narrow target costs.
+    resolved = resolve_for(spec, default_registry(), narrow)
+    head = resolved.head
+    head.load(narrow, resolved.attention)
+    rates = RankRates.read(head.folder) if isinstance(head, MeasuredHead) else None
     with tempfile.TemporaryDirectory(prefix="eagle-wide-head-") as folder:
         widen_head(head, shape, Path(folder))
+        if rates is not None:
+            rates.write(Path(folder))  # the same function is right as often
         weights = {"name": spec.head.name, **spec.head.settings, "weights": folder}
         changed = spec.model_copy(update={"head": ComponentSpec.model_validate(weights)})
         return Decoder.from_spec(changed, target=wide)

@@ -6,25 +6,21 @@ Knows how to run a decoder's own verification on trees of any size; drafts and a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor
 
-from eagle.bench.floors import read_bandwidth, seconds_of, weight_bytes
+from eagle.bench.floors import read_bandwidth, weight_bytes
 from eagle.bench.quartiles import Quartiles
+from eagle.costing import bushy_tree
 from eagle.decoder import Decoder
 from eagle.errors import RequestError
 from eagle.graphs import Graphs
 from eagle.sampling import Sampling, SamplingParams
-from eagle.tree import TokenTree, ancestor_mask
+from eagle.stopwatch import Job
 
 __all__ = ["PassTime", "Sweep", "sweep"]
-
-_WARM_UP = 4  # the second compiles
-_CHILDREN = 4  # of every node, as far as there are nodes
 
 
 @dataclass(frozen=True)
@@ -108,14 +104,13 @@ def sweep(
     runtime.prefill(slots, 0, text[:context].tolist(), sampling, first, None)
     span = runtime._span(max(longest - cycle.headroom, context))
 
-    verify = cycle.compiled.get("verify", cycle.verify)
     graphs = Graphs(device) if runtime.graph else None
     verifications, readouts = [], []
     for count in nodes:
-        tree = _tree(text[context : context + count].to(device))
+        tree = bushy_tree(text[context : context + count].to(device))
         features = torch.randn(1, count, target.info.hidden_size, device=device).to(target.dtype)
-        verifications.append(_Job(partial(verify, slots, tree, span), graphs, device))
-        readouts.append(_Job(partial(target.logits, features), graphs, device))
+        verifications.append(Job(partial(cycle.phase, "verify", slots, tree, span), graphs, device))
+        readouts.append(Job(partial(target.logits, features), graphs, device))
         progress("warming up", len(readouts), len(nodes))
     for done in range(repeats):
         for job in (*verifications, *readouts):
@@ -135,47 +130,3 @@ def sweep(
     )
     graph = all(verification.captured for verification in verifications)
     return Sweep(passes, context, span, graph, bandwidth)
-
-
-class _Job:
-    """Work that is done again and again, replayed as a graph where there are graphs."""
-
-    def __init__(
-        self, work: Callable[[], object], graphs: Graphs | None, device: torch.device
-    ) -> None:
-        self.times: list[float] = []
-        self._device = device
-        for _ in range(_WARM_UP):
-            work()
-        self._work = work
-        self.captured = False
-        if graphs is None:
-            return
-        # As in the decoder's runtime: what cannot be captured is run eagerly.
-        with suppress(Exception):
-            graphs.capture(self, self._once)
-            self._work, self.captured = partial(graphs.replay, self), True
-
-    def _once(self) -> None:
-        self._work()
-
-    def time(self) -> None:
-        """Do it once more, and note the milliseconds."""
-        self.times.append(1e3 * seconds_of(self._device, self._work))
-
-
-def _tree(tokens: Tensor) -> TokenTree:
-    """Return a tree of tokens ``[N]`` in which every node has some children, breadth first."""
-    index = torch.arange(tokens.shape[0], device=tokens.device)
-    parents = (index + _CHILDREN - 1) // _CHILDREN - 1
-    levels, last = 0, 1
-    while last < tokens.shape[0]:
-        levels, last = levels + 1, last * _CHILDREN + 1
-    ancestors = ancestor_mask(parents[None], levels)
-    return TokenTree(
-        tokens=tokens[None],
-        parents=parents[None],
-        depths=ancestors.sum(2) - 1,
-        ranks=((index - 1) % _CHILDREN)[None].clamp(min=0),
-        ancestors=ancestors,
-    )

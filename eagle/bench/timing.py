@@ -1,4 +1,4 @@
-"""Where the milliseconds of a cycle go: draft, verify, accept, commit, and the host.
+"""Where the milliseconds of a cycle go: draft, verify, accept and commit.
 
 Knows the seam that a cycle has for it (`Cycle.timer`); the figures come from runs of their own, so
 that what is timed as a whole elsewhere is not disturbed.
@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 
+from eagle.cycle import PHASES
 from eagle.decoder import Decoder
 from eagle.sampling import SamplingParams
 
-__all__ = ["PHASES", "PhaseClock", "phase_times"]
-
-PHASES = ("draft", "verify", "accept", "commit", "host")
-"""The parts of a cycle, in order; `host` is what is left of its duration on the clock."""
+__all__ = ["PhaseClock", "phase_times"]
 
 _SKIPPED = 4  # cycles at the start of an answer, in which code is compiled and graphs captured
 _END = "end"
@@ -105,14 +103,10 @@ def phase_times(
         stream = decoder.stream(texts, params)
         for _ in texts:
             next(stream)  # the prompt's own pass
-        previous, started = len(texts), time.perf_counter()
+        previous = len(texts)
         for event in stream:
             if event.index <= previous:  # the first of its cycle
-                now = time.perf_counter()
-                phases = clock.take(replayed=runtime.graph)
-                host = 1e3 * (now - started) - sum(phases.values())
-                samples.append(phases | {"host": max(host, 0.0)})
-                started = time.perf_counter()
+                samples.append(clock.take(replayed=runtime.graph))
             previous = event.index
     finally:
         cycle.timer = None

@@ -17,7 +17,8 @@ from eagle.bench.passes import stock_answers
 from eagle.bench.significance import Significance, check_alpha, examine
 from eagle.decoder import Decoder
 from eagle.errors import RequestError
-from eagle.requests import Prompt, Result, encode
+from eagle.intake import Prompt, encode
+from eagle.requests import Result
 from eagle.sampling import SamplingParams
 
 __all__ = ["PROMPTS", "Identity", "Progress", "Sampled", "verify_greedy", "verify_sampled"]

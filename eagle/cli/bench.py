@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from eagle.cli import console
+from eagle.cli import console, ranks
+from eagle.cli.attention import attention
 from eagle.cli.decoding import (
     MaxNewTokens,
     Seed,
@@ -20,7 +21,7 @@ from eagle.cli.decoding import (
     warn_if_lossy,
     working,
 )
-from eagle.cli.figures import check_files, command_of, show, write
+from eagle.cli.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
 from eagle.cli.options import Overrides
 from eagle.cli.verify import progress_bar
 
@@ -47,19 +48,20 @@ Shapes = Annotated[
         show_default=False,
     ),
 ]
-JsonFile = Annotated[
-    Path | None,
-    typer.Option("--json", metavar="FILE", help="Write all figures.", show_default=False),
-]
-MarkdownFile = Annotated[
-    Path | None,
-    typer.Option("--markdown", metavar="FILE", help="Write the tables.", show_default=False),
-]
 
 
 @app.callback()
 def _root(context: typer.Context) -> None:
     console.help_if_bare(context)
+
+
+app.command(
+    epilog=console.examples(
+        "eagle bench attention --context 1024 --rows 4096",
+        "eagle bench attention --batch 8 --heads 64 --kv-heads 8 --context 16384 --rows 16448",
+    )
+)(attention)
+app.command(epilog=ranks.EXAMPLES)(ranks.ranks)
 
 
 @app.command(

@@ -134,7 +134,7 @@ class Conversation:
 
     def _forget_oldest(self) -> None:
         """Drop the oldest turns until the conversation leaves room for an answer."""
-        from eagle.requests import encode
+        from eagle.intake import encode
 
         target, capacity = self.decoder.target, self.decoder.capacity
         room = capacity - min(self.params.max_new_tokens, capacity // 2)

@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -17,7 +17,16 @@ from eagle.cli import console
 if TYPE_CHECKING:
     from eagle.bench.report import Setting, Table
 
-__all__ = ["check_files", "command_of", "show", "write"]
+__all__ = ["JsonFile", "MarkdownFile", "check_files", "command_of", "show", "write"]
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write all figures.", show_default=False),
+]
+MarkdownFile = Annotated[
+    Path | None,
+    typer.Option("--markdown", metavar="FILE", help="Write the tables.", show_default=False),
+]
 
 
 def check_files(*files: Path | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,8 @@ from eagle.cli.options import Json, Overrides, SpecName
 
 if TYPE_CHECKING:
     import torch
+
+    from eagle.roles import TreeBuilder
 
 app = typer.Typer(
     **console.GROUP,
@@ -43,11 +45,24 @@ def list_specs(as_json: Json = False) -> None:
 
 @app.command(
     epilog=console.examples(
-        "eagle spec show chain > my.yaml", "eagle spec show eagle --set tree=chain"
+        "eagle spec show chain > my.yaml",
+        "eagle spec show eagle --set tree=chain",
+        "eagle spec show eagle --set tree.size=auto --measure",
     )
 )
-def show(spec: SpecName, set_: Overrides = None) -> None:
-    """Print a spec as it was written or, with --set, in full with the overrides applied."""
+def show(
+    spec: SpecName,
+    set_: Overrides = None,
+    measure: Annotated[
+        bool,
+        typer.Option("--measure", help="Measure this machine, or measure it again, for the tree."),
+    ] = False,
+) -> None:
+    """Print a spec as it was written or, with --set, in full with the overrides applied.
+
+    Where the tree's size is chosen for this machine, how it was is shown on stderr.
+    """
+    from eagle.cli.budget import show_choice
     from eagle.document import dump
     from eagle.registry import default_registry
     from eagle.spec import load_spec, resolve
@@ -58,6 +73,7 @@ def show(spec: SpecName, set_: Overrides = None) -> None:
         resolve(loaded, default_registry())  # what is printed in full should be a valid spec
         text = dump(loaded.model_dump(mode="json"))
     console.out.out(text.rstrip("\n"))
+    show_choice(loaded, measure=measure)
 
 
 @app.command(
@@ -79,16 +95,23 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
     device = _device(loaded.target.device)
     context = BuildContext(device=device, folder=loaded.folder)
     resolved = resolve(loaded, default_registry(), context)
-    shape = resolved.tree.shape
     parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in Role)
     console.out.out(f"{spec}: valid")
     console.out.out(f"  {parts}")
     console.out.out(
         f"  {'lossless' if resolved.lossless else 'changes the output distribution'}, "
-        f"tree nodes: {shape.nodes}, drafted levels: {shape.depth}, "
+        f"{_size(resolved.tree)}, "
         f"cycle {'free of' if resolved.capturable else 'with'} host reads, "
         + (f"on {device}" if device else f"for {loaded.target.device}, which is not here")
     )
+
+
+def _size(tree: TreeBuilder) -> str:
+    from eagle.roles import FittedTree
+
+    if isinstance(tree, FittedTree):
+        return "tree of the size that fits the machine (`eagle spec show` says which)"
+    return f"tree nodes: {tree.shape.nodes}, drafted levels: {tree.shape.depth}"
 
 
 def _device(name: str) -> torch.device | None:

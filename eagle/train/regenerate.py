@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from eagle.decoder import Decoder
 from eagle.errors import DataError, RequestError
-from eagle.requests import encode
+from eagle.intake import encode
 from eagle.sampling import SamplingParams
 from eagle.train.fingerprint import fingerprint
 from eagle.train.ledger import Ledger

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
 
 from eagle.bench.shapes import SHAPES, Shape
+from eagle.budget import Costs, Curve, RankRates
 
 SPECS = {
     "tree": "head: eagle\ntree: {name: static, branching: [3, 2]}\n",
@@ -73,6 +75,32 @@ def test_a_widened_run_says_so_everywhere(bench, tmp_path):
     assert tree["tau"] > 1.5
     assert tree["spec"]["tree"] == {"name": "static", "branching": [3, 2]}
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"speedup.png", "cycle.png"}
+
+
+def test_a_tree_that_fits_is_fitted_to_the_wide_shape(bench, folders, tmp_path, monkeypatch):
+    rates = RankRates(levels=((0.7, 0.2), (0.5, 0.2)), positions=9, source="made up")
+    costs = Costs(
+        verify=Curve.of([(1, 10.0), (9, 11.0)]), begin=1.0, level=Curve.of([(1, 1.0)]), rest=0.5,
+        context=8,
+    )  # fmt: skip
+    measured = []
+
+    def measure(resolved, target, tell):
+        measured.append(target.info.hidden_size)
+        return costs
+
+    monkeypatch.setattr("eagle.fitting.measure_costs", measure)
+    monkeypatch.setenv("EAGLE_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(folders.head, tmp_path / "head")
+    rates.write(tmp_path / "head")
+    (tmp_path / "fitted.yaml").write_text("tree: {name: static, size: auto}\n")
+    ran = bench(
+        "--shape", "tiny-wide", "--limit", "1", "--set", f"head.weights={tmp_path / 'head'}",
+        specs=("fitted",),
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert measured == [96]
+    assert "chosen: " in ran.err
 
 
 def test_a_lossy_spec_is_called_one(bench):

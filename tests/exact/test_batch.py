@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -47,7 +49,7 @@ def test_a_batch_of_eight_says_what_each_says_alone(
 ):
     target = pair[0]
     if device != "cpu":
-        target = Target(target.model.to(device), None, "tiny")
+        target = Target(copy.deepcopy(target.model).to(device), None, "tiny")  # others share it
     monkeypatch.setattr(target.model.generation_config, "eos_token_id", ENDS)
     params = [
         SamplingParams(

@@ -39,4 +39,4 @@ def make(cuda_target, spec, caplog):
         return Decoder.from_spec(spec(runtime=runtime, **changes), target=cuda_target)
 
     yield build
-    assert not caplog.records
+    assert not [r for r in caplog.records if r.name == "eagle.runtime"]

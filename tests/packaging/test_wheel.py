@@ -86,8 +86,8 @@ def test_the_wheel_has_the_packages_the_specs_and_the_licence(wheels):
 def test_the_head_is_in_the_wheel(wheels):
     names = zipfile.ZipFile(wheels[0]).namelist()
     weights = [name for name in names if name.startswith("eagle_plugins/heads/weights/")]
-    assert any(name.endswith("model.safetensors") for name in weights)
-    assert any(name.endswith("config.json") for name in weights)
+    for file in ("model.safetensors", "config.json", "acceptance.json"):
+        assert any(name.endswith(f"/{file}") for name in weights)
 
 
 def test_a_clean_environment_uses_the_wheel(clean):

@@ -1,9 +1,10 @@
-"""A plug-in with one small strategy per role; the page "Write a plug-in" quotes these files."""
+"""A plug-in with a small strategy for every role; the page "Write a plug-in" quotes these files."""
 
 from eagle.hookspecs import hookimpl
 from five_roles.acceptance import MATCH
 from five_roles.attention import NAIVE
 from five_roles.features import JOINED
+from five_roles.fitted import FITTED_FAN
 from five_roles.head import ECHO
 from five_roles.tree import FAN
 
@@ -20,7 +21,7 @@ def eagle_draft_heads():
 
 @hookimpl
 def eagle_tree_builders():
-    return [FAN]
+    return [FAN, FITTED_FAN]
 
 
 @hookimpl

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eagle.budget import RATES_FILE
 from eagle.errors import CheckpointError
 from eagle.loading import rotary_depends_on_length
 
@@ -67,7 +68,9 @@ def _download(repository: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", *_WEIGHTS]))
+        return Path(
+            snapshot_download(repository, allow_patterns=["config.json", RATES_FILE, *_WEIGHTS])
+        )
     except Exception as error:
         raise CheckpointError(
             f"head.weights: {repository!r} is neither a folder here nor could it be fetched from "
@@ -165,6 +168,8 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
 def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Write a checkpoint; each of its two files is replaced whole, or not at all.
 
+    What was measured of a head that was there before is removed: it is not true of this one.
+
     Raises:
         CheckpointError: it could not be written (a full disk, say); the old one is untouched.
     """
@@ -178,6 +183,7 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Te
                 {key: t.contiguous().cpu() for key, t in tensors.items()}, staged / _WEIGHTS[0]
             )
             (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+            (folder / RATES_FILE).unlink(missing_ok=True)
             for file in (_WEIGHTS[0], "config.json"):
                 (staged / file).chmod(0o644)  # safetensors writes for its owner alone
                 os.replace(staged / file, folder / file)

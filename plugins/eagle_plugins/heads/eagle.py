@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,7 +63,7 @@ class EagleHead:
             CheckpointError: it was made for another hidden size or vocabulary, or is a head of
                 another kind.
         """
-        folder = self._folder()
+        folder = self.folder
         config = self._read(folder)
         for key, ours in (("hidden_size", target.hidden_size), ("vocab_size", target.vocab_size)):
             theirs = getattr(config, key)
@@ -84,7 +85,7 @@ class EagleHead:
             CheckpointError: it is damaged, its tensors are not those of its configuration, or it
                 is a head of another kind.
         """
-        folder = self._folder()
+        folder = self.folder
         config, tensors = self._read(folder), read_tensors(folder)
         with torch.device("meta"):
             module = EagleModule(config, bias="fc.bias" in tensors, inputs=self.inputs)
@@ -120,7 +121,9 @@ class EagleHead:
                 torch.nn.init.normal_(parameter, std=theirs.initializer_range, generator=generator)
         self._adopt(module.to(target.device), config, target)
 
-    def _folder(self) -> Path:
+    @cached_property  # to look for it may ask a server
+    def folder(self) -> Path:
+        """Where its checkpoint is; see `eagle.roles.MeasuredHead`."""
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
 
@@ -145,7 +148,7 @@ class EagleHead:
         # Not on loading: neither packed nor stacked weights can be trained.
         pack(self.module, Switch())
         if self._target.device.type == "cuda":
-            fuse(self.module)
+            fuse(self.module, Switch())
         attention = self.module.attention
         self._cache = TreeCache(
             layers=1,
@@ -216,5 +219,8 @@ class EagleHead:
             config[key] = getattr(self._config, key)
         if self.kind != EagleHead.kind:  # other engines know one kind only, and no such key
             config["draft_kind"] = self.kind
-        tensors = {k: t.detach().to(torch.bfloat16) for k, t in self.module.state_dict().items()}
+        # Copied where they have the right dtype too: fused layers' weights share their memory.
+        tensors = {
+            k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
+        }
         write_checkpoint(folder, config, tensors)

@@ -15,11 +15,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from eagle.budget import Budget, Fit
 from eagle.errors import IncompatibleError
 from eagle.ranking import top_k
 from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
 from eagle.sampling import Draws
 from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle_plugins.trees.sizes import WIDTHS, Size, dynamic_options
 from eagle_plugins.trees.topology import MAX_NODES
 
 __all__ = ["DYNAMIC", "DynamicConfig", "DynamicTree"]
@@ -47,6 +49,7 @@ class DynamicConfig(StrategyConfig):
             description="nodes expanded on each level, and children drafted under each of them",
         ),
     ] = 10
+    size: Size = None
 
     @property
     def expansions(self) -> int:
@@ -61,6 +64,18 @@ class DynamicConfig(StrategyConfig):
     @model_validator(mode="after")
     def _possible(self) -> DynamicConfig:
         sizes = f"depth {self.depth} and top_k {self.top_k}"
+        if self.expansions > MAX_NODES:
+            raise ValueError(
+                f"{sizes} have the draft head extend {self.expansions} nodes in every cycle; "
+                f"at most {MAX_NODES} are allowed"
+            )
+        if self.size is not None:
+            if given := sorted({"nodes", "depth"} & self.model_fields_set):
+                raise ValueError(
+                    f"'size: {self.size}' chooses 'nodes' and 'depth' itself: leave out either "
+                    f"'size' or {' and '.join(map(repr, given))}"
+                )
+            return self
         if self.nodes > self.candidates:
             raise ValueError(
                 f"nodes is {self.nodes}, but {sizes} draft only {self.candidates} candidates: "
@@ -72,12 +87,12 @@ class DynamicConfig(StrategyConfig):
                 f"more than {self.nodes} children; {sizes} would draft what is never kept: "
                 "raise nodes, or lower the larger of them"
             )
-        if self.expansions > MAX_NODES:
-            raise ValueError(
-                f"{sizes} have the draft head extend {self.expansions} nodes in every cycle; "
-                f"at most {MAX_NODES} are allowed"
-            )
         return self
+
+    def provisional(self) -> DynamicConfig:
+        """Return the size of a tree that is to fit a machine of which nothing is known yet."""
+        nodes = max(min(self.nodes, self.candidates), self.depth, self.top_k)
+        return DynamicConfig(nodes=nodes, depth=self.depth, top_k=self.top_k)
 
 
 @dataclass(frozen=True)
@@ -226,8 +241,26 @@ def _best(values: Tensor, count: int) -> Tensor:
     return values.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
+class FittedDynamic(DynamicTree):
+    """A dynamic tree of the size that fits the machine; until that is known, a usual one."""
+
+    def __init__(self, config: DynamicConfig, context: BuildContext) -> None:
+        super().__init__(config.provisional())
+        self._widths: tuple[int, ...] = (config.top_k,)
+        if "top_k" not in config.model_fields_set:
+            vocab = context.target.vocab_size if context.target else max(WIDTHS)
+            self._widths = tuple(width for width in WIDTHS if width <= vocab)
+
+    def fit(self, budget: Budget) -> Fit[DynamicTree] | None:
+        """See `eagle.roles.FittedTree`: the best nodes and levels, and `top_k` unless given."""
+        return Fit.best(
+            dynamic_options(budget, self._widths),
+            lambda option: DynamicTree(DynamicConfig(**option.settings)),
+        )
+
+
 def _build(config: DynamicConfig, context: BuildContext) -> DynamicTree:
-    tree = DynamicTree(config)
+    tree = DynamicTree(config) if config.size is None else FittedDynamic(config, context)
     if context.target is not None:
         tree.check_vocab(context.target.vocab_size)
     return tree

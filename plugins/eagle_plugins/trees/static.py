@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, StrictInt, model_validator
 from torch import Tensor
 
+from eagle.budget import Budget, Fit
 from eagle.errors import IncompatibleError, SpecError
 from eagle.ranking import top_k
 from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
 from eagle.sampling import Draws, probabilities
-from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle.tree import TokenTree, TreeShape
+from eagle_plugins.trees.indices import LevelIndex, TreeIndex
 from eagle_plugins.trees.named import AUTO, fitting, paths_of
-from eagle_plugins.trees.topology import Level, Topology
+from eagle_plugins.trees.sizes import Size, static_options
+from eagle_plugins.trees.topology import Topology
 
 __all__ = ["STATIC", "SamplingLaw", "StaticConfig", "StaticTree"]
 
@@ -26,7 +28,7 @@ SamplingLaw = Annotated[
 
 
 class StaticConfig(StrategyConfig):
-    """Settings of `static`: a tree by name or paths, or its branching; else `auto`."""
+    """Settings of `static`: a tree by name or paths, or its branching, or its size; else `auto`."""
 
     tree: Annotated[
         str | tuple[tuple[StrictInt, ...], ...] | None,
@@ -35,6 +37,7 @@ class StaticConfig(StrategyConfig):
     branching: Annotated[
         tuple[StrictInt, ...] | None, Field(description="children of every node, level by level")
     ] = None
+    size: Size = None
     sampling: SamplingLaw = "without-replacement"
 
     def topology(self, device: torch.device | None = None) -> Topology:
@@ -51,6 +54,12 @@ class StaticConfig(StrategyConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> StaticConfig:
+        if self.size is not None and (self.tree, self.branching) != (None, None):
+            given = "tree" if self.tree is not None else "branching"
+            raise ValueError(
+                f"'size: {self.size}' chooses the paths itself, so it goes with neither 'tree' nor "
+                f"'branching': leave out either 'size' or {given!r}"
+            )
         if self.tree not in (None, AUTO) and self.branching is not None:
             raise ValueError(
                 "give either 'tree' (a name such as reference-25, or a list of paths) "
@@ -62,73 +71,6 @@ class StaticConfig(StrategyConfig):
             # pydantic adds the key and the file's place to a ValueError only.
             raise ValueError(str(error)) from None
         return self
-
-
-@dataclass(frozen=True)
-class _LevelIndex:
-    """A `Level` as index tensors on a device.
-
-    Attributes:
-        parents: int64 ``[W]``, places within the level above of the nodes that have children.
-        above: int64 ``[W]``, numbers of the expanded nodes above those.
-        width: how many of the most likely continuations are needed.
-        best: int64 ``[C]``, where each child's token stands among W x width such continuations.
-        rounds: the children drawn in each round, by place in the level, and their parents'.
-    """
-
-    parents: Tensor
-    above: Tensor
-    width: int
-    best: Tensor
-    rounds: tuple[tuple[Tensor, Tensor], ...]
-
-    @classmethod
-    def of(cls, level: Level, first: int, device: torch.device) -> _LevelIndex:
-        width = max(level.ranks) + 1
-        rounds = []
-        for order in range(max(level.orders) + 1):
-            children = [place for place, own in enumerate(level.orders) if own == order]
-            slots = [level.slots[place] for place in children]
-            rounds.append(
-                (torch.tensor(children, device=device), torch.tensor(slots, device=device))
-            )
-        pairs = zip(level.slots, level.ranks, strict=True)
-        return cls(
-            parents=torch.tensor([node - first for node in level.parents], device=device),
-            above=torch.tensor(level.above, device=device),
-            width=width,
-            best=torch.tensor([slot * width + rank for slot, rank in pairs], device=device),
-            rounds=tuple(rounds),
-        )
-
-
-@dataclass(frozen=True)
-class _Index:
-    """A `Topology` on a device: ``[N]`` each, the mask ``[N, N]``, and one index per level."""
-
-    parents: Tensor
-    depths: Tensor
-    ranks: Tensor
-    draft_rows: Tensor
-    ancestors: Tensor
-    levels: tuple[_LevelIndex, ...]
-
-    @classmethod
-    def of(cls, topology: Topology, device: torch.device) -> _Index:
-        parents = torch.tensor(topology.parents, device=device)
-        rows = {node: row for row, node in enumerate(topology.inner)}
-        firsts = [topology.depths.index(depth) for depth in range(topology.depth)]
-        return cls(
-            parents=parents,
-            depths=torch.tensor(topology.depths, device=device),
-            ranks=torch.tensor(topology.orders, device=device),
-            draft_rows=torch.tensor([rows.get(n, 0) for n in range(topology.nodes)], device=device),
-            ancestors=ancestor_mask(parents, topology.depth),
-            levels=tuple(
-                _LevelIndex.of(level, first, device)
-                for level, first in zip(topology.levels, firsts, strict=True)
-            ),
-        )
 
 
 class StaticTree:
@@ -154,7 +96,7 @@ class StaticTree:
             )
         self.topology = topology
         self.sampling = sampling
-        self._indices: dict[torch.device, _Index] = {}
+        self._indices: dict[torch.device, TreeIndex] = {}
 
     @property
     def laws(self) -> frozenset[Law]:
@@ -238,15 +180,15 @@ class StaticTree:
                 f"has only {vocab} tokens, ranks 0 to {vocab - 1}"
             )
 
-    def _index(self, device: torch.device) -> _Index:
+    def _index(self, device: torch.device) -> TreeIndex:
         """Return the index tensors on a device; made once, before any cycle is captured."""
         if device not in self._indices:
-            self._indices[device] = _Index.of(self.topology, device)
+            self._indices[device] = TreeIndex.of(self.topology, device)
         return self._indices[device]
 
 
 def _draw(
-    level: _LevelIndex, probs: Tensor, sampled: Tensor, above: Tensor, draws: Draws
+    level: LevelIndex, probs: Tensor, sampled: Tensor, above: Tensor, draws: Draws
 ) -> tuple[Tensor, Tensor]:
     """Draw one level's children without replacement.
 
@@ -274,7 +216,29 @@ def _draw(
     return tokens, exist
 
 
+class FittedStatic(StaticTree):
+    """A static tree of the size that fits the machine; until that is known, the `auto` tree."""
+
+    def __init__(self, config: StaticConfig, context: BuildContext) -> None:
+        super().__init__(config.topology(context.device), Law(config.sampling))
+        self._config, self._context = config, context
+        if context.target is not None:
+            self.check_vocab(context.target.vocab_size)
+
+    def fit(self, budget: Budget) -> Fit[StaticTree] | None:
+        """See `eagle.roles.FittedTree`: the best number of the likeliest paths."""
+        given = self._config.model_dump(include={"sampling"}, exclude_unset=True)
+        return Fit.best(
+            static_options(budget, given),
+            lambda option: build_checked(
+                Topology.from_paths(option.settings["tree"]), self._config.sampling, self._context
+            ),
+        )
+
+
 def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
+    if config.size is not None:
+        return FittedStatic(config, context)
     return build_checked(config.topology(context.device), config.sampling, context)
 
 

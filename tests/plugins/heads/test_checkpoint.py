@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eagle.budget import RankRates
 from eagle.errors import CheckpointError
 from eagle.registry import default_registry
 from eagle.roles import BuildContext, Role
@@ -23,6 +24,8 @@ LAYOUT = {
     "layers.0.mlp.down_proj.weight": (32, 64),
     "layers.0.post_attention_layernorm.weight": (32,),
 }
+
+RATES = RankRates(levels=((0.5,),), positions=7, source="this head")
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,7 @@ def test_no_head_is_shipped_for_an_unknown_target(target):
 
 
 def test_a_full_disk_leaves_the_old_head(target, folder, monkeypatch):
+    RATES.write(folder)
     before = (folder / "model.safetensors").read_bytes()
 
     def full(*args):
@@ -164,7 +168,22 @@ def test_a_full_disk_leaves_the_old_head(target, folder, monkeypatch):
     with pytest.raises(CheckpointError, match="No space left"):
         tiny_head(target, seed=1).save(folder)
     assert (folder / "model.safetensors").read_bytes() == before
+    names = ["acceptance.json", "config.json", "model.safetensors"]
+    assert sorted(os.listdir(folder)) == names
+
+
+def test_what_was_measured_of_an_old_head_does_not_outlive_it(target, folder):
+    RATES.write(folder)
+    load(target, folder).save(folder)
     assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+
+
+def test_the_shipped_head_is_measured():
+    from eagle_plugins.heads.checkpoint import SHIPPED
+
+    rates = RankRates.read(SHIPPED / "smollm2-135m-instruct")
+    assert rates is not None
+    assert (len(rates.levels), rates.positions > 4000) == (8, True)
 
 
 def test_the_shipped_head_is_small_and_without_bias():

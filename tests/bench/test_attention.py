@@ -1,0 +1,76 @@
+"""Timing attention backends by themselves."""
+
+import json
+
+import pytest
+import torch
+
+from eagle.bench.attention import AttentionShape, attention_times
+from eagle.cli import main
+from eagle.errors import RequestError
+from eagle.roles import BuildContext
+from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
+
+SHAPE = AttentionShape(
+    batch=2, heads=4, kv_heads=2, head_dim=16, nodes=5, context=40, rows=64
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+class Counting(Sdpa):
+    """Notes what it is given."""
+
+    def __init__(self):
+        super().__init__(SdpaConfig(), BuildContext())
+        self.seen = []
+
+    def attend(self, query, keys, values, plan, scaling):
+        self.seen.append((tuple(query.shape), tuple(keys.shape), scaling))
+        return super().attend(query, keys, values, plan, scaling)
+
+
+def test_backends_take_turns_on_tensors_of_the_shape():
+    one, two = Counting(), Counting()
+    found = attention_times(
+        {"one": one, "two": two}, SHAPE, dtype=torch.float32, device=CPU, repeats=3
+    )
+    assert [each.name for each in found.times] == ["one", "two"]
+    assert one.seen == two.seen == [((2, 4, 5, 16), (2, 2, 64, 16), 0.25)] * 4
+    for each in found.times:
+        bytes_read = 2 * 2 * 2 * 45 * 16 * 4
+        assert each.bandwidth == pytest.approx(1e6 * bytes_read / each.microseconds.median)
+
+
+def test_a_nodes_mask_is_that_of_a_tree():
+    from eagle.bench.attention import _step
+
+    step = _step(SHAPE, CPU)
+    assert step.tail[0].sum(1).tolist() == [1, 2, 2, 2, 2], "a root and its four children"
+    assert step.positions[1].tolist() == [40, 41, 41, 41, 41]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"kv_heads": 3}, "4 query heads cannot share 3 KV heads"),
+        ({"rows": 44}, "need a cache of at least 45 rows, not 44"),
+        ({"nodes": 0}, "at least 1"),
+    ],
+)
+def test_impossible_shapes_are_refused(changed, message):
+    shape = AttentionShape(**(vars(SHAPE) | changed))
+    with pytest.raises(RequestError, match=message):
+        attention_times({}, shape, dtype=torch.float32, device=CPU)
+
+
+def test_the_command_writes_what_it_prints(tmp_path, capsys):
+    sizes = "--heads 4 --kv-heads 2 --head-dim 16 --nodes 5 --context 40 --rows 64 --repeats 2"
+    file = tmp_path / "times.json"
+    words = ["bench", "attention", "--backend", "sdpa", *sizes.split(), "--json", str(file)]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--dtype", "float32", "--device", "cpu"])
+    assert not ended.value.code
+    found = json.loads(file.read_text())
+    assert found["times"][0]["name"] == "sdpa"
+    assert found["sizes"]["context"] == 40
+    assert "of read bandwidth" in capsys.readouterr().out

@@ -1,0 +1,97 @@
+"""``eagle bench ranks``: what a head's figures are taken from, and where they go."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from eagle.budget import RankRates
+
+
+@pytest.fixture
+def head(folders, tmp_path):
+    """A copy of the tiny head."""
+    shutil.copytree(folders.head, tmp_path / "head")
+    return tmp_path / "head"
+
+
+@pytest.fixture
+def ranks(eagle, folders, head, tmp_path):
+    """Run ``eagle bench ranks`` on the tiny pair and three prompts."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("w5 w6 w7\nw10 w12 w14 w16\nw40 w43\n")
+
+    def run(*more, given=("--prompts", str(prompts))):
+        settings = ("--set", "target.dtype=float32", "--set", f"head.weights={head}")
+        return eagle(
+            "bench", "ranks", "eagle", "--target", str(folders.target), *settings,
+            "--max-new-tokens", "12", *given, *more,
+        )  # fmt: skip
+
+    return run
+
+
+def test_the_figures_are_shown_and_kept_beside_the_weights(ranks, head):
+    ran = ranks()
+    assert ran.status == 0
+    kept = RankRates.read(head)
+    assert kept is not None
+    assert kept.source == "prompts.txt: 3 prompts"
+    header, *rows = ran.out.splitlines()
+    assert header.split()[:3] == ["level", "rank", "0"]
+    assert [row.split()[0] for row in rows] == [str(n + 1) for n in range(len(kept.levels))]
+    assert float(rows[0].split()[1]) == pytest.approx(kept.levels[0][0], abs=1e-3)
+    assert all(sum(map(float, row.split()[1:])) == pytest.approx(1, abs=5e-3) for row in rows)
+    assert f"{kept.positions:,} positions; kept in {head / 'acceptance.json'}" in ran.err
+
+
+def test_json_is_the_file_and_its_place(ranks, head):
+    ran = ranks("--json", "--limit", "2")
+    shown = json.loads(ran.out)
+    assert shown.pop("file") == str(head / "acceptance.json")
+    assert shown == json.loads((head / "acceptance.json").read_text())
+    assert shown["source"] == "prompts.txt: 2 prompts"
+
+
+def test_without_prompts_they_are_those_that_are_held_out(ranks, head, monkeypatch):
+    asked = []
+
+    def embedded(target, limit, say):
+        asked.append((target.dtype, limit))
+        return [[5, 6, 7], [40, 43]]
+
+    monkeypatch.setattr("eagle.train.rates.embedded_prompts", embedded)
+    assert ranks("--limit", "2", given=()).status == 0
+    assert asked == [("float32", 2)]
+    assert RankRates.read(head).source == "sharegpt, held out: 2 prompts"
+
+
+def never(*arguments):
+    raise AssertionError("something was loaded for nothing")
+
+
+def test_a_head_without_files_is_refused_before_anything_is_loaded(ranks, monkeypatch):
+    monkeypatch.setattr("eagle.target.load_target", never)
+    ran = ranks("--set", "head=none", "--set", "tree=none")
+    assert ran.status == 2
+    assert "the draft head 'none' has no files" in ran.err
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_first(ranks, head, monkeypatch):
+    monkeypatch.setattr("eagle.target.load_target", never)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != head)
+    ran = ranks()
+    assert ran.status == 2
+    assert f"{head} may not be written to" in ran.err
+    assert "give the copy as head.weights" in ran.err
+
+
+def test_a_file_without_prompts_is_refused(ranks, tmp_path, head):
+    (tmp_path / "prompts.txt").write_text("\n")
+    ran = ranks()
+    assert ran.status == 2
+    assert "prompts.txt holds no prompt" in ran.err
+    assert not (head / "acceptance.json").exists()
