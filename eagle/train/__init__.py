@@ -8,6 +8,7 @@
     features.py   features of the frozen target;  shards.py, layout.py  the same, kept in files
     noise.py, losses.py  the objective
     loop.py       the training loop;  schedule.py  its learning rate
+    processes.py  those that train together;  sharding.py  a head cut over them
     run.py        a whole run and its files;  fit.py  whether its parts go together
     state.py      what resuming needs;  journal.py  the log
     report.py     curves read from logs;  figure.py  drawn

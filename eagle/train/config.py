@@ -231,7 +231,11 @@ class TrainSpec(_Model):
         accumulate: batches whose gradients are added up for one step; the loss is the mean over
             all entries of a step, so this, `batch` and the number of processes can make up for
             each other.
-        compile: compile target, head and loss; ``auto``: on CUDA.
+        sharding: ``fsdp`` cuts the head's weights, gradients, moments and moving average over the
+            processes that train together, for a head that is too large for each of them to have
+            all that (FSDP); with one process there is nothing to cut.
+        compile: compile target, head and loss; ``auto``: on CUDA, where the target is on one
+            device.
         log_every: steps between lines of the log.
         save_every: steps between checkpoints; one is always made at the end.
         max_seconds: end this process's training after so long, as if all steps were done, but so
@@ -254,6 +258,7 @@ class TrainSpec(_Model):
     epochs: Positive = 3.0
     batch: Count = 16
     accumulate: Count = 1
+    sharding: Literal["none", "fsdp"] = "none"
     compile: bool | Literal["auto"] = "auto"
     log_every: Count = 10
     save_every: Count = 500
@@ -263,6 +268,19 @@ class TrainSpec(_Model):
     output: Annotated[str, Field(min_length=1)] = "runs/eagle"
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("training spec"))
+
+    @model_validator(mode="after")
+    def _spread_targets_are_served(self) -> TrainSpec:
+        if self.target.spread and self.compile is True:
+            raise ValueError(
+                "compile should be auto or false: a target on several devices is not compiled"
+            )
+        if self.target.tp_plan and self.data.features == "cached":
+            raise ValueError(
+                "data.features should be on-the-fly with target.tp_plan: one process writes cached "
+                "features, and none can run such a target alone; target.device_map has one process"
+            )
+        return self
 
     @property
     def document(self) -> Document:
@@ -276,7 +294,9 @@ class TrainSpec(_Model):
 
     def decoder_with(self, tree: ComponentSpec) -> DecoderSpec:
         """Return that decoder spec with one of the trees that are measured."""
-        spec = DecoderSpec(target=self.target, features=self.features, head=self.head, tree=tree)
+        # Its parts are resolved only, never decoded with, wherever the target's layers are.
+        target = self.target.model_copy(update={"device_map": None, "tp_plan": None})
+        spec = DecoderSpec(target=target, features=self.features, head=self.head, tree=tree)
         spec._document = self._document
         return spec
 
@@ -289,15 +309,15 @@ class TrainSpec(_Model):
         path = self._document.folder / Path(name).expanduser()
         return path if path.exists() else Path(name).expanduser()
 
-    def rows(self, processes: int = 1) -> int:
-        """Return the rows of a step."""
-        return self.batch * self.accumulate * processes
+    def rows(self, shares: int = 1) -> int:
+        """Return the rows of a step that so many processes, or groups of them, share."""
+        return self.batch * self.accumulate * shares
 
-    def identity(self, processes: int = 1) -> dict[str, Any]:
+    def identity(self, shares: int = 1) -> dict[str, Any]:
         """Return what a resumed run must share with the one it goes on from.
 
         Args:
-            processes: that train together. Their number may change where a step's rows do not.
+            shares: see `rows`. Their number may change where a step's rows do not.
         """
         fixed = ("target", "features", "head", "start", "data", "loss", "noise", "batch", "seed")
         dumped = self.model_dump(mode="json", include=set(fixed))
@@ -305,7 +325,7 @@ class TrainSpec(_Model):
         dumped["data"] = {k: dumped["data"][k] for k in ("length", "heldout", "seed")}
         dumped["data"]["repack"] = self.data.repacked
         dumped["target"] = {"model": Path(self.target.model).name}
-        dumped["batch"] = self.rows(processes)
+        dumped["batch"] = self.rows(shares)
         for key in ("chunk", "recompute"):
             del dumped["loss"][key]
         return dumped

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eagle.loading import device_of
 from eagle.roles import FeatureExtractor
 from eagle.target import Target
 
@@ -26,6 +27,7 @@ class Features:
         self, target: Target, extractor: FeatureExtractor, *, compiled: bool = False
     ) -> None:
         self._extractor = extractor
+        self._entrance = device_of(target.model.get_input_embeddings())
         self._body: Any = target.model.get_decoder()
         if compiled:
             self._body = torch.compile(self._body, dynamic=False)
@@ -40,13 +42,15 @@ class Features:
             visible: bool ``[B, 1, T, T]``; no row may be all False.
         """
         layers = self._extractor.layers
+        # A target that is spread over devices is entered on one, and left on another.
         out = self._body(
-            input_ids=tokens,
-            position_ids=positions,
+            input_ids=tokens.to(self._entrance),
+            position_ids=positions.to(self._entrance),
             # Of rank 4, so that the model makes no mask of its own.
-            attention_mask=visible,
+            attention_mask=visible.to(self._entrance),
             use_cache=False,
             output_hidden_states=bool(layers),
         )
-        last: Tensor = out.last_hidden_state
-        return self._extractor.extract(last, [out.hidden_states[i] for i in layers]), last
+        last: Tensor = out.last_hidden_state.to(tokens.device)
+        hidden = [out.hidden_states[i].to(tokens.device) for i in layers]
+        return self._extractor.extract(last, hidden), last

@@ -24,13 +24,16 @@ def check_target(spec: TrainSpec, target: Target | None) -> None:
 
     Raises:
         SpecError: its dtype is too narrow, or rows are longer than it takes.
-        TargetError: it cannot be read or served, or there is no such device.
+        TargetError: it cannot be read or served, there is no such device, or it cannot be cut
+            over the processes there are.
     """
     if target is not None:
         name, dtype, capacity = target.info.name, target.dtype, target.capacity
     else:
         source = loading.locate(spec.target, spec.document.folder)
         info, text = loading.describe(source)
+        if spec.target.tp_plan:
+            loading.check_split(info.name, text)
         name, dtype = (
             info.name,
             resolve_dtype(spec.target.dtype, resolve_device(spec.target.device)),

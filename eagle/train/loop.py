@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from eagle.train.noise import Noise
 from eagle.train.packing import Batch, Packer, visibility
 from eagle.train.processes import Processes
 from eagle.train.schedule import learning_rate
+from eagle.train.sharding import Sharded, weights_of
 from eagle.train.state import RunState
 
 __all__ = ["Trainer", "compiles"]
@@ -32,7 +33,8 @@ __all__ = ["Trainer", "compiles"]
 
 def compiles(spec: TrainSpec, target: Target) -> bool:
     """Return whether a run compiles its passes, which then need fixed shapes."""
-    return target.device.type == "cuda" if spec.compile == "auto" else spec.compile
+    pays = target.device.type == "cuda" and not target.spread
+    return pays if spec.compile == "auto" else spec.compile
 
 
 class Trainer:
@@ -65,20 +67,22 @@ class Trainer:
         self.steps, self.step, self.seconds = steps, 0, 0.0
         self.processes = processes or Processes()
         # A step's rows are so many batches; processes take turns at them.
-        self._parts = spec.accumulate * self.processes.count
+        self._parts = spec.accumulate * self.processes.shares
         cuda = target.device.type == "cuda"
         compiled = compiles(spec, target)
         self._features = Features(target, extractor, compiled=compiled)
         self._kept = kept
         self._noise = Noise(spec.noise, spec.seed, target.device)
         self._loss = Loss(spec.loss, target.logits, head.logits, compiled=compiled)
-        self._states: States = head.train_states
+        states: States = head.train_states
         if compiled:
-            self._states = torch.compile(head.train_states, dynamic=False)
-        module = head.module.float().requires_grad_(True).train()
-        self._parameters = list(module.parameters())
+            states = torch.compile(head.train_states, dynamic=False)
+        head.module.float().requires_grad_(True).train()
+        self._weights = weights_of(head, states, self.processes, sharding=spec.sharding)
+        self._states, self._parameters = self._weights.states, self._weights.parameters
         matrices = [p for p in self._parameters if p.dim() > 1]
         others = [p for p in self._parameters if p.dim() <= 1]
+        self._ordered = [*matrices, *others]  # as the optimizer's state numbers them
         optimizer = spec.optimizer
         self._optimizer = torch.optim.AdamW(
             [
@@ -91,14 +95,24 @@ class Trainer:
         )
         self._average = Average(self._parameters, optimizer.ema) if optimizer.ema else None
 
-    def averaged(self) -> AbstractContextManager[None]:
-        """Return the context in which the head has the weights that are measured and saved."""
-        return self._average.applied() if self._average else nullcontext()
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Have the weights in the head that are measured and saved; all processes must do so."""
+        with ExitStack() as stack:
+            if self._average:
+                stack.enter_context(self._average.applied())
+            stack.enter_context(self._weights.whole())
+            yield
 
     def precision(self) -> AbstractContextManager[Any]:
         """Return the context in which the head runs."""
         half = self.target.dtype != torch.float32
         return torch.autocast(self.target.device.type, torch.bfloat16, enabled=half)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether this process has a part of the head alone."""
+        return isinstance(self._weights, Sharded)
 
     @property
     def progress(self) -> float:
@@ -112,22 +126,32 @@ class Trainer:
         return self.progress >= 1
 
     def state(self) -> RunState:
-        """Return what has to be kept to go on from here."""
+        """Return what has to be kept to go on from here; all processes must call it."""
+        gather = self._weights.gather
         return RunState(
             step=self.step,
             seconds=self.seconds,
-            head=self.head.module.state_dict(),
-            optimizer=self._optimizer.state_dict(),
-            average=self._average.values if self._average else [],
+            head=gather(self.head.module.state_dict()),
+            optimizer=gather(self._optimizer.state_dict()),
+            average=gather(self._average.values if self._average else []),
         )
 
     def restore(self, state: RunState) -> None:
-        """Go on from a state."""
+        """Go on from a state, which holds whole tensors in every process."""
         self.step, self.seconds = state.step, state.seconds
-        self.head.module.load_state_dict(state.head)
-        self._optimizer.load_state_dict(state.optimizer)
+        cut = self._weights.cut
+        named = dict(self.head.module.named_parameters())
+        self.head.module.load_state_dict(
+            {name: cut(v, named[name]) if name in named else v for name, v in state.head.items()}
+        )
+        moments = {
+            number: {key: cut(value, self._ordered[number]) for key, value in entry.items()}
+            for number, entry in state.optimizer["state"].items()
+        }
+        self._optimizer.load_state_dict({**state.optimizer, "state": moments})
         if self._average:
-            self._average.restore(state.average)
+            pairs = zip(state.average, self._parameters, strict=bool(state.average))
+            self._average.restore([cut(value, parameter) for value, parameter in pairs])
 
     def run(self, until: int, journal: Journal | None, deadline: float) -> bool:
         """Train up to a step, or to the end of the run.
@@ -172,7 +196,7 @@ class Trainer:
                         "tighten optimizer.clip_norm"
                     )
                 if journal:
-                    rate = tokens * self.processes.count / elapsed
+                    rate = tokens * self.processes.shares / elapsed
                     journal.write(
                         "train",
                         self.step,
@@ -183,7 +207,7 @@ class Trainer:
                         accuracy_by_level=accuracy,
                         lr=self._optimizer.param_groups[0]["lr"],
                         answered=answered / tokens,
-                        tokens_per_step=tokens * self.processes.count // len(figures),
+                        tokens_per_step=tokens * self.processes.shares // len(figures),
                         tokens_per_second=rate,
                         seconds=self.seconds,
                     )
@@ -196,14 +220,14 @@ class Trainer:
         if self.processes.count == 1:
             return elapsed, late
         clock = torch.tensor([elapsed, late], dtype=torch.float64, device=self.target.device)
-        (agreed,) = self.processes.sum([clock * self.processes.main])
+        agreed = self.processes.firsts(clock)
         return float(agreed[0]), bool(agreed[1])
 
     def _numbers(self) -> list[int]:
         """Return the numbers of this process's batches of the next step."""
         begin = self.step * self._parts
         return [
-            begin + part for part in range(self.processes.rank, self._parts, self.processes.count)
+            begin + part for part in range(self.processes.share, self._parts, self.processes.shares)
         ]
 
     def _step(self, batches: Sequence[Batch]) -> Tensor:
@@ -223,11 +247,7 @@ class Trainer:
             value = self._loss_of(number, batch, weight, counts)
             value.total.backward()  # type: ignore[no-untyped-call]
             figures.append(value.detached())
-        if self.processes.count > 1:
-            gradients = [parameter.grad for parameter in self._parameters]
-            summed = self.processes.sum([grad for grad in gradients if grad is not None])
-            for parameter, gradient in zip(self._parameters, summed, strict=True):
-                parameter.grad = gradient
+        self._weights.reduce()
         if self.spec.optimizer.clip_value:
             torch.nn.utils.clip_grad_value_(self._parameters, self.spec.optimizer.clip_value)
         if self.spec.optimizer.clip_norm:

@@ -88,6 +88,8 @@ class Measure:
         heldout: Sequence[int],
         kept: Path,
         say: Callable[[str], None],
+        *,
+        keep: bool = True,
     ) -> None:
         """Let the target answer all prompts.
 
@@ -96,6 +98,7 @@ class Measure:
             heldout: numbers of the held-out conversations.
             kept: file in which answers are kept for the next time.
             say: is told what is left out.
+            keep: write that file; of several processes, one does.
 
         Raises:
             DataError: a file of prompts cannot be used.
@@ -111,10 +114,15 @@ class Measure:
                     f"{name}: {len(prompts) - len(short)} prompts of over {longest} tokens left out"
                 )
             if short:
-                self._sets[name] = self._answers(short, kept, name, say)
+                self._sets[name] = self._answers(short, kept, name, say, keep)
 
     def _answers(
-        self, prompts: list[list[int]], kept: Path, name: str, say: Callable[[str], None]
+        self,
+        prompts: list[list[int]],
+        kept: Path,
+        name: str,
+        say: Callable[[str], None],
+        keep: bool,
     ) -> list[Answer]:
         """Return the target's answers, from the file where they are kept if they are."""
         spec = self._spec
@@ -127,9 +135,10 @@ class Measure:
             with self._target.stock():
                 answers = answer(self._target, prompts, spec.max_new_tokens, spec.batch)
             known[key] = [one.answer for one in answers]
-            temporary = kept.with_name(f".{kept.name}.writing")
-            temporary.write_text(json.dumps(known))
-            os.replace(temporary, kept)
+            if keep:
+                temporary = kept.with_name(f".{kept.name}.writing")
+                temporary.write_text(json.dumps(known))
+                os.replace(temporary, kept)
         pairs = zip(prompts, known[key], strict=True)
         return [Answer(tuple(prompt), tuple(said)) for prompt, said in pairs]
 

@@ -76,7 +76,7 @@ def train(
         NumericalError: the loss is not a number; the last checkpoint is from before.
         CheckpointError: a checkpoint could not be written or read.
     """
-    processes = Processes.join(spec.target.device)
+    processes = Processes.join(spec.target)
     tell = say if processes.main else _say_nothing
     registry = registry or default_registry()
     # A fresh head has no checkpoint whose sizes could be compared with the target's.
@@ -111,9 +111,9 @@ def train(
         seed=spec.data.seed,
         repack=spec.data.repacked,
     )
-    steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.rows(processes.count)))
+    steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.rows(processes.shares)))
     if state:
-        identity = spec.identity(processes.count)
+        identity = spec.identity(processes.shares)
         check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     measure = Measure(spec.evaluation, target, parts.features, trees, spec.path)
     if fresh:
@@ -121,8 +121,8 @@ def train(
     else:
         head.load(target, parts.attention)
     check_head(spec, head, parts.features, target)
-    if processes.main:
-        measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell)
+    if processes.measures:
+        measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell, keep=processes.main)
     with target.stock():
         kept = None
         if spec.data.features == "cached":
@@ -176,7 +176,10 @@ class _Run:
                     if self._due(spec.save_every) or last:
                         self._save()
             except KeyboardInterrupt:
-                self._save()
+                # Processes that each have a part of the head may be interrupted in different
+                # steps, and then cannot put it together.
+                if not trainer.sharded:
+                    self._save()
                 if journal:
                     journal.say(f"interrupted at step {trainer.step}; go on with --resume")
                 raise
@@ -204,36 +207,38 @@ class _Run:
 
     def _evaluate(self, journal: Journal | None, *, final: bool) -> Measured:
         trainer = self._trainer
-        if journal is None:
-            return Measured({}, {})
-        trainer.head.module.eval()
-        with trainer.averaged(), trainer.precision():
-            measured = self._measure(trainer.head, final=final)
-        trainer.head.module.train()
-        journal.write("evaluation", trainer.step, **measured.as_dict())
-        for line in measured.lines():
-            journal.say(f"step {trainer.step} {line}")
-        if measured.score is not None and measured.score > self._best:
-            self._best = measured.score
-            with trainer.averaged():
+        measured = Measured({}, {})
+        with trainer.ready():
+            if self._processes.measures:
+                trainer.head.module.eval()
+                with trainer.precision():
+                    measured = self._measure(trainer.head, final=final)
+                trainer.head.module.train()
+            if journal is None:
+                return measured
+            journal.write("evaluation", trainer.step, **measured.as_dict())
+            for line in measured.lines():
+                journal.say(f"step {trainer.step} {line}")
+            if measured.score is not None and measured.score > self._best:
+                self._best = measured.score
                 trainer.head.save(self._folder / "best")
         return measured
 
     def _save(self) -> None:
         """Keep the head, and all that is needed to go on."""
-        if not self._processes.main:
-            return
         state = self._trainer.state()
-        if not all(torch.isfinite(t).all() for t in state.head.values()):
-            raise CheckpointError(
-                f"the head's weights are not finite at step {state.step}, so they were not saved; "
-                "the last checkpoint is from before"
-            )
-        state.best, state.text = self._best, self._text
-        state.identity = self._spec.identity(self._processes.count)
-        state.save(self._folder / "checkpoint.pt")
-        with self._trainer.averaged():
-            self._trainer.head.save(self._folder / "head")
+        if self._processes.main:
+            if not all(torch.isfinite(t).all() for t in state.head.values()):
+                raise CheckpointError(
+                    f"the head's weights are not finite at step {state.step}, so they were not "
+                    "saved; the last checkpoint is from before"
+                )
+            state.best, state.text = self._best, self._text
+            state.identity = self._spec.identity(self._processes.shares)
+            state.save(self._folder / "checkpoint.pt")
+        with self._trainer.ready():
+            if self._processes.main:
+                self._trainer.head.save(self._folder / "head")
 
 
 def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
