@@ -31,7 +31,8 @@ class Step:
         tail: bool ``[B, N, R]``; entry (i, r) says that entry i sees row ``lengths[b] + r``.
         span: rows of the cache that are read, a bound known on the host: no slot's
             ``lengths[b] + R`` exceeds it.
-        slot: the one slot that this pass is for (then B is 1), or None for all of them.
+        slot: int64 ``[1]``, the one slot that this pass is for (then B is 1), or None for all of
+            them. On the device, so that one CUDA graph serves every slot.
     """
 
     positions: Tensor
@@ -39,7 +40,7 @@ class Step:
     lengths: Tensor
     tail: Tensor
     span: int
-    slot: int | None = None
+    slot: Tensor | None = None
 
     @classmethod
     def tree(cls, lengths: Tensor, depths: Tensor, ancestors: Tensor, span: int) -> Step:
@@ -48,12 +49,19 @@ class Step:
         return cls(lengths[:, None] + depths, lengths[:, None] + offsets, lengths, ancestors, span)
 
     @classmethod
-    def chain(cls, lengths: Tensor, count: int, span: int, slot: int | None = None) -> Step:
+    def chain(cls, lengths: Tensor, count: int, span: int, slot: Tensor | None = None) -> Step:
         """Return the step that appends *count* entries, each seeing all before it."""
         offsets = torch.arange(count, device=lengths.device)
         rows = lengths[:, None] + offsets
         tail = (offsets[:, None] >= offsets).expand(lengths.shape[0], count, count)
         return cls(rows, rows, lengths, tail, span, slot)
+
+    @property
+    def slots(self) -> Tensor:
+        """The slots that the pass is for, int64 ``[B, 1]``: beside `rows`, an index of entries."""
+        if self.slot is not None:
+            return self.slot[:, None]
+        return torch.arange(self.lengths.shape[0], device=self.lengths.device)[:, None]
 
     def mask(self) -> Tensor:
         """Return the dense mask, bool ``[B, 1, N, span]``, True where an entry sees a row."""
@@ -99,18 +107,20 @@ class TreeCache:
             step: where to write.
 
         Returns:
-            Keys and values ``[B, kv_heads, step.span, head_dim]``, views of the cache.
+            Keys and values ``[B, kv_heads, step.span, head_dim]``: views of the cache, or copies
+            of one slot's rows where the pass is for one of several.
         """
         written = []
         for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            store = store if step.slot is None else store[step.slot : step.slot + 1]
+            read = store[:, :, : step.span]
             if store.shape[0] == 1:
                 store.index_copy_(2, step.rows[0], new)
             else:
                 # Not a scatter, for which compiled code copies the whole cache.
-                slot = torch.arange(store.shape[0], device=store.device)[:, None]
-                store.transpose(1, 2)[slot, step.rows] = new.transpose(1, 2)
-            written.append(store[:, :, : step.span])
+                store.transpose(1, 2)[step.slots, step.rows] = new.transpose(1, 2)
+                if step.slot is not None:
+                    read = read.index_select(0, step.slot)
+            written.append(read)
         return written[0], written[1]
 
     def compact(self, lengths: Tensor, path: Tensor) -> None:

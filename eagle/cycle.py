@@ -211,15 +211,14 @@ class Cycle:
         for start in range(0, len(prompt), PREFILL):
             piece = tokens[:, start : start + PREFILL + 1]
             count = piece.shape[1] - 1
-            at = torch.tensor([start, count], device=device)
+            place = torch.tensor([slot, start, count], device=device)
             last = start + count == len(prompt)
             end = (sampling, uniform) if last else None
-            self.read(slots, slot, piece, at, self.span(start + count), end, processing)
+            self.read(slots, piece, place, self.span(start + count), end, processing)
 
     def read(
         self,
         slots: Slots,
-        slot: int,
         tokens: Tensor,
         place: Tensor,
         span: int,
@@ -230,16 +229,15 @@ class Cycle:
 
         Args:
             slots: the slots.
-            slot: which one.
             tokens: int64 ``[1, C + 1]``: C tokens to read, and the one behind them.
-            place: int64 ``[2]``: where the piece starts, and how many of its tokens count; what
-                is behind them is padding.
+            place: int64 ``[3]``: which slot, where the piece starts, and how many of its tokens
+                count; what is behind them is padding.
             span: rows of the cache that are read.
             end: for the prompt's last piece, what `prefill` takes: a token is chosen, and the
                 slot becomes active.
             processing: the logits processors of the slots, if any has some.
         """
-        start, count = place[:1], place[1:]
+        slot, start, count = torch.split(place, 1)
         step = Step.chain(start, tokens.shape[1] - 1, span, slot)
         last, hidden = self._forward(tokens[:, :-1], step)
         features = self.features.extract(last, hidden)
@@ -251,18 +249,18 @@ class Cycle:
         logits = scores = self.target.logits(_pick(last, final))[:, 0]
         bad = _stuck(logits[:, None]).to(torch.int64)
         if processing:
-            scores = processing.after_text(slot, logits)
+            scores = processing.after_text(int(slot), logits)
             bad = bad + 4 * _stuck(scores[:, None])
         first = self._first(scores, sampling, uniform)
         follow = tokens[:, 1:].scatter(1, final, first[:, None])
         state = _pick(self.head.absorb(follow, features, step), final)[:, 0]
         bad = bad + 2 * ~state.isfinite().all(1)
-        one = slice(slot, slot + 1)
-        slots.lengths[one] = start + count
-        slots.root[one] = first
-        slots.state[one] = state
-        slots.active[one] = torch.ones_like(bad, dtype=torch.bool)
-        slots.outcome[one, :3] = torch.stack((torch.ones_like(bad), bad, first), 1)
+        outcome = torch.stack((torch.ones_like(bad), bad, first), 1)
+        slots.lengths.index_copy_(0, slot, start + count)
+        slots.root.index_copy_(0, slot, first)
+        slots.state.index_copy_(0, slot, state.to(slots.state.dtype))
+        slots.active.index_fill_(0, slot, True)
+        slots.outcome[:, :3].index_copy_(0, slot, outcome)
 
     def _forward(self, tokens: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:
         layers = self.features.layers

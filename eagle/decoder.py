@@ -9,16 +9,17 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 
 from eagle import loading
+from eagle.batch import Batch, Outcome, failed_last
 from eagle.cycle import Cycle, Slots
-from eagle.errors import EagleError, NumericalError, RequestError
+from eagle.errors import EagleError, RequestError
 from eagle.fitting import fit_tree
 from eagle.intake import Prompt, intake
-from eagle.processing import Processing, Processors
+from eagle.processing import Processors
 from eagle.registry import Registry, default_registry
 from eagle.requests import Event, Request, Result
 from eagle.roles import BuildContext
@@ -28,10 +29,6 @@ from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
 from eagle.target import Target, load_target, resolve_device
 
 __all__ = ["Decoder"]
-
-_NAN = {1: "the target", 2: "the draft head", 3: "the target and the draft head"}
-_STUCK = 4
-_IDLE = SamplingParams(max_new_tokens=1)
 
 
 class Decoder:
@@ -59,7 +56,7 @@ class Decoder:
         )
         self._runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
         self._slots: Slots | None = None
-        self._running: list[Request | None] = []
+        self._batch: Batch | None = None
         self._sampling: Sampling | None = None
         self._capacity = 0
 
@@ -193,122 +190,87 @@ class Decoder:
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
         waiting = deque(requests)
         slots = self._allocate(requests)
-        running: list[Request | None] = [None] * slots.root.shape[0]
-        self._running, self._sampling = running, None
+        batch = Batch(slots.root.shape[0], self.target.dtype)
+        self._batch, self._sampling = batch, None
         ahead = False  # whether the next cycle is under way already
         try:
-            while waiting or any(running):
-                for slot, request in enumerate(running):
-                    if request is None and waiting:
-                        running[slot] = waiting.popleft()
-                        yield self._admit(slots, slot, running)
-                        self._check_turn(running)
-                if any(running):
+            while waiting or batch:
+                for slot, outcome in self._admit(slots, waiting, batch):
+                    yield self._deliver(slots, slot, batch, outcome, verified=False)
+                    self._check_turn(batch)
+                if batch:
                     if not ahead:
-                        self._advance(slots, running)
+                        self._advance(slots, batch)
                     outcomes = slots.outcome.tolist()
-                    ahead = not waiting and self._goes_on(running, outcomes)
+                    ahead = self._runtime.graph and batch.goes_on(outcomes, waiting=bool(waiting))
                     if ahead:
-                        self._advance(slots, running)
-                    # What failed comes last, so that it costs no answer that ends in this cycle.
-                    for slot, outcome in sorted(enumerate(outcomes), key=lambda o: o[1][1] > 0):
-                        if running[slot] is not None:
-                            yield self._deliver(slots, slot, running, outcome)
-                            self._check_turn(running)
+                        self._advance(slots, batch)
+                    for slot, outcome in failed_last(enumerate(outcomes)):
+                        if batch.requests[slot] is not None:
+                            yield self._deliver(slots, slot, batch, outcome)
+                            self._check_turn(batch)
         except Exception:
-            if self._running is running:
+            if self._batch is batch:
                 self._slots = None  # its caches may hold NaN, which masked rows would pass on
             raise
 
-    def _check_turn(self, running: Sequence[Request | None]) -> None:
+    def _check_turn(self, batch: Batch) -> None:
         """Refuse to go on with a stream whose slots another call has taken over."""
-        if self._running is not running:
+        if self._batch is not batch:
             raise RequestError(
                 "another generate or stream was started on this decoder before this stream "
                 "ended; give both prompts to one call, or make a second decoder"
             )
 
-    def _goes_on(
-        self, running: Sequence[Request | None], outcomes: Sequence[Sequence[int]]
-    ) -> bool:
-        """Return whether another cycle may start before this one's tokens are delivered.
+    def _admit(
+        self, slots: Slots, waiting: deque[Request], batch: Batch
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Read waiting prompts into the free slots, then yield these and their first outcomes.
 
-        The device then works while the host turns tokens into text. Only a stop string can show
-        afterwards that a slot's cycle was for nothing; its outcome is not looked at.
+        Nothing waits for the device in between, so that it reads one prompt after the other.
         """
-        return self._runtime.graph and not any(
-            request.processors or outcome[1] or request.ends_with(outcome[2 : 2 + outcome[0]])
-            for request, outcome in zip(running, outcomes, strict=True)
-            if request is not None
-        )
-
-    def _admit(self, slots: Slots, slot: int, running: list[Request | None]) -> Event:
-        """Read a request's prompt into a slot and deliver its first token."""
-        request = cast("Request", running[slot])
-        request.start()
+        new = {slot: waiting.popleft() for slot in batch.free[: len(waiting)]}
+        if not new:
+            return
+        device, failure = self.target.device, None
+        sampling = [Sampling.of([request.params], device) for request in new.values()]
+        uniforms = torch.stack([request.uniforms(1) for request in new.values()]).to(device)
+        needs = zip(new.items(), sampling, torch.split(uniforms, 1), strict=True)
         self._sampling = None
-        sampling = Sampling.of([request.params], self.target.device)
-        with torch.inference_mode(), self._blame():
-            uniform = request.uniforms(1)[None].to(self.target.device)
-            processing = self._processing(running)
-            self._runtime.prefill(slots, slot, request.prompt, sampling, uniform, processing)
-            outcome = slots.outcome[slot].tolist()
-        return self._deliver(slots, slot, running, outcome, verified=False)
+        read: list[int] = []
+        try:
+            with torch.inference_mode(), self._blame():
+                for (slot, request), own, uniform in needs:
+                    request.start()
+                    batch.requests[slot] = request
+                    processing = batch.processing()
+                    self._runtime.prefill(slots, slot, request.prompt, own, uniform, processing)
+                    read.append(slot)
+        except Exception as error:  # costs no answer of a prompt that was read before
+            failure = error
+        outcomes = slots.outcome.tolist()
+        yield from failed_last((slot, outcomes[slot]) for slot in read)
+        if failure is not None:
+            raise failure
 
-    def _advance(self, slots: Slots, running: Sequence[Request | None]) -> None:
+    def _advance(self, slots: Slots, batch: Batch) -> None:
         """Run one cycle for all slots."""
         if self._sampling is None:
-            # Idle slots are greedy, so that they keep no one from the greedy path.
-            params = [r.params if r else _IDLE for r in running]
-            self._sampling = slots.sampling.become(params)
+            self._sampling = slots.sampling.become(batch.params)
         if not self._sampling.greedy:
-            count = slots.uniforms.shape[1]
-            idle = torch.zeros(count, dtype=torch.float64)
-            slots.uniforms.copy_(torch.stack([r.uniforms(count) if r else idle for r in running]))
+            slots.uniforms.copy_(batch.uniforms(slots.uniforms.shape[1]))
         # A cycle that started ahead may have committed what has not been delivered yet.
-        unseen = self.resolved.tree.shape.depth + 1
-        committed = max(len(r.prompt) + len(r.tokens) for r in running if r is not None) + unseen
+        committed = batch.longest + self.resolved.tree.shape.depth + 1
         with torch.inference_mode(), self._blame():
-            processing = self._processing(running)
-            self._runtime.run(slots, self._sampling, committed, processing)
-
-    @staticmethod
-    def _processing(running: Sequence[Request | None]) -> Processing | None:
-        """Return what the logits processors of the requests need, if any has some."""
-        slots = {
-            slot: ([*request.prompt, *request.tokens], request.processors)
-            for slot, request in enumerate(running)
-            if request is not None and request.processors
-        }
-        return Processing(slots) if slots else None
+            self._runtime.run(slots, self._sampling, committed, batch.processing())
 
     def _deliver(
-        self,
-        slots: Slots,
-        slot: int,
-        running: list[Request | None],
-        outcome: Sequence[int],
-        *,
-        verified: bool = True,
+        self, slots: Slots, slot: int, batch: Batch, outcome: Outcome, *, verified: bool = True
     ) -> Event:
-        """Give a slot's new tokens to its request; free the slot if that finishes it."""
-        request = cast("Request", running[slot])
-        count, bad, *tokens = outcome
-        place = f"after {len(request.tokens)} tokens of prompt {request.index + 1}"
-        if bad == _STUCK:
-            raise NumericalError(
-                f"{place} its logits processors give no token a finite best score, so none can "
-                "be chosen"
-            )
-        if bad:
-            raise NumericalError(
-                f"{_NAN[bad % _STUCK]} produced NaN or infinity {place}; no token can be chosen "
-                f"from that (its weights may be damaged, or {self.target.dtype} too narrow for "
-                "it: try target.dtype=float32)"
-            )
-        event = request.deliver(tokens[:count], verified=verified)
+        """Give a slot's new tokens to its request; let the slot idle if that finishes it."""
+        event = batch.deliver(slot, outcome, verified=verified)
         if event.finish_reason:
-            running[slot], self._sampling = None, None
+            self._sampling = None
             slots.active[slot] = False
             slots.lengths[slot] = 0
         return event

@@ -31,8 +31,6 @@ log = logging.getLogger("eagle.runtime")
 
 _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
-_CAPTURED_SLOTS = 8  # of more slots, the reading of prompts is not captured
-_MOST_GRAPHS = 128  # cycles have few shapes; this bounds what the reading of prompts adds
 _PIECES = (32, 128, PREFILL)  # lengths of a prompt's pieces that are captured
 
 
@@ -65,7 +63,6 @@ class Runtime:
         self.graph = cuda and capturable and spec.cuda_graph is not False
         self.compiled = self.graph if spec.compile == "auto" else spec.compile
         self._told = False
-        self._read: set[tuple[Any, ...]] = set()
         self._graphs: Graphs | None = None
         self._inputs: _Inputs | None = None
         if self.compiled:
@@ -93,7 +90,6 @@ class Runtime:
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches and slots; what was captured for others is let go of."""
         self._graphs = self._inputs = None
-        self._read.clear()
         made = self.cycle.allocate(slots, rows)
         if self.graph:
             self._graphs = Graphs(self.cycle.target.device)
@@ -128,15 +124,19 @@ class Runtime:
         inputs = self._inputs
         inputs.sampling = inputs.sampling.take(sampling)
         inputs.uniform.copy_(uniform)
+        # A graph serves every slot, so there are at most ten for each span, and one span for each
+        # doubling of the rows. They are captured when first needed, as cycles are: that takes as
+        # long as reading a few times, and other prompts of that length are to be expected.
         for start in range(0, len(prompt), PREFILL):
             piece = prompt[start : start + PREFILL + 1]
             count = min(len(piece), PREFILL)
             length = next(size for size in _PIECES if size >= count)
             last = start + count == len(prompt)
-            inputs.load(piece, length, start, count)
+            inputs.load(piece, length, slot, start, count)
             end = (inputs.sampling, inputs.uniform) if last else None
             span = self._bucket(start + length)
-            key = ("read", length, span, slot, last, sampling.greedy, sampling.filtered)
+            kind = (sampling.greedy, sampling.filtered) if last else ()
+            key = ("read", length, span, last, *kind)
 
             def read(
                 length: int = length,
@@ -144,23 +144,10 @@ class Runtime:
                 end: tuple[Sampling, Tensor] | None = end,
             ) -> None:
                 tokens = inputs.tokens[:, : length + 1]
-                self.cycle.read(slots, slot, tokens, inputs.place, span, end)
+                self.cycle.read(slots, tokens, inputs.place, span, end)
 
-            if not self._again(slots, key) or not self._captured(key, read, slots):
+            if not self._captured(key, read, slots):
                 read()
-
-    def _again(self, slots: Slots, key: tuple[Any, ...]) -> bool:
-        """Return whether a piece of a prompt is to be captured.
-
-        Capturing takes as long as reading a few times. With several slots, each of which needs
-        graphs of its own, it waits until a slot does the same again; with many, it never pays.
-        """
-        count = slots.root.shape[0]
-        if count > _CAPTURED_SLOTS or self._graphs is None or len(self._graphs) >= _MOST_GRAPHS:
-            return False
-        again = count == 1 or key in self._read
-        self._read.add(key)
-        return again
 
     def _span(self, committed: int) -> int:
         """Return how many rows a cycle reads: few different numbers where each is captured."""
@@ -207,15 +194,15 @@ class _Inputs:
     """What a captured piece of a prompt reads, at fixed addresses."""
 
     def __init__(self, device: torch.device) -> None:
-        self.tokens = torch.zeros(1, PREFILL + 1, dtype=torch.int64, device=device)
-        self.place = torch.zeros(2, dtype=torch.int64, device=device)
+        self._numbers = torch.zeros(3 + PREFILL + 1, dtype=torch.int64, device=device)
+        self.place, self.tokens = self._numbers[:3], self._numbers[None, 3:]
         self.uniform = torch.zeros(1, 1, dtype=torch.float64, device=device)
         self.sampling = Sampling.of([SamplingParams()], device)
 
-    def load(self, piece: Sequence[int], length: int, start: int, count: int) -> None:
-        padded = [*piece, *[0] * (length + 1 - len(piece))]
-        self.tokens[0, : length + 1].copy_(torch.tensor(padded))
-        self.place.copy_(torch.tensor([start, count]))
+    def load(self, piece: Sequence[int], length: int, slot: int, start: int, count: int) -> None:
+        numbers = [slot, start, count, *piece, *[0] * (length + 1 - len(piece))]
+        # Nobody waits until it has arrived: the piece before this one may still be read.
+        self._numbers[: len(numbers)].copy_(torch.tensor(numbers), non_blocking=True)
 
 
 class _Compiled:

@@ -82,7 +82,39 @@ def test_write_to_one_slot_leaves_the_others():
         device=torch.device("cpu"),
     )
     ones = torch.ones(1, 1, 3, 2)
-    keys, _ = cache.write(0, ones, ones, Step.chain(torch.tensor([2]), 3, 6, slot=1))
+    keys, _ = cache.write(0, ones, ones, Step.chain(torch.tensor([2]), 3, 6, torch.tensor([1])))
     assert keys.shape == (1, 1, 6, 2)
     assert cache.keys[0][0].sum() == 0
     assert cache.keys[0][1, 0, :, 0].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("slot", range(3))
+def test_one_of_several_slots_reads_what_it_would_read_alone(slot):
+    def cache(slots):
+        return TreeCache(
+            layers=1,
+            slots=slots,
+            kv_heads=2,
+            rows=9,
+            head_dim=4,
+            dtype=torch.float32,
+            device=torch.device("cpu"),
+        )
+
+    several, alone = cache(3), cache(1)
+    for store in (several.keys[0], several.values[0]):
+        store.copy_(torch.rand(store.shape))
+    before = several.keys[0].clone()
+    alone.keys[0].copy_(several.keys[0][slot])
+    alone.values[0].copy_(several.values[0][slot])
+    for start, count in ((0, 4), (4, 2)):
+        new = torch.rand(2, 1, 2, count, 4)
+        lengths, span = torch.tensor([start]), start + count
+        found = several.write(0, *new, Step.chain(lengths, count, span, torch.tensor([slot])))
+        expected = alone.write(0, *new, Step.chain(lengths, count, span, torch.tensor([0])))
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
+    assert torch.equal(several.keys[0][slot], alone.keys[0][0])
+    assert torch.equal(several.values[0][slot], alone.values[0][0])
+    others = [other for other in range(3) if other != slot]
+    assert torch.equal(several.keys[0][others], before[others])

@@ -222,6 +222,47 @@ def test_a_result_of_the_cycle_in_which_another_prompt_fails_is_kept(decoder):
     assert caught.value.results[1].tokens == decoder.generate(PROMPTS[1], params[1]).tokens
 
 
+def test_a_prompt_that_cannot_be_read_costs_no_answer_of_those_before_it(decoder):
+    def fail(ids, scores):
+        raise ZeroDivisionError("by a bug")
+
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 5, 1)]
+    with pytest.raises(RequestError, match="ZeroDivisionError: by a bug") as caught:
+        decoder.generate(PROMPTS[:3], params, processors=[None, [fail], None])
+    assert list(caught.value.results) == [0]
+    assert caught.value.results[0].tokens == decoder.generate(PROMPTS[0], params[0]).tokens
+
+
+def test_a_prompt_of_nan_costs_no_answer_of_those_read_with_it(decoder, poisoned):
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (5, 1)]
+    with pytest.raises(NumericalError, match="after 0 tokens of prompt 1;") as caught:
+        decoder.generate([[poisoned], PROMPTS[1]], params)
+    assert list(caught.value.results) == [1]
+
+
+def test_waiting_prompts_are_read_in_one_go_and_answered_in_the_order_of_slots(
+    spec, pair, monkeypatch
+):
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": 3}), target=pair[0])
+    steps, runtime = [], decoder._runtime
+
+    def note(name, original):
+        def noted(*args):
+            steps.append(name)
+            original(*args)
+
+        monkeypatch.setattr(runtime, name, noted)
+
+    note("prefill", runtime.prefill)
+    note("run", runtime.run)
+    stream = decoder.stream(PROMPTS, max_new_tokens=3, ignore_eos=True)
+    steps.extend(event.index for event in stream)
+    assert steps[:7] == ["prefill", "prefill", "prefill", 0, 1, 2, "run"]
+    assert steps.count("prefill") == len(PROMPTS)
+    second = steps.index("prefill", 7)
+    assert steps[second : second + 4] == ["prefill", "prefill", 3, 4]
+
+
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_infinite_logits_are_an_error_too(temperature, spec, pair):
     decoder = Decoder.from_spec(spec(), target=pair[0])

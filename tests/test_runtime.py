@@ -70,11 +70,83 @@ def test_padding_behind_a_prompt_changes_nothing(spec, pair, length):
         tokens = torch.tensor([[*prompt, *[7] * padding, 0]])
         end = (Sampling.of([SamplingParams()], "cpu"), torch.zeros(1, 1, dtype=torch.float64))
         with torch.inference_mode():
-            cycle.read(slots, 1, tokens, torch.tensor([0, length]), 64, end)
+            cycle.read(slots, tokens, torch.tensor([1, 0, length]), 64, end)
         states.append([t.clone() for t in slots.carried])
     for exact, padded in zip(*states, strict=True):
         torch.testing.assert_close(exact, padded)
     assert states[0][0].tolist() == [0, length]
+
+
+def stores(cycle):
+    """Return keys and values of target and head, ``[slots, kv_heads, rows, head_dim]`` each."""
+    target, head = cycle.cache.store, cycle.head._cache
+    return [*target.keys, *target.values, *head.keys, *head.values]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_slot_of_several_reads_what_it_would_read_alone(
+    spec, pair, monkeypatch, attention, temperature
+):
+    monkeypatch.setattr("eagle.cycle.PREFILL", 4)
+    prompt = [3 + 5 * place % 60 for place in range(10)]
+    sampling = Sampling.of([SamplingParams(temperature=temperature)], "cpu")
+    uniform = torch.full((1, 1), 0.6, dtype=torch.float64)
+    cycle = Decoder.from_spec(spec(attention=attention), target=pair[0])._cycle
+    seen = []
+    for count, slot in ((1, 0), (4, 0), (4, 2), (4, 3)):
+        slots = cycle.allocate(count, 64)
+        cycle.prefill(slots, slot, prompt, sampling, uniform)
+        seen.append([tensor[slot].clone() for tensor in (*slots.carried, *stores(cycle))])
+        others = [other for other in range(count) if other != slot]
+        assert not any(tensor[others].any() for tensor in (*slots.carried, *stores(cycle)))
+    for found in seen[1:]:
+        for one, other in zip(found, seen[0], strict=True):
+            torch.testing.assert_close(one, other)
+    assert seen[0][0] == len(prompt)
+    assert seen[0][3], "the slot is active"
+
+
+class Replays:
+    """Stands in for CUDA graphs: what was asked for first is what runs each time."""
+
+    def __init__(self, device):
+        self.work = {}
+
+    def __contains__(self, key):
+        return key in self.work
+
+    def __len__(self):
+        return len(self.work)
+
+    def capture(self, key, work, carried):
+        self.work[key] = work
+
+    def replay(self, key):
+        self.work[key]()
+
+
+def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
+    monkeypatch.setattr("eagle.runtime.Graphs", Replays)
+    prompts = [[3 + (7 * place + number) % 60 for place in range(1, 2 + 3 * number)]
+               for number in range(40)]  # fmt: skip
+    params = [
+        SamplingParams(max_new_tokens=3 + number % 5, temperature=number % 2, seed=number)
+        for number in range(40)
+    ]
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(prompts, params)
+    keys = []
+    for slots in (1, 4, 12, 40):
+        decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
+        decoder._runtime.graph = True
+        found = decoder.generate(prompts, params)
+        assert [result.tokens for result in found] == [result.tokens for result in expected]
+        keys.append(set(decoder._runtime._graphs.work))
+    reading = [{key for key in own if key[0] == "read"} for own in keys]
+    assert all(own == reading[0] for own in reading)
+    # Pieces of up to 32 and of up to 128 tokens, read by greedy and by sampled requests.
+    assert len(reading[0]) == 4
+    assert max(map(len, keys)) <= 4 + 3
 
 
 def test_graphs_are_refused_where_there_is_no_gpu(spec, pair):

@@ -114,7 +114,8 @@ def check_draft_head(head: DraftHead, target: TargetModel, *, tolerance: float =
         chosen = slice(None) if slot is None else slice(slot, slot + 1)
         lengths = torch.full((2 if slot is None else 1,), start)
         piece = slice(start, start + count)
-        step = Step.chain(lengths, count, 16, slot)
+        one = None if slot is None else torch.tensor([slot])
+        step = Step.chain(lengths, count, 16, one)
         return head.absorb(tokens[chosen, piece], features[chosen, piece], step)
 
     head.allocate(2, 32)

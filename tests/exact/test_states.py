@@ -112,8 +112,8 @@ def assert_no_uniform_is_read_twice(decoder):
     seen = []
 
     class Recorder(UniformDraws):
-        def _next(self, count):
-            read = super()._next(count)
+        def read(self, count):
+            read = super().read(count)
             slots = decoder._slots.active if len(read) > 1 else [True]
             seen.extend(row.tolist() for row, active in zip(read, slots, strict=True) if active)
             return read

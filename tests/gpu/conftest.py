@@ -30,8 +30,8 @@ def make(cuda_target, spec, caplog):
     """Build a decoder of the tiny pair in a mode; a fallback to another one fails the test."""
     caplog.set_level(logging.WARNING, logger="eagle.runtime")
 
-    def build(mode, **changes):
-        runtime = {
+    def build(mode, max_batch=8, **changes):
+        runtime = {"max_batch": max_batch} | {
             "eager": {"cuda_graph": False, "compile": False},
             "graph": {"cuda_graph": True, "compile": False},
             "compiled": {"cuda_graph": True, "compile": True},

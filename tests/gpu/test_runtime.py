@@ -59,6 +59,58 @@ def test_prompts_of_several_pieces_are_read_right(make, monkeypatch):
         assert eager[0].tokens == graph[0].tokens
 
 
+def many(count):
+    """Return prompts of different lengths, and parameters of all kinds."""
+    generator = torch.Generator().manual_seed(count)
+    prompts = [
+        torch.randint(3, 64, (1 + 37 * number % 150,), generator=generator).tolist()
+        for number in range(count)
+    ]
+    params = [
+        SamplingParams(max_new_tokens=5 + number % 17, temperature=number % 2 * 0.8, seed=number)
+        for number in range(count)
+    ]
+    return prompts, params
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "triton"])
+@pytest.mark.parametrize(("count", "max_batch"), [(12, 12), (40, 40), (40, 12)])
+def test_a_large_batch_says_what_it_says_eagerly(make, attention, count, max_batch):
+    prompts, params = many(count)
+    eager = make("eager", max_batch, attention=attention).generate(prompts, params)
+    graph = make("graph", max_batch, attention=attention).generate(prompts, params)
+    assert [r.tokens for r in graph] == [r.tokens for r in eager]
+    assert [r.stats.cycles for r in graph] == [r.stats.cycles for r in eager]
+
+
+def test_graphs_are_few_however_many_slots_there_are(make):
+    counts = []
+    for max_batch in (2, 12, 40):
+        decoder = make("graph", max_batch, attention="sdpa")
+        for _ in range(2):
+            decoder.generate(*many(40))
+        counts.append(len(decoder._runtime._graphs))
+    # Pieces of three lengths, for greedy and for sampled requests; and cycles, of which greedy
+    # ones only occur where all slots happen to be greedy.
+    assert all(3 * 2 + 1 <= count <= 3 * 2 + 2 for count in counts)
+
+
+def test_memory_of_a_large_batch_stays_flat(make):
+    decoder = make("graph", 12, attention="sdpa")
+    prompts, params = many(40)
+
+    def some(count):
+        for _ in range(count):
+            decoder.generate(prompts, params)
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
+
+    before = some(2)
+    graphs = len(decoder._runtime._graphs)
+    assert some(10) == before
+    assert len(decoder._runtime._graphs) == graphs
+
+
 def test_memory_stays_flat(make):
     decoder = make("graph", attention="sdpa")
     generator = torch.Generator().manual_seed(0)

@@ -61,9 +61,8 @@ class UnshiftedHead(EagleHead):
 
     def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
         """See `eagle.roles.DraftHead.absorb`."""
-        slot = slice(None) if step.slot is None else slice(step.slot, step.slot + 1)
-        given = self._given[slot].scatter_(1, step.rows, tokens)
-        own = given.gather(1, (step.rows - 1).clamp(min=0))
+        self._given[step.slots, step.rows] = tokens
+        own = self._given[step.slots, (step.rows - 1).clamp(min=0)]
         joined = self._pair(own, step.rows == 0, features)
         return self._state(self._cached(joined, step), tokens)
 

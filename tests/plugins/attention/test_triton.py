@@ -241,7 +241,7 @@ def test_the_backend_keeps_the_contract(device):
 def test_a_long_pass_goes_through_sdpa(device, monkeypatch):
     monkeypatch.setattr("eagle_plugins.attention.triton.tree_attention", None)
     lengths = torch.tensor([4], device=device)
-    step = Step.chain(lengths, MAX_NODES + 1, MAX_NODES + 9, slot=0)
+    step = Step.chain(lengths, MAX_NODES + 1, MAX_NODES + 9, torch.zeros_like(lengths))
     query, keys, values = torch.randn(3, 1, 2, MAX_NODES + 9, 64, device=device)
     query = query[:, :, : MAX_NODES + 1]
     found, expected = (
