@@ -19,6 +19,7 @@ __all__ = ["EXAMPLES", "report"]
 EXAMPLES = console.examples(
     "eagle train report runs/eagle",
     "eagle train report runs/one runs/two --against tokens --out compared.png",
+    "eagle train report runs/* --prompts held-out",
 )
 
 
@@ -40,6 +41,15 @@ def report(
     against: Annotated[
         Against, typer.Option("--against", help="What the curves are drawn against.")
     ] = Against.STEPS,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            metavar="NAME",
+            help="Only the figures on this set of prompts; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Draw loss, accuracy, tau and n-alpha of one run, or of several to compare them.
 
@@ -51,6 +61,8 @@ def report(
     require_matplotlib()
     names = run_names(runs)
     found = [read_run(folder, name) for folder, name in zip(runs, names, strict=True)]
+    if prompts:
+        found = [run.only(prompts) for run in found]
     draw(found, out, against.value)
     for run in found:
         console.out.out(_summary(run))

@@ -97,8 +97,11 @@ def picture(runs: Sequence[Run], axis: Axis = "steps") -> Any:
         axes = figure.subplots(2 if measured else 1, 2, squeeze=False)
         smoothed = _training(axes[0], runs, axis)
         if measured:
-            _taus(axes[1, 0], runs, axis)
-            axes[1, 0].set_xlim(axes[0, 0].get_xlim())
+            if _once(runs):
+                _tau_bars(axes[1, 0], runs)
+            else:
+                _taus(axes[1, 0], runs, axis)
+                axes[1, 0].set_xlim(axes[0, 0].get_xlim())
             _alphas(axes[1, 1], runs)
         note = "pale: every line of the log; bold: running mean" if smoothed else ""
         _heading(figure, runs, note)
@@ -154,6 +157,36 @@ def _taus(place: Any, runs: Sequence[Run], axis: Axis) -> None:
     _name(place, _titled("tau by rank replay", shared), _AXES[axis])
     place.set_ylabel("tokens per verification")
     _legend(place, trees, sets)
+
+
+def _once(runs: Sequence[Run]) -> bool:
+    """Return whether no run was measured twice: there is no curve to draw then."""
+    return all(
+        len(curve.values) < 2
+        for run in runs
+        for by_set in run.tau.values()
+        for curve in by_set.values()
+    )
+
+
+def _tau_bars(place: Any, runs: Sequence[Run]) -> None:
+    """Draw tau of the one evaluation of each run, tree by tree and set by set."""
+    trees = list(dict.fromkeys(tree for run in runs for tree in run.tau))
+    groups = [(tree, one) for tree in trees for one in _sets(runs)]
+    width = 0.8 / len(runs)
+    for i, run in enumerate(runs):
+        for number, (tree, one) in enumerate(groups):
+            curve = run.tau.get(tree, {}).get(one)
+            if curve is not None and len(curve.values):
+                x = number + (i - (len(runs) - 1) / 2) * width
+                place.bar(x, curve.values[-1], 0.9 * width, color=_colour(i))
+    _name(place, "tau by rank replay", "")
+    names = ["\n".join([*tree.split(maxsplit=1), one]) for tree, one in groups]
+    place.set_xticks(range(len(groups)), names, fontsize=8)
+    place.grid(visible=False, axis="x")
+    place.set_axisbelow(True)
+    place.set_ylim(bottom=1)  # what plain decoding gives
+    place.set_ylabel("tokens per verification")
 
 
 def _alphas(place: Any, runs: Sequence[Run]) -> None:

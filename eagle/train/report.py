@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,6 +54,25 @@ class Run:
     tau: Mapping[str, Mapping[str, Curve]]
     n_alpha: Mapping[str, Curve]
     tokens: Curve | None
+
+    @property
+    def sets(self) -> list[str]:
+        """The sets of prompts that it was measured on."""
+        return _names((*self.tau.values(), self.n_alpha))
+
+    def only(self, sets: Sequence[str]) -> Run:
+        """Return the same with the figures of some sets of prompts only.
+
+        Raises:
+            DataError: it was measured on none of them.
+        """
+        if not set(sets) & set(self.sets):
+            raise DataError(
+                f"{self.name} was not measured on {' or '.join(map(repr, sets))}; there is "
+                f"{', '.join(self.sets) or 'no evaluation'}"
+            )
+        tau = {tree: _chosen(by_set, sets) for tree, by_set in self.tau.items()}
+        return replace(self, tau=tau, n_alpha=_chosen(self.n_alpha, sets))
 
     def along(self, steps: NDArray[np.int64], axis: Axis) -> NDArray[np.float64]:
         """Return where steps lie on an axis: steps, millions of tokens, or minutes of training.
@@ -151,6 +170,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         elif line is not None:
             raise DataError(f"{path}:{number}: not a line of a training run's log")
     return lines
+
+
+def _chosen(found: Mapping[str, Curve], sets: Sequence[str]) -> dict[str, Curve]:
+    return {name: curve for name, curve in found.items() if name in sets}
 
 
 def _names(found: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -220,3 +220,34 @@ def test_mistakes_are_explained(eagle, arguments, message):
     status, _, said = eagle(*arguments)
     assert status == 2
     assert message in said
+
+
+def test_a_run_that_was_measured_once_has_bars(run, tmp_path):
+    once = write(tmp_path / "once", [train_line(10), train_line(20), evaluation(20)])
+    for folder, bars in ((once, [2.0, 3.0]), (run, [])):
+        lower = picture([read_run(folder)]).axes[2]
+        assert [bar.get_height() + bar.get_y() for bar in lower.patches] == bars
+        assert bool(lower.lines) != bool(bars)
+
+
+def test_only_the_sets_that_were_asked_for_are_shown(eagle, run, tmp_path):
+    found = read_run(run)
+    assert found.sets == ["held-out", "other"]
+    assert found.only(["other"]).tau == {
+        "chain 3": {},
+        "static": {"other": found.tau["static"]["other"]},
+    }
+    out = tmp_path / "report.png"
+    code, text, _ = eagle("train", "report", str(run), "--prompts", "held-out", "--out", str(out))
+    assert code == 0
+    assert "held-out" in text
+    assert "other" not in text
+    assert out.is_file()
+
+
+def test_refuses_a_set_that_no_evaluation_has(eagle, run, tmp_path):
+    out = tmp_path / "report.png"
+    code, _, error = eagle("train", "report", str(run), "--prompts", "gsm8k", "--out", str(out))
+    assert code == 2
+    assert "one was not measured on 'gsm8k'; there is held-out, other" in error
+    assert not out.exists()
