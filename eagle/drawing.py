@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-__all__ = ["draw"]
+__all__ = ["draw", "padded", "rows_of"]
 
 _BLOCK = 1024  # weights that one program adds up
 _TRITON = find_spec("triton") is not None
@@ -55,7 +55,7 @@ def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
         sum_blocks[(rows, blocks)](weights, sums, vocab, _BLOCK, num_warps=4)
         draw_from_row[(rows,)](
             weights, sums, uniforms.contiguous(), drawn, vocab, blocks,
-            _BLOCK, 1 << (blocks - 1).bit_length(), num_warps=4,
+            _BLOCK, padded(blocks), num_warps=4,
         )  # fmt: skip
     return drawn
 
@@ -63,3 +63,13 @@ def _draw(weights: Tensor, uniforms: Tensor) -> Tensor:
 @_draw.register_fake
 def _(weights: Tensor, uniforms: Tensor) -> Tensor:
     return weights.new_empty(weights.shape[:-1], dtype=torch.int64)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """Return a matrix whose rows may lie anywhere, but whose entries lie side by side."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def padded(count: int) -> int:
+    """Return the next power of two, of which Triton's tiles are."""
+    return 1 << (count - 1).bit_length()

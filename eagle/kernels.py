@@ -7,7 +7,16 @@ only where Triton is; `eagle.compaction`, `eagle.ranking` and `eagle.drawing` sa
 import triton
 import triton.language as tl
 
-__all__ = ["best_of_blocks", "best_of_row", "draw_from_row", "move_rows", "sum_blocks"]
+__all__ = [
+    "best_of_blocks",
+    "best_of_row",
+    "draw_from_row",
+    "find",
+    "load_logits",
+    "move_rows",
+    "sum_blocks",
+    "weigh",
+]
 
 
 @triton.jit
@@ -92,17 +101,55 @@ def draw_from_row(
     place = tl.arange(0, padded)
     mass = tl.load(sums + row * count + place, mask=place < count, other=0.0)
     threshold = tl.load(uniforms + row) * tl.sum(mass, axis=0)
-    # What is left of a row is looked for where there is mass: rounding may leave no block, or no
-    # index of a block, whose cumulative sum exceeds the threshold. Then it is the last with any.
-    part = tl.min(tl.where((tl.cumsum(mass, axis=0) > threshold) & (mass > 0), place, padded), 0)
-    part = tl.minimum(part, tl.maximum(tl.max(tl.where(mass > 0, place, -1), 0), 0))
+    part = find(mass, threshold, 0.0, place, padded)
     before = tl.sum(tl.where(place < part, mass, 0.0), axis=0)
     within = tl.arange(0, block)
     column = part * block + within
     x = tl.load(weights + row.to(tl.int64) * vocab + column, mask=column < vocab, other=0.0)
-    x = x.to(tl.float64)
-    index = tl.min(
-        tl.where((before + tl.cumsum(x, axis=0) > threshold) & (x > 0), within, block), 0
-    )
-    index = tl.minimum(index, tl.maximum(tl.max(tl.where(x > 0, within, -1), 0), 0))
+    index = find(x.to(tl.float64), threshold, before, within, block)
     tl.store(drawn + row, (part * block + index).to(tl.int64))
+
+
+@triton.jit
+def find(weights, threshold, before, place, size: tl.constexpr):
+    """Return the first place of positive weight where the sum of weights exceeds a threshold.
+
+    The sum starts from *before*. Rounding may leave no such place; then it is the last of
+    positive weight, and 0 where there is none.
+    """
+    over = (before + tl.cumsum(weights, axis=0) > threshold) & (weights > 0)
+    first = tl.min(tl.where(over, place, size), axis=0)
+    last = tl.max(tl.where(weights > 0, place, -1), axis=0)
+    return tl.minimum(first, tl.maximum(last, 0))
+
+
+@triton.jit
+def load_logits(row, column, vocab):
+    """Load logits of a row, -inf beyond its end; as float64 if they are, else as float32."""
+    x = tl.load(row + column, mask=column < vocab, other=-float("inf"))
+    if x.dtype != tl.float64:
+        x = x.to(tl.float32)
+    return x
+
+
+@triton.jit
+def weigh(row, column, vocab, top, best, temperature, least):
+    """Return weights, the largest of a row 1: `eagle.sampling.probabilities`, not normalised.
+
+    Args:
+        row: the row of logits.
+        column: which of its weights.
+        vocab: how many it has; there is no weight beyond.
+        top: its largest logit.
+        best: where that stands first; looked at where the temperature is 0.
+        temperature: of the slot.
+        least: the slot's min-p.
+    """
+    x = load_logits(row, column, vocab)
+    if temperature > 0:
+        weights = tl.exp((x - top) / temperature)
+        # Not the other way round: NaN is to be left out, so that a row of it has no mass.
+        weights = tl.where(weights >= least, weights, 0.0)
+    else:
+        weights = tl.where(column == best, 1.0, 0.0) + 0 * top
+    return weights

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from importlib.util import find_spec
+from typing import Annotated, Protocol, TypeGuard
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,7 +16,17 @@ from torch import Tensor
 
 from eagle.drawing import draw
 
-__all__ = ["Draws", "Sampling", "SamplingParams", "TargetProbs", "UniformDraws", "probabilities"]
+__all__ = [
+    "Draws",
+    "Sampling",
+    "SamplingParams",
+    "TargetProbs",
+    "UniformDraws",
+    "fusible",
+    "probabilities",
+]
+
+_FUSED = ("cuda",) if find_spec("triton") else ()  # devices for which there are kernels
 
 
 class SamplingParams(BaseModel):
@@ -179,7 +190,12 @@ class UniformDraws:
         self.uniforms = uniforms
         self.used = 0
 
-    def _next(self, count: int) -> Tensor:
+    def read(self, count: int) -> Tensor:
+        """Return the next uniforms, ``[B, count]``.
+
+        Raises:
+            IndexError: there are not as many.
+        """
         start, self.used = self.used, self.used + count
         if self.used > self.uniforms.shape[1]:
             raise IndexError(
@@ -190,13 +206,24 @@ class UniformDraws:
 
     def bernoulli(self, probs: Tensor) -> Tensor:
         """See `Draws.bernoulli`; strict, so that u = 0 never accepts probability zero."""
-        return self._next(1)[:, 0] < probs
+        return self.read(1)[:, 0] < probs
 
     def categorical(self, weights: Tensor) -> Tensor:
         """See `Draws.categorical` and `eagle.drawing.draw`."""
         width = weights.shape[1] if weights.dim() == 3 else 1
-        uniforms = self._next(width).to(torch.float64).reshape(weights.shape[:-1])
+        uniforms = self.read(width).to(torch.float64).reshape(weights.shape[:-1])
         return draw(weights, uniforms)
+
+
+def fusible(draws: Draws, logits: Tensor, sampling: Sampling) -> TypeGuard[UniformDraws]:
+    """Return whether kernels that read uniforms may stand for operators and `Draws`.
+
+    This is the one place where that is decided. PyTorch's operators serve CPUs, draws of any other
+    kind, an oracle's above all, and top-k and top-p, which need a sort. The kernels say what they
+    say on the same uniforms, and are as few as PyTorch's are many; besides, PyTorch 2.11 fails to
+    compile these.
+    """
+    return type(draws) is UniformDraws and logits.device.type in _FUSED and not sampling.filtered
 
 
 @dataclass(frozen=True)

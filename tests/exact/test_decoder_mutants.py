@@ -306,7 +306,7 @@ def every_draw_reads_the_same_uniform(patch, decoder):
     def following(self, count):
         return self.uniforms[:, :count]
 
-    patch.setattr(UniformDraws, "_next", following)
+    patch.setattr(UniformDraws, "read", following)
 
 
 def every_request_reads_the_same_uniforms(patch, decoder):

@@ -200,7 +200,7 @@ def test_mutant_of_scalar_drawing_is_caught(monkeypatch, broken):
 
 class InclusiveDraws(UniformDraws):
     def categorical(self, weights):
-        reached = weights.cumsum(-1) >= self._next(1) * weights.sum(-1, keepdim=True)
+        reached = weights.cumsum(-1) >= self.read(1) * weights.sum(-1, keepdim=True)
         return reached.to(torch.uint8).argmax(-1)
 
 

@@ -248,7 +248,7 @@ def test_mutant_of_the_tree_builder_is_caught(mutant):
 
 class InclusiveDraws(UniformDraws):
     def bernoulli(self, probs):
-        return self._next(1)[:, 0] <= probs
+        return self.read(1)[:, 0] <= probs
 
 
 def _accepts_the_impossible(draws: UniformDraws) -> bool:

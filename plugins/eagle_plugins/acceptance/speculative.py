@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from eagle.roles import Law
-from eagle.sampling import Draws, TargetProbs
+from eagle.sampling import Draws, TargetProbs, fusible
 from eagle.tree import Acceptance, TokenTree, TreeShape
+from eagle_plugins.acceptance import deciding
 from eagle_plugins.acceptance.scalar import speculative
 
 __all__ = ["SpeculativeRule"]
@@ -58,6 +59,8 @@ class SpeculativeRule:
         """
         if target.greedy:
             return self._follow_argmax(tree, target, shape)
+        if isinstance(target, TargetProbs) and fusible(draws, target.logits, target.sampling):
+            return deciding.accept(tree, target, shape, draws)
         if tree.law is Law.TOP_K:
             return self._follow_drawn(tree, target, shape, draws)
         node = torch.zeros_like(tree.tokens[:, 0])

@@ -23,6 +23,8 @@ class LevelIndex:
         width: how many of the most likely continuations are needed.
         best: int64 ``[C]``, where each child's token stands among W x width such continuations.
         rounds: the children drawn in each round, by place in the level, and their parents'.
+        children: int64 ``[W, K, 2]``, for each node and round, its child's place in the level and
+            which of the level's uniforms that is drawn with; -1 where it has no further child.
     """
 
     parents: Tensor
@@ -30,15 +32,20 @@ class LevelIndex:
     width: int
     best: Tensor
     rounds: tuple[tuple[Tensor, Tensor], ...]
+    children: Tensor
 
     @classmethod
     def of(cls, level: Level, first: int, device: torch.device) -> LevelIndex:
         """Return the index of a level, *first* being the number of the first node above it."""
         width = max(level.ranks) + 1
-        rounds = []
-        for order in range(max(level.orders) + 1):
+        turns, rounds, used = max(level.orders) + 1, [], 0
+        table = [[[-1, -1]] * turns for _ in level.parents]
+        for order in range(turns):
             children = [place for place, own in enumerate(level.orders) if own == order]
             slots = [level.slots[place] for place in children]
+            for place, slot in zip(children, slots, strict=True):
+                table[slot][order] = [place, used]
+                used += 1
             rounds.append(
                 (torch.tensor(children, device=device), torch.tensor(slots, device=device))
             )
@@ -49,6 +56,7 @@ class LevelIndex:
             width=width,
             best=torch.tensor([slot * width + rank for slot, rank in pairs], device=device),
             rounds=tuple(rounds),
+            children=torch.tensor(table, device=device),
         )
 
 

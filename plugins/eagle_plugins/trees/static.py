@@ -6,15 +6,14 @@ from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, StrictInt, model_validator
-from torch import Tensor
 
 from eagle.budget import Budget, Fit
 from eagle.errors import IncompatibleError, SpecError
-from eagle.ranking import top_k
 from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
-from eagle.sampling import Draws, probabilities
+from eagle.sampling import Draws
 from eagle.tree import TokenTree, TreeShape
-from eagle_plugins.trees.indices import LevelIndex, TreeIndex
+from eagle_plugins.trees.drawing import draw_level, likeliest
+from eagle_plugins.trees.indices import TreeIndex
 from eagle_plugins.trees.named import AUTO, fitting, paths_of
 from eagle_plugins.trees.sizes import Size, static_options
 from eagle_plugins.trees.topology import Topology
@@ -141,15 +140,13 @@ class StaticTree:
                 drafter.expand(inner, level.above.expand(slots, -1)) if depth else drafter.begin()
             )
             self.check_vocab(logits.shape[-1])
-            best = top_k(logits, level.width)[1].flatten(1).index_select(1, level.best)
             if sampled is None:
-                tokens.append(best)
+                tokens.append(likeliest(level, logits))
                 continue
-            probs = probabilities(logits, drafter.sampling)
-            drawn, possible = _draw(level, probs, sampled, exist[-1], draws)
+            drawn, possible, probs = draw_level(level, logits, drafter.sampling, exist[-1], draws)
+            tokens.append(drawn)
+            exist.append(possible)
             drafts.append(probs)
-            tokens.append(drawn.where(sampled[:, None], best))
-            exist.append(possible | ~sampled[:, None])
 
         parents = index.parents.expand(slots, -1)
         ancestors = index.ancestors.expand(slots, -1, -1)
@@ -185,35 +182,6 @@ class StaticTree:
         if device not in self._indices:
             self._indices[device] = TreeIndex.of(self.topology, device)
         return self._indices[device]
-
-
-def _draw(
-    level: LevelIndex, probs: Tensor, sampled: Tensor, above: Tensor, draws: Draws
-) -> tuple[Tensor, Tensor]:
-    """Draw one level's children without replacement.
-
-    Args:
-        level: the level.
-        probs: ``[B, W, V]``, draft distributions of the nodes that have children.
-        sampled: bool ``[B]``; other slots ask for nothing.
-        above: bool ``[B, C']``, which nodes of the level above exist.
-        draws: the source of chance.
-
-    Returns:
-        Tokens int64 ``[B, C]``, and bool ``[B, C]``: whether there was anything left to draw.
-    """
-    real = above.index_select(1, level.parents) & sampled[:, None]
-    left = probs.where(real[..., None], 0)
-    tokens = level.best.new_zeros(probs.shape[0], level.best.shape[0])
-    exist = torch.zeros_like(tokens, dtype=torch.bool)
-    for children, slots in level.rounds:
-        weights = left.index_select(1, slots)
-        drawn = draws.categorical(weights)
-        column = drawn[..., None]
-        tokens = tokens.index_copy(1, children, drawn)
-        exist = exist.index_copy(1, children, weights.gather(2, column)[..., 0] > 0)
-        left = left.index_copy(1, slots, weights.scatter(2, column, 0.0))
-    return tokens, exist
 
 
 class FittedStatic(StaticTree):

@@ -85,7 +85,7 @@ class ScalarNode:
             yield child
 
 
-def random_batch(rng: Random, law: Law, dtype: torch.dtype):
+def random_batch(rng: Random, law: Law, dtype: torch.dtype, *, filtered: bool = True):
     """Return a random batch of trees with random distributions, its shape and its uniforms."""
     slots, vocab, depth = rng.randint(1, 4), rng.randint(2, 7), rng.randint(0, 4)
     nodes = 1 + (rng.randint(depth, 3 * depth) if depth else 0)
@@ -100,11 +100,11 @@ def random_batch(rng: Random, law: Law, dtype: torch.dtype):
     temperature = torch.tensor([rng.choice([0.0, 0.5, 1.0, 2.0]) for _ in range(slots)])
     sampling = Sampling(
         temperature=temperature,
-        top_k=torch.tensor([rng.choice([0, 0, 2]) for _ in range(slots)]),
-        top_p=torch.tensor([rng.choice([1.0, 1.0, 0.7317]) for _ in range(slots)]),
-        min_p=torch.zeros(slots),
-        greedy=bool((temperature == 0).all()) and rng.random() < 0.5,
-        filtered=True,
+        top_k=torch.tensor([rng.choice([0, 0, 2]) if filtered else 0 for _ in range(slots)]),
+        top_p=torch.tensor([rng.choice([1, 1, 0.7317]) if filtered else 1.0 for _ in range(slots)]),
+        min_p=torch.tensor([0.0 if filtered else rng.choice([0, 0, 0.317]) for _ in range(slots)]),
+        greedy=filtered and bool((temperature == 0).all()) and rng.random() < 0.5,
+        filtered=filtered,
     )
     chance = 0.0 if law is Law.TOP_K else 0.8
     sampled = torch.tensor([bool(t > 0) and rng.random() < chance for t in temperature])
@@ -159,8 +159,8 @@ def random_batch(rng: Random, law: Law, dtype: torch.dtype):
     return tree, TargetProbs(logits, sampling), shape, uniforms
 
 
-def scalar_outcome(tree, target, shape, uniforms, slot, tolerance):
-    draws = ReplayedDraws(uniforms[slot].tolist(), tolerance, tree.law)
+def scalar_outcome(tree, target, shape, uniforms, slot, tolerance, replayed=ReplayedDraws):
+    draws = replayed(uniforms[slot].tolist(), tolerance, tree.law)
     sampled = bool(tree.sampled[slot])
     nodes = []
     for index in range(shape.nodes):
