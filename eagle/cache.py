@@ -97,6 +97,14 @@ class TreeCache:
         stores = (*self.keys, *self.values)
         self._mover = Mover(stores) if Mover.serves(stores) else None
 
+    @classmethod
+    def over(cls, keys: list[Tensor], values: list[Tensor]) -> TreeCache:
+        """Return a cache of tensors that there are, to write to and read from."""
+        made = cls.__new__(cls)
+        made.keys, made.values, made.rows = keys, values, keys[0].shape[2]
+        made._mover = None
+        return made
+
     def write(self, layer: int, keys: Tensor, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Store the new entries of one layer and return what its queries may read.
 
@@ -134,6 +142,8 @@ class TreeCache:
         if self._mover is not None:
             self._mover(lengths, path)
             return
+        if path.shape[1] == 1:
+            return  # the root alone, which is where it belongs
         source = lengths[:, None] + path
         target = lengths[:, None] + torch.arange(path.shape[1], device=path.device)
         for store in (*self.keys, *self.values):

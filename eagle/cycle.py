@@ -14,7 +14,7 @@ from eagle.drafter import CycleDrafter
 from eagle.processing import Processing
 from eagle.roles import AcceptanceRule, AttentionBackend, DraftHead, FeatureExtractor, TreeBuilder
 from eagle.sampling import Draws, Sampling, SamplingParams, TargetProbs, UniformDraws, probabilities
-from eagle.target import Target
+from eagle.target import Forward, Target
 from eagle.tree import Acceptance, TokenTree
 
 __all__ = ["PHASES", "Cycle", "Slots"]
@@ -65,6 +65,7 @@ class Cycle:
         draws: makes the draws of a pass from its uniforms; an oracle may take its place.
         timer: called with the name of each phase as it begins, and with ``end``.
         compiled: what to call in place of the methods of these names, the cycle first.
+        ahead: the target's pass compiled ahead of time, in place of its `forward`.
     """
 
     draws: Callable[[Tensor], Draws] = UniformDraws
@@ -88,6 +89,7 @@ class Cycle:
         self.headroom = self.shape.depth + 1 + written
         self.timer: Callable[[str], None] | None = None
         self.compiled: dict[str, Callable[..., object]] = {}
+        self.ahead: Forward | None = None
 
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches of *rows* committed rows per slot, and the slots."""
@@ -263,8 +265,8 @@ class Cycle:
         slots.outcome[:, :3].index_copy_(0, slot, outcome)
 
     def _forward(self, tokens: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:
-        layers = self.features.layers
-        return self.target.forward(tokens, step, self.cache, self.attention, layers)
+        forward = self.ahead or self.target.forward
+        return forward(tokens, step, self.cache, self.attention, self.features.layers)
 
     def _first(self, scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         if sampling.greedy:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PackedLinear", "Switch", "pack"]
+__all__ = ["PackedLinear", "Switch", "multiply", "pack", "packs", "reorder"]
 
 _ROWS = 16  # rows that the layout is made for: about a token tree
 _SHARE = 0.25  # of the free memory that the copies may take; the dense weights are kept
@@ -23,9 +23,28 @@ _SHARE = 0.25  # of the free memory that the copies may take; the dense weights 
 
 @dataclass
 class Switch:
-    """Whether packed or fused layers use the weights made for them; off, they are ordinary."""
+    """How packed and fused layers compute.
+
+    Attributes:
+        on: whether they use the weights made for them; off, they are ordinary.
+        traced: whether dense weights stand for the packed ones, which cannot be traced: what is
+            compiled from that is given the packed ones later.
+    """
 
     on: bool = True
+    traced: bool = False
+
+
+def reorder(weight: Tensor) -> Tensor:
+    """Return a packed copy of a dense weight."""
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), _ROWS)
+    return packed
+
+
+def multiply(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Return ``x W^T + b`` for a packed W."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
 
 
 class PackedLinear(nn.Linear):
@@ -39,24 +58,35 @@ class PackedLinear(nn.Linear):
         super().__init__(dense.in_features, dense.out_features, bias=False, device="meta")
         self.weight, self.bias = dense.weight, dense.bias
         self.switch = switch
-        self._packed: Tensor | None = torch.ops.mkldnn._reorder_linear_weight(
-            dense.weight.detach(), _ROWS
-        )
+        self.packed: Tensor | None = reorder(dense.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x W^T + b``."""
-        if not self.switch.on or self._packed is None:
+        if not self.switch.on or self.packed is None:
             return F.linear(x, self.weight, self.bias)
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+        return multiply(x, self.weight if self.switch.traced else self.packed, self.bias)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         # What `.to` and its like go through: they know parameters only, not the packed copy.
         before = self.weight.data_ptr()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.weight.data_ptr() != before:
-            self._packed = None
+            self.packed = None
         return self
+
+
+def packs(module: nn.Module) -> bool:
+    """Whether packing the linear layers of a module pays, and its memory can be had.
+
+    Not on other devices than the CPU, in other dtypes than bfloat16, without oneDNN's support for
+    it, or where memory is short.
+    """
+    weights = [child.weight for child in module.modules() if type(child) is nn.Linear]
+    return (
+        all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights)
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        and sum(w.nbytes for w in weights) <= _SHARE * psutil.virtual_memory().available
+    )
 
 
 def pack(module: nn.Module, switch: Switch) -> bool:
@@ -67,8 +97,7 @@ def pack(module: nn.Module, switch: Switch) -> bool:
         switch: shared by all layers, to turn packing off for a while.
 
     Returns:
-        Whether they were: not on other devices than the CPU, in other dtypes than bfloat16,
-        without oneDNN's support for it, or where memory is short.
+        Whether they were, which `packs` decides.
     """
     for layer in module.modules():
         if isinstance(layer, PackedLinear):
@@ -79,13 +108,8 @@ def pack(module: nn.Module, switch: Switch) -> bool:
         for name, child in parent.named_children()
         if type(child) is nn.Linear
     ]
-    size = sum(child.weight.nbytes for _, _, child in found)
-    if (
-        any(c.weight.dtype != torch.bfloat16 or c.weight.device.type != "cpu" for _, _, c in found)
-        or not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        or size > _SHARE * psutil.virtual_memory().available
-    ):
+    if not found or not packs(module):
         return False
     for parent, name, child in found:
         setattr(parent, name, PackedLinear(child, switch))
-    return bool(found)
+    return True

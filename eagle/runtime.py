@@ -9,20 +9,23 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from eagle.agreement import OperatorDraws, disagreement
+from eagle.ahead import ahead
 from eagle.assets.cache import cache_dir, notify
 from eagle.cycle import PHASES, PREFILL, Cycle, Slots
 from eagle.errors import EagleError, IncompatibleError
 from eagle.graphs import Graphs
 from eagle.processing import Processing
-from eagle.sampling import Sampling, SamplingParams
+from eagle.sampling import Sampling, SamplingParams, UniformDraws
 from eagle.schema import RuntimeSpec
 
 __all__ = ["Runtime"]
@@ -31,6 +34,7 @@ log = logging.getLogger("eagle.runtime")
 
 _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
+_AHEAD = ("cpu",)  # devices for which the target's pass is compiled ahead, and phases are not
 _PIECES = (32, 128, PREFILL)  # lengths of a prompt's pieces that are captured
 
 
@@ -61,8 +65,9 @@ class Runtime:
             )
         self.cycle = cycle
         self.graph = cuda and capturable and spec.cuda_graph is not False
-        self.compiled = self.graph if spec.compile == "auto" else spec.compile
-        self._told = False
+        ahead_of_time = cycle.target.device.type in _AHEAD
+        self.compiled = self.graph if spec.compile == "auto" else spec.compile and not ahead_of_time
+        self._told = self._asked = False
         self._graphs: Graphs | None = None
         self._inputs: _Inputs | None = None
         if self.compiled:
@@ -70,6 +75,14 @@ class Runtime:
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
             for name in PHASES:
                 cycle.compiled[name] = _Compiled(name, getattr(type(cycle), name))
+
+        if ahead_of_time and spec.compile is not False:
+            cycle.ahead = ahead(
+                cycle.target,
+                cycle.attention,
+                cycle.features.layers,
+                make=spec.compile is True,
+            )
 
     def slots(self, wanted: int, limit: int) -> int:
         """Return how many slots to allocate: few different numbers where each is captured."""
@@ -100,6 +113,8 @@ class Runtime:
         self, slots: Slots, sampling: Sampling, committed: int, processing: Processing | None
     ) -> None:
         """Run one cycle, when no slot holds more than *committed* tokens."""
+        if not sampling.greedy and not self._asked:
+            self._ask_kernels()
         span = self._span(committed)
         if processing or not self._captured(
             ("cycle", span, sampling.greedy, sampling.filtered),
@@ -107,6 +122,15 @@ class Runtime:
             slots,
         ):
             self.cycle.run(slots, sampling, span, processing)
+
+    def _ask_kernels(self) -> None:
+        """Before the first sampled cycle, leave out kernels that are wrong on this device."""
+        self._asked = True
+        if self.cycle.draws is not UniformDraws:
+            return  # an oracle, which goes through the operators anyway
+        if reason := disagreement(self.cycle):
+            self.cycle.draws = OperatorDraws
+            log.warning("sampled cycles do without kernels, which are wrong here: %.300s", reason)
 
     def prefill(
         self,
@@ -237,9 +261,15 @@ class _Compiled:
         return self._phase(cycle, *args)
 
 
-def _many_shapes() -> AbstractContextManager[Any]:
-    """Let one phase be compiled for many shapes: the limit is meant for shapes that keep coming."""
-    patched: AbstractContextManager[Any] = torch._dynamo.config.patch(
-        recompile_limit=64, accumulated_recompile_limit=1024
-    )
-    return patched
+@contextmanager
+def _many_shapes() -> Iterator[None]:
+    """Let one phase be compiled for many shapes: the limit is meant for shapes that keep coming.
+
+    Advice that is not for users of a decoder is left unsaid.
+    """
+    patched = torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=1024)
+    with patched, warnings.catch_warnings():
+        # Products in float32 are asked for in float32, and Inductor knows when to split.
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
+        warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
+        yield

@@ -129,7 +129,9 @@ class RuntimeSpec(_Model):
     """How cycles are executed, and how much is allocated for them.
 
     Attributes:
-        compile: compile a cycle's phases; ``auto``: where cycles are captured.
+        compile: on a GPU, compile a cycle's phases; ``auto``: where cycles are captured. On a
+            CPU, run the target's pass as compiled code; ``auto``: where ``eagle compile`` made
+            it; True: make it at first use.
         cuda_graph: capture whole cycles as CUDA graphs and replay them; ``auto``: on CUDA, where
             every component allows it.
         max_batch: slots, the most requests decoded at once.

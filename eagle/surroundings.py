@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["hardware", "versions"]
+__all__ = ["hardware", "instructions", "versions"]
 
 _PACKAGES = ("eagle-decoding", "torch", "transformers", "triton")
 
@@ -21,14 +21,24 @@ def hardware(device: torch.device) -> str:
     return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
+def instructions() -> str:
+    """Return what compiled code may make use of: the processor's model and what it can do."""
+    return " ".join((platform.machine(), _processor(), _told("flags") or _told("Features")))
+
+
 def _processor() -> str:
     """Return the processor's model, which Python itself does not know on Linux."""
+    return _told("model name") or platform.processor() or platform.machine()
+
+
+def _told(what: str) -> str:
+    """Return what Linux says of the first processor, or an empty string."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(what))
+    return next(found, "")
 
 
 def versions() -> dict[str, str]:

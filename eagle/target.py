@@ -5,7 +5,7 @@ Knows how a transformers model is driven; knows nothing of drafting or acceptanc
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,22 @@ from torch import Tensor
 from eagle import bridge, loading
 from eagle.cache import Step, TreeCache
 from eagle.errors import TargetError
-from eagle.fusing import fuse
-from eagle.packing import Switch, pack
+from eagle.fusing import arrange
+from eagle.packing import Switch
 from eagle.roles import AttentionBackend, TargetInfo
 from eagle.schema import TargetSpec
 from eagle.tree import ancestor_mask
 
-__all__ = ["Target", "load_target", "resolve_device", "resolve_dtype"]
+__all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
 
 # Relative distance of logits above which a pass through the tree cache is not the model's own.
 # Measured on right models: under 1e-5 in float32, under 0.05 in bfloat16; a wrong mask or
 # position gives more than 0.3.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _TOLERANCE_HALF = 0.2
+
+
+Forward = Callable[..., tuple[Tensor, list[Tensor]]]
 
 
 class Target:
@@ -42,6 +45,8 @@ class Target:
         device: where it is; of one that is spread over devices, where its LM head is.
         dtype: of its weights.
         spread: whether it is on several devices: then it has features and logits, but no cycles.
+        body: the model without its LM head.
+        layout: of its linear layers.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -67,10 +72,8 @@ class Target:
         self._stock = "sdpa" if own == bridge.ATTENTION else own
         self.layout = Switch()
         if not self.spread:  # its layers are hooked, by what they are
-            pack(model, self.layout)
-            if self.device.type == "cuda":
-                fuse(model, self.layout)
-        self._body = model.get_decoder()
+            arrange(model, self.layout)
+        self.body = model.get_decoder()
         self._head = model.get_output_embeddings()
         self._embedding = model.get_input_embeddings()
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
@@ -148,10 +151,21 @@ class Target:
         Returns:
             The LM head's input ``[B, N, H]``, and the hidden states asked for.
         """
+        return self.run({"input_ids": tokens}, step, cache, attention, layers)
+
+    def run(
+        self,
+        entries: dict[str, Tensor],
+        step: Step,
+        cache: bridge.PassCache,
+        attention: AttentionBackend,
+        layers: tuple[int, ...],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one pass as `forward` does, with tokens or their embeddings by transformers' name."""
         self._attend_through(bridge.ATTENTION)
         cache.step = step
-        out = self._body(
-            input_ids=tokens,
+        out = self.body(
+            **entries,
             # Nodes past the last position are never committed, but tables end there.
             position_ids=step.positions.clamp(max=self.info.max_positions - 1),
             attention_mask=self._open,  # of rank 4, so that no other mask is made
@@ -180,11 +194,15 @@ class Target:
             self._attend_through(bridge.ATTENTION)
 
     @torch.inference_mode()
-    def probe(self, attention: AttentionBackend) -> None:
+    def probe(self, attention: AttentionBackend, forward: Forward | None = None) -> None:
         """Check that passes over the tree cache are the model's own, on a small random tree.
 
         It is what lets an architecture be served that nobody here has heard of: mask, positions,
         cache and the scaling of logits are all compared with the model's own forward.
+
+        Args:
+            attention: the backend to attend through.
+            forward: what runs the passes, in place of the method of that name.
 
         Raises:
             TargetError: they differ, so that the output would not be the target's; or the backend
@@ -213,9 +231,10 @@ class Target:
             depths = torch.tensor([[0, 1, 1, 2, 2]], device=self.device)
             lengths = torch.zeros(1, dtype=torch.int64, device=self.device)
             cache = self.make_cache(1, 11)
-            self.forward(prompt[None], Step.chain(lengths, 6, 6), cache, attention)
+            run = forward or self.forward
+            run(prompt[None], Step.chain(lengths, 6, 6), cache, attention)
             step = Step.tree(lengths + 6, depths, ancestor_mask(parents, 2), 11)
-            last, _ = self.forward(tree[None], step, cache, attention)
+            last, _ = run(tree[None], step, cache, attention)
             found = self.logits(last)[0, paths].float()
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise TargetError(

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from eagle.fusing import SharedInput, fuse
+from eagle.fusing import SharedInput, arrange, fuse, products
 from eagle.packing import Switch
 from eagle.testing import tiny_target
 
@@ -52,7 +52,7 @@ def test_with_the_switch_off_layers_are_ordinary(monkeypatch):
     expected = parent.up_proj(x)
     fuse(parent, switch)
     switch.on = False
-    monkeypatch.setattr(parent.up_proj._product, "part", None)
+    monkeypatch.setattr(parent.up_proj.product, "part", None)
     torch.testing.assert_close(parent.up_proj(x), expected)
 
 
@@ -71,6 +71,41 @@ def test_a_model_that_was_converted_is_an_ordinary_one():
     x = torch.rand(3, 4)
     expected = parent.up_proj(x)
     fuse(parent, Switch())
-    assert parent.cpu().up_proj._product, "nothing has changed"
+    assert parent.cpu().up_proj.product, "nothing has changed"
     found = parent.double().up_proj(x.double())
     torch.testing.assert_close(found, expected.double())
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this CPU has no bfloat16 products"
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_on_a_cpu_what_is_fused_is_packed_as_well(bias):
+    torch.manual_seed(0)
+    parent, switch = nn.Module(), Switch()
+    parent.gate_proj, parent.up_proj = (nn.Linear(32, 48, bias) for _ in range(2))
+    parent.down_proj = nn.Linear(48, 32, bias)
+    parent.bfloat16().requires_grad_(False)
+    x = torch.randn(3, 32).bfloat16()
+    dense = [layer(x) for layer in (parent.gate_proj, parent.up_proj)]
+    exact = [layer.weight.double() @ x.double().T for layer in (parent.gate_proj, parent.up_proj)]
+    arrange(parent, switch)
+    (product,) = products(parent)
+    assert product.packed is not None
+    assert parent.down_proj.packed is not None
+    for layer, expected, whole in zip(
+        (parent.gate_proj, parent.up_proj), exact, dense, strict=True
+    ):
+        found = layer(x).double() - (layer.bias.double() if bias else 0)
+        assert (found - expected.T).norm() / expected.norm() < 0.01
+        switch.on = False
+        assert torch.equal(layer(x), whole), "off, it is the ordinary layer to the bit"
+        switch.on = True
+
+
+def test_in_float32_nothing_is_arranged_on_a_cpu():
+    parent = nn.Module()
+    parent.gate_proj, parent.up_proj = (nn.Linear(4, 6) for _ in range(2))
+    parent.requires_grad_(False)
+    arrange(parent, Switch())
+    assert type(parent.gate_proj) is nn.Linear

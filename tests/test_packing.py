@@ -76,6 +76,6 @@ def test_a_model_that_memory_cannot_hold_twice_is_left_alone(monkeypatch):
 def test_a_model_that_was_converted_is_an_ordinary_one():
     dense, packed = _net(), _net()
     pack(packed, Switch())
-    assert packed.cpu()[0]._packed is not None, "nothing has changed"
+    assert packed.cpu()[0].packed is not None, "nothing has changed"
     x = torch.randn(1, 5, 64)
     assert torch.equal(packed.float()(x), dense.float()(x))

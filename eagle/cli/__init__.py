@@ -14,7 +14,19 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import bench, chat, console, data, generate, plugins, spec, train, tree, verify
+from eagle.cli import (
+    bench,
+    chat,
+    compiling,
+    console,
+    data,
+    generate,
+    plugins,
+    spec,
+    train,
+    tree,
+    verify,
+)
 
 __all__ = ["main"]
 
@@ -51,6 +63,7 @@ def _commands() -> None:
     app.command(epilog=chat.EXAMPLES)(chat.chat)
     app.command(epilog=tree.EXAMPLES)(tree.tree)
     app.command(epilog=verify.EXAMPLES)(verify.verify)
+    app.command("compile", epilog=compiling.EXAMPLES)(compiling.compile_)
     app.command(epilog=plugins.EXAMPLES)(plugins.plugins)
     app.add_typer(spec.app, name="spec")
     app.add_typer(train.app, name="train")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eagle.cli import console
+from eagle.cli.compiling import suggest
 from eagle.cli.decoding import (
     MaxNewTokens,
     MinP,
@@ -116,6 +117,7 @@ def generate(
     if prompts is None:
         answer = _stream(decoder, texts[0], params, raw=raw, show=not as_json)
         console.err.print(figures(answer.stats), style="dim", soft_wrap=True)
+        suggest(decoder)
     comparison = _compare(decoder, texts, params, repeats or 1, raw=raw) if compare else None
     if as_json:
         console.emit_json(_describe(decoder, answer, comparison))

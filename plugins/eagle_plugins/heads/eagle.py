@@ -12,8 +12,8 @@ from torch import Tensor
 
 from eagle.cache import Step, TreeCache
 from eagle.errors import CheckpointError
-from eagle.fusing import fuse
-from eagle.packing import Switch, pack
+from eagle.fusing import arrange
+from eagle.packing import Switch
 from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
 from eagle_plugins.heads.checkpoint import (
     check_tensors,
@@ -146,9 +146,7 @@ class EagleHead:
     def allocate(self, slots: int, rows: int) -> None:
         """Allocate the cache of the one layer, and lay out its weights for decoding."""
         # Not on loading: neither packed nor stacked weights can be trained.
-        pack(self.module, Switch())
-        if self._target.device.type == "cuda":
-            fuse(self.module, Switch())
+        arrange(self.module, Switch())
         attention = self.module.attention
         self._cache = TreeCache(
             layers=1,
