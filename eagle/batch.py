@@ -81,10 +81,10 @@ class Batch:
 
         Args:
             outcomes: of every slot.
-            waiting: whether a slot that a stop string frees is given to another request at once,
-                which must not get the outcome of the cycle before.
+            waiting: whether there are requests without a slot. A slot that is free, or that a stop
+                string frees, is given to one at once, which must not get that cycle's outcome.
         """
-        return not any(
+        return not (waiting and self.free) and not any(
             request.processors
             or outcome[1]
             or (waiting and request.params.stop)

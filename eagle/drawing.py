@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-__all__ = ["draw", "padded", "rows_of"]
+__all__ = ["draw", "draw_by_operators", "padded", "rows_of"]
 
 _BLOCK = 1024  # weights that one program adds up
 _TRITON = find_spec("triton") is not None
@@ -31,6 +31,11 @@ def draw(weights: Tensor, uniforms: Tensor) -> Tensor:
     if weights.is_cuda and _TRITON:
         drawn: Tensor = _draw(weights, uniforms)
         return drawn
+    return draw_by_operators(weights, uniforms)
+
+
+def draw_by_operators(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """Do what `draw` does with PyTorch's operators, on any device."""
     total = weights.to(torch.float64).cumsum(-1)
     mass = total[..., -1:]
     # right=True finds the first index whose cumulative mass exceeds the threshold; rounding up to

@@ -7,6 +7,7 @@
     │   └── UnknownStrategyError  nobody provides that name
     ├── TargetError             the target model cannot be loaded or served
     ├── CheckpointError         a draft head's files do not fit or are damaged
+    ├── CompileError            a target's pass cannot be compiled, or what was is not the pass
     ├── AssetError              a file could not be fetched, verified or stored
     ├── RequestError            a prompt or its sampling parameters are not valid
     ├── DataError               training or evaluation data cannot be used
@@ -25,6 +26,7 @@ from typing import Any
 __all__ = [
     "AssetError",
     "CheckpointError",
+    "CompileError",
     "DataError",
     "EagleError",
     "IncompatibleError",
@@ -71,6 +73,10 @@ class TargetError(EagleError):
 
 class CheckpointError(EagleError):
     """A draft head's checkpoint is missing, damaged, unsafe, or of another shape."""
+
+
+class CompileError(EagleError):
+    """A target's pass cannot be compiled ahead of time here, or what was compiled is not it."""
 
 
 class AssetError(EagleError):

@@ -124,13 +124,13 @@ class Runtime:
             self.cycle.run(slots, sampling, span, processing)
 
     def _ask_kernels(self) -> None:
-        """Before the first sampled cycle, leave out kernels that are wrong on this device."""
+        """Before the first sampled token, leave out kernels that are wrong on this device."""
         self._asked = True
         if self.cycle.draws is not UniformDraws:
             return  # an oracle, which goes through the operators anyway
         if reason := disagreement(self.cycle):
             self.cycle.draws = OperatorDraws
-            log.warning("sampled cycles do without kernels, which are wrong here: %.300s", reason)
+            log.warning("sampled cycles do without kernels, which differ here: %.300s", reason)
 
     def prefill(
         self,
@@ -142,6 +142,8 @@ class Runtime:
         processing: Processing | None,
     ) -> None:
         """Read a prompt into a slot and choose its first token; see `Cycle.prefill`."""
+        if not sampling.greedy and not self._asked:
+            self._ask_kernels()
         if processing or self._inputs is None or not self.graph:
             self.cycle.prefill(slots, slot, prompt, sampling, uniform, processing)
             return

@@ -155,7 +155,7 @@ def _filter_whole(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
 
 @_filter_whole.register_fake
 def _(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    return torch.empty_like(scores)
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
 
 
 class Draws(Protocol):
@@ -186,6 +186,8 @@ class UniformDraws:
     The order of the calls is fixed, so that a cycle can be captured once and replayed.
     """
 
+    _draw = staticmethod(draw)
+
     def __init__(self, uniforms: Tensor) -> None:
         self.uniforms = uniforms
         self.used = 0
@@ -211,8 +213,7 @@ class UniformDraws:
     def categorical(self, weights: Tensor) -> Tensor:
         """See `Draws.categorical` and `eagle.drawing.draw`."""
         width = weights.shape[1] if weights.dim() == 3 else 1
-        uniforms = self.read(width).to(torch.float64).reshape(weights.shape[:-1])
-        return draw(weights, uniforms)
+        return self._draw(weights, self.read(width).to(torch.float64).reshape(weights.shape[:-1]))
 
 
 def fusible(draws: Draws, logits: Tensor, sampling: Sampling) -> TypeGuard[UniformDraws]:

@@ -8,6 +8,7 @@ import torch
 from eagle import Decoder, SamplingParams
 from eagle import sampling as seam
 from eagle.agreement import OperatorDraws, disagreement
+from eagle.drawing import draw_by_operators
 from eagle.sampling import UniformDraws
 from eagle_plugins.acceptance import deciding
 from eagle_plugins.trees import drawing
@@ -38,6 +39,14 @@ def other_token(tokens, exist, probs):
     return (tokens + 1) % probs.shape[-1], exist, probs
 
 
+def none_exist(tokens, exist, probs):
+    return tokens, torch.zeros_like(exist), probs
+
+
+def other_probs(tokens, exist, probs):
+    return tokens, exist, probs * 1.05
+
+
 def other_bonus(path, count, bonus):
     return path, count, (bonus + 1) % 64
 
@@ -59,7 +68,9 @@ def test_right_kernels_agree_and_are_used(build, tree, caplog):
 @pytest.mark.parametrize(
     ("module", "operator", "fault", "what"),
     [
-        (drawing, "_draw_level", other_token, "another tree"),
+        (drawing, "_draw_level", other_token, "other candidates"),
+        (drawing, "_draw_level", none_exist, "other candidates"),
+        (drawing, "_draw_level", other_probs, "another draft distribution"),
         (deciding, "_accept", other_bonus, "another bonus token"),
         (deciding, "_accept", shorter, "another count of accepted tokens"),
     ],
@@ -90,6 +101,23 @@ def test_kernels_that_cannot_run_here_are_left_out(build, monkeypatch, caplog):
     decoder = build("dynamic")
     decoder.generate([5, 6, 7], SAMPLED)
     assert "no kernel image is available" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["wrong", "absent"])
+def test_the_kernels_of_one_draw_are_compared_too(build, monkeypatch, caplog, fault):
+    def draw(weights, uniforms):
+        if fault == "absent":
+            raise RuntimeError("no kernel image is available")
+        return (draw_by_operators(weights, uniforms) + 1) % weights.shape[-1]
+
+    monkeypatch.setattr(UniformDraws, "_draw", staticmethod(draw))
+    decoder = build("dynamic")
+    params = SAMPLED.model_copy(update={"max_new_tokens": 1})  # no cycle draws it
+    found = decoder.generate([5, 6, 7], params).tokens
+    assert decoder._cycle.draws is OperatorDraws
+    assert ("another first token" if fault == "wrong" else "no kernel image") in caplog.text
+    monkeypatch.undo()
+    assert Decoder(decoder.resolved, decoder.target).generate([5, 6, 7], params).tokens == found
 
 
 def test_greedy_requests_ask_no_kernel(build, monkeypatch):

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from eagle import ahead as module
-from eagle.ahead import AheadError, AheadPass, ahead, made
+from eagle.ahead import AheadPass, ahead, made
 from eagle.cache import Step
 from eagle.decoder import Decoder
+from eagle.errors import CompileError
 from eagle.fusing import products
 from eagle.sampling import SamplingParams
 from eagle.testing import tiny_target
+from eagle.tracing import TracedPass
 from eagle.tree import ancestor_mask
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 
@@ -186,7 +188,7 @@ def test_a_model_that_cannot_be_traced_runs_eagerly_and_that_is_said(empty, pair
 def test_a_backend_that_reads_on_the_host_is_not_traced(empty, pair):
     attention = sdpa()
     attention.capturable = False
-    with pytest.raises(AheadError, match="not capturable"):
+    with pytest.raises(CompileError, match="not capturable"):
         AheadPass(pair[0], attention, ()).make()
 
 
@@ -202,13 +204,13 @@ def test_a_damaged_package_is_not_used(compiled, empty, pair, caplog):
 
 def test_code_that_computes_something_else_is_not_used(compiled, pair, monkeypatch):
     found = AheadPass(pair[0], sdpa(), ())
-    own = module._Pass.weights
+    own = TracedPass.weights
 
     def others(self):
         return {name: torch.flip(t, [0]) if t.dim() == 1 else t for name, t in own(self).items()}
 
-    monkeypatch.setattr(module._Pass, "weights", others)
+    monkeypatch.setattr(TracedPass, "weights", others)
     digest = compiled.path.stem.partition("-")[2]
-    monkeypatch.setattr(module._Pass, "digest", lambda self: digest)
-    with pytest.raises(AheadError, match="gives other logits"):
+    monkeypatch.setattr(TracedPass, "digest", lambda self: digest)
+    with pytest.raises(CompileError, match="gives other logits"):
         found.load()

@@ -10,8 +10,8 @@ from eagle.sampling import SamplingParams
 EOS = 2
 
 
-def batch_of(*params, processors=()):
-    batch = Batch(len(params) + 1, torch.float32)  # one slot is free
+def batch_of(*params, processors=(), free=1):
+    batch = Batch(len(params) + free, torch.float32)
     for slot, one in enumerate(params):
         request = Request(slot, [5, 6], one, one.max_new_tokens, frozenset([EOS]), None)
         request.processors = processors
@@ -31,14 +31,22 @@ def batch_of(*params, processors=()):
 )
 @pytest.mark.parametrize("waiting", [False, True])
 def test_a_cycle_starts_ahead_while_no_request_ends(outcome, goes_on, waiting):
-    batch = batch_of(SamplingParams(max_new_tokens=3), SamplingParams(max_new_tokens=9))
+    params = SamplingParams(max_new_tokens=3), SamplingParams(max_new_tokens=9)
+    batch = batch_of(*params, free=0 if waiting else 1)
     other, idle = [1, 0, 7, 0, 0], [3, 2, EOS, EOS, EOS]
-    assert batch.goes_on([outcome, other, idle], waiting=waiting) is goes_on
+    assert batch.goes_on([outcome, other, idle][: len(batch.requests)], waiting=waiting) is goes_on
+
+
+def test_a_free_slot_is_filled_before_the_next_cycle():
+    batch = batch_of(SamplingParams())
+    outcomes = [[1, 0, 7], [0, 0, 0]]
+    assert batch.goes_on(outcomes, waiting=False)
+    assert not batch.goes_on(outcomes, waiting=True)
 
 
 def test_a_slot_that_a_stop_string_may_free_is_not_given_away_meanwhile():
-    batch = batch_of(SamplingParams(stop=("x",)))
-    outcomes = [[1, 0, 7], [0, 0, 0]]
+    batch = batch_of(SamplingParams(stop=("x",)), free=0)
+    outcomes = [[1, 0, 7]]
     assert batch.goes_on(outcomes, waiting=False)
     assert not batch.goes_on(outcomes, waiting=True)
 

@@ -134,7 +134,12 @@ def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
     prompts = [[3 + (7 * place + number) % 60 for place in range(1, 2 + 3 * number)]
                for number in range(40)]  # fmt: skip
     params = [
-        SamplingParams(max_new_tokens=3 + number % 5, temperature=number % 2, seed=number)
+        SamplingParams(
+            # Some end with their first token, so that a slot is free while others go on.
+            max_new_tokens=9 + number % 5 if number % 3 else 1,
+            temperature=number % 2,
+            seed=number,
+        )
         for number in range(40)
     ]
     expected = Decoder.from_spec(spec(), target=pair[0]).generate(prompts, params)

@@ -22,7 +22,14 @@ def accept(
     """Do what `SpeculativeRule.accept` does in PyTorch, on the same uniforms."""
     in_turn = tree.law is not Law.TOP_K
     uniforms = draws.read(shape.depth * (shape.siblings if in_turn else 1) + 1)
-    drafted = in_turn and tree.draft_probs is not None
+    given = (tree.draft_probs, tree.draft_rows, tree.sampled)
+    drafted = in_turn and all(tensor is not None for tensor in given)
+    if drafted and tree.draft_probs is not None:  # the latter for the type checker
+        drawn_from, vocab = tree.draft_probs.shape[-1], target.logits.shape[-1]
+        if drawn_from != vocab:
+            raise ValueError(
+                f"the tree's draft distributions have {drawn_from} tokens, the target {vocab}"
+            )
     path, count, bonus = _accept(
         target.logits,
         target.sampling.temperature,

@@ -132,9 +132,13 @@ def decide(
                         cut, mass = further, remains
                     else:
                         # Nothing is left, by rounding: then nothing was to reject, and the target
-                        # stays as it was. The draft is without the token all the same.
+                        # stays as it was. A draft of distinct siblings is without the token all
+                        # the same.
                         tl.debug_barrier()
-                        tl.store(tried + rejected - 1, -1 - token)
+                        if distinct:
+                            tl.store(tried + rejected - 1, -1 - token)
+                        else:
+                            rejected -= 1
                         tl.debug_barrier()
                         mass, _ = _sum_up(
                             row, draft, sums, tried, rejected, cut, top, best, heat, least, vocab,
