@@ -30,6 +30,8 @@ __all__ = ["TracedPass", "digest_of"]
 
 _FORMAT = 1
 _OPTIONS = {"aot_inductor.package_constants_in_so": False, "cpp.dynamic_threads": True}
+# Of a configuration, what a model is called or holds; dtypes are those of the weights.
+_NAMES = ("architectures", "dtype", "name_or_path", "transformers_version")
 # Of the pass that is traced, all different, so that none is taken for another.
 _NODES, _LENGTH, _SPAN, _ROWS = 6, 300, 384, 576
 
@@ -161,7 +163,7 @@ class TracedPass(nn.Module):
             "format": [_FORMAT, _OPTIONS],
             "versions": versions(),
             "processor": instructions(),
-            "config": {name: config[name] for name in sorted(config) if not name.startswith("_")},
+            "config": {name: config[name] for name in sorted(config) if _matters(name)},
             "layers": self._layers,
             "attention": _nested(self._attention),
             "modules": [[n, type(m).__qualname__, _plain(m)] for n, m in modules.items()],
@@ -177,6 +179,14 @@ class TracedPass(nn.Module):
 def _frozen(tensor: Tensor) -> nn.Parameter:
     """Return a parameter that shares a tensor and is not trained."""
     return nn.Parameter(tensor, requires_grad=False)
+
+
+def _matters(name: str) -> bool:
+    """Whether an entry of a configuration may change the code of a pass.
+
+    Saving a model fills in some that do not, and a fine-tuned one may have other special tokens.
+    """
+    return not (name.startswith("_") or name.endswith("_token_id") or name in _NAMES)
 
 
 def _plain(thing: Any) -> dict[str, Any]:

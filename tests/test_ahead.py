@@ -119,7 +119,8 @@ def test_decoders_that_find_it_say_the_same(compiled, pair, spec, tree, temperat
 
 
 def test_other_weights_of_the_same_sizes_find_it_too(compiled, pair):
-    other = tiny_target(seed=5, hidden_size=64, intermediate_size=128)
+    other = tiny_target(seed=5, hidden_size=64, intermediate_size=128, eos_token_id=7)
+    other.config.architectures = ["LlamaForCausalLM"]  # as saving a model does
     assert made(other.config, other.dtype) == [compiled.path.stem]
     found = ahead(other, sdpa(), (), make=False)  # the probe compares it with this model
     assert found is not None
