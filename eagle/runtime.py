@@ -113,8 +113,6 @@ class Runtime:
         self, slots: Slots, sampling: Sampling, committed: int, processing: Processing | None
     ) -> None:
         """Run one cycle, when no slot holds more than *committed* tokens."""
-        if not sampling.greedy and not self._asked:
-            self._ask_kernels()
         span = self._span(committed)
         if processing or not self._captured(
             ("cycle", span, sampling.greedy, sampling.filtered),
@@ -142,6 +140,7 @@ class Runtime:
         processing: Processing | None,
     ) -> None:
         """Read a prompt into a slot and choose its first token; see `Cycle.prefill`."""
+        # Here alone: no slot is sampled in a cycle whose first token was not sampled.
         if not sampling.greedy and not self._asked:
             self._ask_kernels()
         if processing or self._inputs is None or not self.graph:
