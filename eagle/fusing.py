@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.packing import Switch, multiply, pack, packs, reorder
+from eagle.skinny import hooked, linear, narrow, splits_of
 
 __all__ = ["Product", "SharedInput", "arrange", "fuse", "products"]
 
@@ -36,6 +37,7 @@ class Product:
     ) -> None:
         self.weight, self.bias, self.packed = weight, bias, packed
         self._sizes = sizes
+        self._splits = splits_of(weight)
         # Input and parts in one attribute, so that two threads cannot mix theirs.
         self._latest: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
@@ -44,7 +46,7 @@ class Product:
         latest = self._latest
         if latest is None or latest[0] is not x:
             if self.packed is None:
-                whole = F.linear(x, self.weight, self.bias)
+                whole = linear(x, self.weight, self.bias, self._splits)
             else:
                 whole = multiply(x, self.weight if traced else self.packed, self.bias)
             latest = (x, torch.split(whole, self._sizes, dim=-1))
@@ -96,6 +98,8 @@ def arrange(module: nn.Module, switch: Switch) -> None:
     packed = not cuda and packs(module)
     if cuda or packed:
         fuse(module, switch, packed=packed)
+    if cuda:
+        narrow(module, switch)
     pack(module, switch)
 
 
@@ -140,14 +144,9 @@ def _alike(layers: list[nn.Linear]) -> bool:
         and (layer.bias is None) == (first.bias is None)
         and not layer.weight.requires_grad
         and not layer.weight.is_meta
-        and not _hooked(layer)
+        and not hooked(layer)
         for layer in layers
     )
-
-
-def _hooked(layer: nn.Linear) -> bool:
-    # accelerate puts another `forward` on the layers of a model that it spreads over devices.
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 def _fuse(

@@ -19,6 +19,7 @@ from eagle.errors import TargetError
 from eagle.fusing import arrange
 from eagle.packing import Switch
 from eagle.roles import AttentionBackend, TargetInfo
+from eagle.rotary import settle_rotary
 from eagle.schema import TargetSpec
 from eagle.tree import ancestor_mask
 
@@ -74,6 +75,7 @@ class Target:
         if not self.spread:  # its layers are hooked, by what they are
             arrange(model, self.layout)
         self.body = model.get_decoder()
+        settle_rotary(self.body)
         self._head = model.get_output_embeddings()
         self._embedding = model.get_input_embeddings()
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)

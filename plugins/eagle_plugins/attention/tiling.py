@@ -60,8 +60,11 @@ def choose_tiling(
     if dtype == torch.float32:
         # True float32 products are made outside the tensor cores, out of registers.
         block_m, block_n, num_warps, num_stages, resident = 16, 16, 4, 3, 2
+    elif tile == 16 and not wide:
+        block_m, block_n, num_warps, num_stages, resident = 16, 32, 2, 3, 3
     elif tile < 128:
-        block_m, block_n, num_warps, num_stages, resident = tile, 64, 4, 3, 2
+        # Of more rows the parts take longer to join than a busier device gains.
+        block_m, block_n, num_warps, num_stages, resident = tile, 64, 4, 3, 1
         if wide:
             block_n, num_warps = 32, 8 if tile == 64 else 4
     elif slots * kv_heads * -(-rows // 32) * span * head_dim * 4 <= _SMALL:

@@ -75,14 +75,8 @@ def _attend(
     kv_head, slot = tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_heads = tl.num_programs(1)
 
+    # Loaded side by side: what comes first is bound by how long a load takes.
     length = tl.load(length_ptr + slot).to(tl.int32)
-    rows = length + width
-    share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N
-    first = split * share
-    if first >= rows:
-        return
-    last = tl.minimum(first + share, rows)
-
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     node = m // GROUPS
     head = kv_head * GROUPS + m % GROUPS
@@ -90,12 +84,21 @@ def _attend(
     d = tl.arange(0, BLOCK_D)
     inside = d < HEAD_DIM
     n = tl.arange(0, BLOCK_N)
-
     query = tl.load(
         query_ptr + slot * stride_qb + (head * stride_qh + node * stride_qn)[:, None] + d[None, :],
         mask=real[:, None] & inside[None, :],
         other=0.0,
     )
+
+    rows = length + width
+    share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N
+    first = split * share
+    part = ((slot * kv_heads + kv_head) * splits + split) * (nodes * GROUPS) + m
+    if first >= rows:  # only where there are several splits
+        tl.store(lse_ptr + part, float("-inf"), mask=real)
+        return
+    last = tl.minimum(first + share, rows)
+
     kv_head64, first64 = kv_head.to(tl.int64), first.to(tl.int64)
     key_ptr += slot * stride_kb + kv_head64 * stride_kh + first64 * stride_kn
     value_ptr += slot * stride_vb + kv_head64 * stride_vh + first64 * stride_vn
@@ -151,52 +154,47 @@ def _attend(
             mask=stored,
         )
     else:
-        row = ((slot * kv_heads + kv_head) * splits + split) * (nodes * GROUPS) + m
-        tl.store(part_ptr + row[:, None] * HEAD_DIM + d[None, :], acc, mask=stored)
-        tl.store(lse_ptr + row, best + tl.log2(total), mask=real)
+        tl.store(part_ptr + part[:, None] * HEAD_DIM + d[None, :], acc, mask=stored)
+        tl.store(lse_ptr + part, best + tl.log2(total), mask=real)
 
 
-@triton.jit(do_not_specialize=["nodes", "width", "splits"])
+@triton.jit(do_not_specialize=["nodes", "splits"])
 def _merge(
-    length_ptr,
     out_ptr,
     part_ptr,
     lse_ptr,
     nodes,
-    width,
     splits,
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Join the splits of a few (node, query head) rows."""
     tile, kv_head, slot = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     kv_heads = tl.num_programs(1)
-    rows = tl.load(length_ptr + slot).to(tl.int32) + width
-    share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N  # as in _attend
     split = tl.arange(0, BLOCK_S)
-    used = split * share < rows  # the others wrote nothing
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     node = m // GROUPS
     real = node < nodes
     d = tl.arange(0, BLOCK_D)
     inside = d < HEAD_DIM
 
+    # All at once, also of splits without rows, which left only their log-sum-exp.
     row = ((slot * kv_heads + kv_head) * splits + split) * (nodes * GROUPS)
     row = row[:, None] + m[None, :]
-    held = used[:, None] & real[None, :]
+    held = (split < splits)[:, None] & real[None, :]
     lse = tl.load(lse_ptr + row, mask=held, other=float("-inf"))
-    best = tl.max(lse, 0)
-    best = tl.where(best == float("-inf"), 0.0, best)
-    weights = tl.exp2(lse - best[None, :])
     part = tl.load(
         part_ptr + row[:, :, None] * HEAD_DIM + d[None, None, :],
         mask=held[:, :, None] & inside[None, None, :],
         other=0.0,
     )
+    part = tl.where((lse == float("-inf"))[:, :, None], 0.0, part)
+    best = tl.max(lse, 0)
+    best = tl.where(best == float("-inf"), 0.0, best)
+    weights = tl.exp2(lse - best[None, :])
     total = tl.sum(weights, 0)
     total = tl.where(total == 0.0, 1.0, total)
     joined = tl.sum(part * weights[:, :, None], 0) / total[:, None]
@@ -278,18 +276,15 @@ def launch(
             block_s = triton.next_power_of_2(splits)
             block_m = max(1, min(8, _MERGED // (block_s * block_d)))
             _merge[(triton.cdiv(nodes * groups, block_m), kv_heads, slots)](
-                lengths,
                 out,
                 part,
                 lse,
                 nodes,
-                width,
                 splits,
                 GROUPS=groups,
                 HEAD_DIM=head_dim,
                 BLOCK_S=block_s,
                 BLOCK_M=block_m,
-                BLOCK_N=tiling.block_n,
                 BLOCK_D=block_d,
                 num_warps=4,
             )

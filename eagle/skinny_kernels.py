@@ -1,0 +1,137 @@
+"""Triton kernels that multiply few rows by a large weight; `eagle.skinny` says what they compute.
+
+Both are bound by reading the weight, so a program takes few of its rows and there are many
+programs: as many as keep every multiprocessor reading until the end.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["multiply_row", "multiply_rows"]
+
+
+@triton.jit
+def _one_row(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    columns,
+    depth,
+    stride,
+    EVEN: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Multiply one row: nothing for tensor cores, whose tiles would be empty but for one row."""
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    present = (n < columns)[:, None]
+    at = weight_ptr + n[:, None].to(tl.int64) * stride + k[None, :]
+    acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+    for start in range(0, depth, BLOCK_K):
+        if EVEN:
+            x = tl.load(x_ptr + start + k)
+            weight = tl.load(at, eviction_policy="evict_first")
+        else:
+            inside = start + k < depth
+            x = tl.load(x_ptr + start + k, mask=inside, other=0.0)
+            weight = tl.load(
+                at, mask=present & inside[None, :], other=0.0, eviction_policy="evict_first"
+            )
+        acc += weight.to(tl.float32) * x.to(tl.float32)[None, :]
+        at += BLOCK_K
+    out = tl.sum(acc, 1).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + n, out, mask=n < columns)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _few_rows(
+    x_ptr,
+    weight_ptr,
+    out_ptr,
+    rows,
+    columns,
+    depth,
+    x_stride,
+    stride,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """Multiply all rows by a block of the weight's rows, over one split of their length."""
+    block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
+    share = tl.cdiv(depth, BLOCK_K * SPLITS) * BLOCK_K
+    first = split * share
+    last = tl.minimum(first + share, depth)
+    m = tl.arange(0, BLOCK_M)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = first + tl.arange(0, BLOCK_K)
+    real = (m < rows)[:, None]
+    x_at = x_ptr + m[:, None] * x_stride + k[None, :]
+    at = weight_ptr + n[:, None].to(tl.int64) * stride + k[None, :]
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for _ in range(first, last, BLOCK_K):
+        x = tl.load(x_at, mask=real, other=0.0)
+        weight = tl.load(at, eviction_policy="evict_first")
+        acc = tl.dot(x, tl.trans(weight), acc, input_precision="ieee")
+        x_at += BLOCK_K
+        at += BLOCK_K
+    out_ptr += split * rows * columns
+    tl.store(
+        out_ptr + m[:, None] * columns + n[None, :],
+        acc.to(out_ptr.dtype.element_ty),
+        mask=real,
+    )
+
+
+def multiply_row(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """Write ``x W^T`` of one row ``[1, K]`` to ``[1, N]``."""
+    columns, depth = weight.shape
+    block_n, block_k = 2, min(2048, triton.next_power_of_2(depth))
+    with torch.cuda.device_of(x):
+        _one_row[(triton.cdiv(columns, block_n),)](
+            x,
+            weight,
+            out,
+            columns,
+            depth,
+            weight.stride(0),
+            EVEN=columns % block_n == 0 and depth % block_k == 0,
+            BLOCK_N=block_n,
+            BLOCK_K=block_k,
+            num_warps=4,
+        )
+
+
+def multiply_rows(
+    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, block_n: int, stages: int
+) -> None:
+    """Write the parts of ``x W^T``, one for each split of K, whose sum is the product.
+
+    Args:
+        x: ``[M, K]``, K a multiple of 128.
+        weight: ``[N, K]``.
+        out: ``[S, M, N]``.
+        block_n: rows of the weight that a program takes; N is a multiple of it.
+        stages: blocks of the weight in flight.
+    """
+    splits, rows, columns = out.shape
+    with torch.cuda.device_of(x):
+        _few_rows[(columns // block_n * splits,)](
+            x,
+            weight,
+            out,
+            rows,
+            columns,
+            x.shape[1],
+            x.stride(0),
+            weight.stride(0),
+            SPLITS=splits,
+            BLOCK_M=max(16, triton.next_power_of_2(rows)),
+            BLOCK_N=block_n,
+            BLOCK_K=128,
+            num_warps=4,
+            num_stages=stages,
+        )

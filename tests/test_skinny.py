@@ -1,0 +1,108 @@
+"""Products of few rows: kernels against PyTorch, and layers that use them in compiled code only."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from eagle import skinny
+from eagle.packing import Switch
+from eagle.skinny import SkinnyLinear, linear, narrow, product_parts, splits_of
+from tests.interpreted import DEVICE, needs_triton
+
+DTYPES = [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float32, torch.float16]
+CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def random(rows, columns, depth, dtype, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, depth, generator=generator)
+    weight = torch.randn(columns, depth, generator=generator) * depth**-0.5
+    return x.to(DEVICE, dtype), weight.to(DEVICE, dtype)
+
+
+def distance(found, expected):
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("rows", [2, 16, 26, 33, 64])
+@pytest.mark.parametrize(("columns", "depth"), [(96, 384), (64, 128)])
+def test_the_parts_of_a_product_add_up_to_it(rows, columns, depth, splits, dtype):
+    x, weight = random(rows, columns, depth, dtype)
+    parts = product_parts(x, weight, splits)
+    assert parts.shape == (splits, rows, columns)
+    assert parts.dtype == (dtype if splits == 1 else torch.float32)
+    assert distance(parts.double().sum(0), x.double() @ weight.double().T) < CLOSE[dtype]
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("columns", "depth"), [(96, 384), (33, 2048), (64, 2176)])
+def test_one_row_is_multiplied(columns, depth, dtype):
+    x, weight = random(1, columns, depth, dtype)
+    found = product_parts(x, weight, 1)
+    assert distance(found[0], x.double() @ weight.double().T) < CLOSE[dtype]
+
+
+@needs_triton
+def test_parts_of_another_weight_and_strided_rows_are_told_apart():
+    x, weight = random(3, 64, 256, DTYPES[0])
+    wide = torch.full((64, 300), torch.nan, device=DEVICE, dtype=DTYPES[0])
+    wide[:, :256] = weight
+    rows = torch.full((3, 300), torch.nan, device=DEVICE, dtype=DTYPES[0])
+    rows[:, :256] = x
+    found = product_parts(rows[:, :256], wide[:, :256], 2).sum(0)
+    assert distance(found, x.double() @ weight.double().T) < CLOSE[DTYPES[0]]
+    one = product_parts(rows[:1, :256], wide[:, :256], 1)
+    assert distance(one[0], x[:1].double() @ weight.double().T) < CLOSE[DTYPES[0]]
+
+
+def test_a_cpu_leaves_its_layers_alone():
+    parent = nn.Sequential(nn.Linear(4096, 4096, bias=False)).requires_grad_(False)
+    narrow(parent, Switch())
+    assert type(parent[0]) is nn.Linear
+    assert splits_of(parent[0].weight) == 0
+
+
+@pytest.mark.parametrize(("rows", "compiling"), [(65, True), (5, False)])
+def test_many_rows_and_uncompiled_ones_are_left_to_pytorch(rows, compiling, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
+    monkeypatch.setattr(skinny, "product_parts", None)
+    x, weight = torch.rand(rows, 8), torch.rand(6, 8)
+    assert torch.equal(linear(x, weight, None, 2), F.linear(x, weight))
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias):
+    dense = nn.Linear(4096, 2048, bias=bias, device=DEVICE, dtype=dtype).requires_grad_(False)
+    switch, parent = Switch(), nn.Sequential(dense)
+    narrow(parent, switch)
+    assert isinstance(parent[0], SkinnyLinear)
+    torch._dynamo.reset()  # each case compiles the same function anew
+    work = torch.compile(lambda x: parent(x) * 2, fullgraph=True, dynamic=False)
+    for shape in ((1, 1), (1, 26), (2, 30), (1, 100)):
+        x = torch.randn(*shape, 4096, device=DEVICE, dtype=dtype)
+        offset = dense.bias.double() if bias else 0
+        expected = (x.double() @ dense.weight.double().T + offset) * 2
+        assert distance(work(x), expected) < CLOSE[dtype]
+    switch.on = False
+    torch.testing.assert_close(parent(x), dense(x), rtol=0, atol=0)
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
+@pytest.mark.gpu
+def test_which_weights_are_read_in_parts():
+    def splits(columns, depth, dtype=torch.bfloat16):
+        return splits_of(torch.empty(columns, depth, device=DEVICE, dtype=dtype))
+
+    assert splits(22016, 4096) == 1
+    assert splits(4096, 11008) == splits(4096, 4096) == 2
+    assert splits(576, 1536) == 0, "a small one"
+    assert splits(49152, 576) == 0, "not a multiple of the blocks"
+    assert splits(22016, 4096, torch.float32) == 0
