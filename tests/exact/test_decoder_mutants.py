@@ -42,7 +42,7 @@ def joint_distribution_with_processors(decoder):
     chain = [
         RepetitionPenaltyLogitsProcessor(1.5),
         NoRepeatNGramLogitsProcessor(2),
-        SequenceBiasLogitsProcessor([[[3, 0], 1.5]]),
+        SequenceBiasLogitsProcessor({(3, 0): 1.5}),
     ]
     assert_decoder_lossless(decoder, PROMPTS, PARAMS, processors=chain, slots=64, tolerance=1e-12)
 
