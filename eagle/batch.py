@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
-from torch import Tensor
 
 from eagle.errors import NumericalError
 from eagle.processing import Processing
@@ -58,11 +57,6 @@ class Batch:
     def params(self) -> list[SamplingParams]:
         """Every slot's parameters; a free one is greedy, so that it keeps no one from it."""
         return [r.params if r else _IDLE for r in self.requests]
-
-    def uniforms(self, count: int) -> Tensor:
-        """Return the next *count* uniforms of every slot's request, float64 ``[B, count]``."""
-        idle = torch.zeros(count, dtype=torch.float64)
-        return torch.stack([r.uniforms(count) if r else idle for r in self.requests])
 
     def processing(self) -> Processing | None:
         """Return what the logits processors of the requests need, if any has some."""

@@ -17,6 +17,7 @@ from eagle import loading
 from eagle.batch import Batch, Outcome, failed_last
 from eagle.cycle import Cycle, Slots
 from eagle.errors import EagleError, RequestError
+from eagle.feeding import Feed
 from eagle.fitting import fit_tree
 from eagle.intake import Prompt, intake
 from eagle.processing import Processors
@@ -192,6 +193,7 @@ class Decoder:
         slots = self._allocate(requests)
         batch = Batch(slots.root.shape[0], self.target.dtype)
         self._batch, self._sampling = batch, None
+        feed = Feed(slots.uniforms)
         ahead = False  # whether the next cycle is under way already
         try:
             while waiting or batch:
@@ -200,11 +202,11 @@ class Decoder:
                     self._check_turn(batch)
                 if batch:
                     if not ahead:
-                        self._advance(slots, batch)
+                        self._advance(slots, batch, feed)
                     outcomes = slots.outcome.tolist()
                     ahead = self._runtime.graph and batch.goes_on(outcomes, waiting=bool(waiting))
                     if ahead:
-                        self._advance(slots, batch)
+                        self._advance(slots, batch, feed)
                     for slot, outcome in failed_last(enumerate(outcomes)):
                         if batch.requests[slot] is not None:
                             yield self._deliver(slots, slot, batch, outcome)
@@ -253,16 +255,18 @@ class Decoder:
         if failure is not None:
             raise failure
 
-    def _advance(self, slots: Slots, batch: Batch) -> None:
-        """Run one cycle for all slots."""
+    def _advance(self, slots: Slots, batch: Batch, feed: Feed) -> None:
+        """Start one cycle for all slots; what the next one draws is sent behind it."""
         if self._sampling is None:
             self._sampling = slots.sampling.become(batch.params)
         if not self._sampling.greedy:
-            slots.uniforms.copy_(batch.uniforms(slots.uniforms.shape[1]))
+            feed.fill(batch.requests)
         # A cycle that started ahead may have committed what has not been delivered yet.
         committed = batch.longest + self.resolved.tree.shape.depth + 1
         with torch.inference_mode(), self._blame():
             self._runtime.run(slots, self._sampling, committed, batch.processing())
+            if not self._sampling.greedy:
+                feed.refill(batch.requests)
 
     def _deliver(
         self, slots: Slots, slot: int, batch: Batch, outcome: Outcome, *, verified: bool = True
