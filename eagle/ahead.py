@@ -12,6 +12,8 @@ import json
 import logging
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,13 @@ __all__ = ["AheadPass", "ahead", "compiler", "made"]
 
 log = logging.getLogger("eagle.ahead")
 
+_LOAD = """
+import sys, torch
+try:
+    torch._C._aoti.AOTIModelPackageLoader(sys.argv[1], "model", True, 1, -1)
+except Exception as error:
+    sys.exit(" ".join(str(error).split()))
+"""
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 
 
@@ -144,6 +153,11 @@ class AheadPass:
                     f"the pass of {self._target.info.name!r} cannot be compiled: "
                     f"{type(error).__name__}: {reason:.300}"
                 ) from error
+            if refusal := _refusal(staged):
+                raise CompileError(
+                    f"the pass of {self._target.info.name!r} was compiled and cannot be loaded "
+                    f"with PyTorch {torch.__version__}: {refusal}"
+                )
             os.replace(staged, path)
 
     def __call__(
@@ -177,6 +191,19 @@ class AheadPass:
             ]
         )
         return last, hidden
+
+
+def _refusal(path: Path) -> str | None:
+    """Return why a package cannot be loaded, or None; found out in a process of its own.
+
+    Loading code runs it: what is wrong with it may end a process without an exception.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode < 0:
+        return f"that ended a process with signal {-done.returncode}"
+    return f"{done.stderr.strip():.300}" if done.returncode else None
 
 
 def _folder() -> Path:

@@ -193,6 +193,29 @@ def test_a_backend_that_reads_on_the_host_is_not_traced(empty, pair):
         AheadPass(pair[0], attention, ()).make()
 
 
+@pytest.mark.parametrize(
+    ("load", "said_of_it"),
+    [
+        ("import os; os.kill(os.getpid(), 11)", "ended a process with signal 11"),
+        ("import sys; sys.exit('no such thing')", "no such thing"),
+    ],
+)
+def test_code_that_cannot_be_loaded_is_not_kept(empty, pair, monkeypatch, load, said_of_it):
+    monkeypatch.setattr(TracedPass, "package", lambda self, path: path.write_bytes(b"code"))
+    monkeypatch.setattr(module, "_LOAD", load)
+    found = AheadPass(pair[0], sdpa(), ())
+    with pytest.raises(CompileError, match=f"cannot be loaded with PyTorch .*{said_of_it}"):
+        found.make()
+    assert not found.path.exists()
+    assert not made(pair[0].config, pair[0].dtype)
+
+
+def test_what_is_no_package_is_refused_where_it_is_made(empty, pair, monkeypatch):
+    monkeypatch.setattr(TracedPass, "package", lambda self, path: path.write_bytes(b"code"))
+    with pytest.raises(CompileError, match="cannot be loaded"):
+        AheadPass(pair[0], sdpa(), ()).make()
+
+
 def test_a_damaged_package_is_not_used(compiled, empty, pair, caplog):
     path = AheadPass(pair[0], sdpa(), ()).path
     path.parent.mkdir()
