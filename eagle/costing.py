@@ -92,8 +92,7 @@ class _Bench:
     """
 
     def __init__(self, resolved: Resolved, target: Target) -> None:
-        device, wanted = target.device, resolved.spec.runtime.max_length
-        capacity = target.capacity if wanted == "auto" else min(wanted, target.capacity)
+        device, capacity = target.device, resolved.spec.runtime.capacity(target.capacity)
         vocab = target.info.vocab_size
         self._combs = _Combs(min(_REST[0], vocab), _REST[1])
         self._cycle = Cycle(
@@ -120,7 +119,7 @@ class _Bench:
         prompt = self._text[: self.context].tolist()
         runtime.prefill(self._slots, 0, prompt, self._sampling, first, None)
         self._slots.active.zero_()
-        self._span = runtime._span(longest)
+        self._span = runtime.span(longest)
         self._job = partial(
             Job,
             graphs=Graphs(device) if runtime.graph else None,

@@ -100,8 +100,7 @@ class Decoder:
     @property
     def capacity(self) -> int:
         """The longest text, prompt and answer, that this decoder holds, in tokens."""
-        wanted = self.spec.runtime.max_length
-        return self.target.capacity if wanted == "auto" else min(wanted, self.target.capacity)
+        return self.spec.runtime.capacity(self.target.capacity)
 
     # A string is a sequence of strings too; the first of the two is what is meant by it.
     @overload

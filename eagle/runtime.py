@@ -99,6 +99,16 @@ class Runtime:
             rows = min(2 * rows, capacity)
         return -(-rows // PREFILL) * PREFILL
 
+    def span(self, committed: int) -> int:
+        """Return how many rows a cycle reads: few different numbers where each is captured."""
+        # Each number would be compiled anew; and what stops at a slot's length needs no bound.
+        bounded = self.graph and getattr(self.cycle.attention, "bounded", False)
+        if self.compiled or bounded:
+            return self.cycle.rows
+        if not self.graph:
+            return self.cycle.span(committed)
+        return self._bucket(committed + self.cycle.headroom)
+
     @torch.inference_mode(False)  # what is made in that mode cannot be changed outside it
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches and slots; what was captured for others is let go of."""
@@ -113,7 +123,7 @@ class Runtime:
         self, slots: Slots, sampling: Sampling, committed: int, processing: Processing | None
     ) -> None:
         """Run one cycle, when no slot holds more than *committed* tokens."""
-        span = self._span(committed)
+        span = self.span(committed)
         if processing or not self._captured(
             ("cycle", span, sampling.greedy, sampling.filtered),
             lambda: self.cycle.run(slots, sampling, span),
@@ -173,16 +183,6 @@ class Runtime:
 
             if not self._captured(key, read, slots):
                 read()
-
-    def _span(self, committed: int) -> int:
-        """Return how many rows a cycle reads: few different numbers where each is captured."""
-        # Each number would be compiled anew; and what stops at a slot's length needs no bound.
-        bounded = self.graph and getattr(self.cycle.attention, "bounded", False)
-        if self.compiled or bounded:
-            return self.cycle.rows
-        if not self.graph:
-            return self.cycle.span(committed)
-        return self._bucket(committed + self.cycle.headroom)
 
     def _bucket(self, rows: int) -> int:
         return min(max(_ROUND, 1 << (rows - 1).bit_length()), self.cycle.rows)

@@ -144,6 +144,10 @@ class RuntimeSpec(_Model):
     max_batch: Annotated[int, Field(ge=1)] = 8
     max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
+    def capacity(self, served: int) -> int:
+        """Return the longest text of a slot, where the target serves at most *served* tokens."""
+        return served if self.max_length == "auto" else min(self.max_length, served)
+
 
 class DecoderSpec(_Model):
     """Everything that a decoder is made of; `load_spec` reads one from YAML.

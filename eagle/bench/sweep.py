@@ -102,7 +102,7 @@ def sweep(
     first = torch.zeros(1, 1, dtype=torch.float64, device=device)
     sampling = Sampling.of([SamplingParams()], device)
     runtime.prefill(slots, 0, text[:context].tolist(), sampling, first, None)
-    span = runtime._span(max(longest - cycle.headroom, context))
+    span = runtime.span(max(longest - cycle.headroom, context))
 
     graphs = Graphs(device) if runtime.graph else None
     verifications, readouts = [], []
