@@ -92,9 +92,15 @@ class TreeCache:
     ) -> None:
         shape = (slots, kv_heads, rows, head_dim)
         self.rows = rows
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(layers)]
-        stores = (*self.keys, *self.values)
+        # On a CPU in one piece, so that rows are moved in all layers at once; compilers for others
+        # might take the parts of one tensor for the same.
+        if device.type == "cpu":
+            whole = torch.zeros((2 * layers, *shape), dtype=dtype, device=device)
+            stores, self._pieces = list(whole), [whole]
+        else:
+            stores = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * layers)]
+            self._pieces = [store[None] for store in stores]
+        self.keys, self.values = stores[:layers], stores[layers:]
         self._mover = Mover(stores) if Mover.serves(stores) else None
 
     @classmethod
@@ -102,6 +108,7 @@ class TreeCache:
         """Return a cache of tensors that there are, to write to and read from."""
         made = cls.__new__(cls)
         made.keys, made.values, made.rows = keys, values, keys[0].shape[2]
+        made._pieces = [store[None] for store in (*keys, *values)]
         made._mover = None
         return made
 
@@ -144,12 +151,9 @@ class TreeCache:
             return
         if path.shape[1] == 1:
             return  # the root alone, which is where it belongs
+        slots = torch.arange(path.shape[0], device=path.device)[:, None]
         source = lengths[:, None] + path
         target = lengths[:, None] + torch.arange(path.shape[1], device=path.device)
-        for store in (*self.keys, *self.values):
-            if store.shape[0] == 1:
-                store.index_copy_(2, target[0], store.index_select(2, source[0]))
-                continue
-            shape = (store.shape[0], store.shape[1], path.shape[1], store.shape[3])
-            moved = store.gather(2, source[:, None, :, None].expand(shape))
-            store.scatter_(2, target[:, None, :, None].expand(shape), moved)
+        for piece in self._pieces:
+            rows = piece.movedim((1, 3), (0, 1))
+            rows[slots, target] = rows[slots, source]

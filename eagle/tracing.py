@@ -123,8 +123,10 @@ class TracedPass(nn.Module):
             tokens = torch.arange(_NODES)[None] % target.embeddings
             step = Step.chain(torch.tensor([_LENGTH]), _NODES, _SPAN)
             store = target.make_cache(1, _ROWS).store
+            # A cache in one piece would be traced as one input that is written to in parts.
+            keys, values = ([t.clone() for t in part] for part in (store.keys, store.values))
             free = Dim.DYNAMIC
-            whole = [{2: free}] * len(store.keys)
+            whole = [{2: free}] * len(keys)
             program = export(
                 traced,
                 (
@@ -134,8 +136,8 @@ class TracedPass(nn.Module):
                     step.lengths,
                     step.tail.contiguous(),
                     torch.empty(_SPAN, dtype=torch.int64),
-                    store.keys,
-                    store.values,
+                    keys,
+                    values,
                 ),
                 dynamic_shapes=(
                     *({1: free}, {1: free}, {1: free}, None, {1: free, 2: free}, {0: free}),

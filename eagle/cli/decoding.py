@@ -5,6 +5,7 @@ Like every module of the command line it imports nothing heavy at its top.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import sys
@@ -182,6 +183,7 @@ def _without_collection() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        atexit.register(gc.unfreeze)  # what is never freed is reported as leaked, by triton for one
         if enabled:
             gc.enable()
 

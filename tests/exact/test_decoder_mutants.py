@@ -92,9 +92,10 @@ def rows_are_not_compacted(patch, decoder):
 
 def values_are_not_compacted(patch, decoder):
     def compact(self, lengths, path, original=TreeCache.compact):
-        values, self.values = self.values, []
+        before = [store.clone() for store in self.values]
         original(self, lengths, path)
-        self.values = values
+        for store, old in zip(self.values, before, strict=True):
+            store.copy_(old)
 
     patch.setattr(TreeCache, "compact", compact)
 
