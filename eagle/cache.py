@@ -96,7 +96,7 @@ class TreeCache:
         # might take the parts of one tensor for the same.
         if device.type == "cpu":
             whole = torch.zeros((2 * layers, *shape), dtype=dtype, device=device)
-            stores, self._pieces = list(whole), [whole]
+            stores, self._pieces = [whole[part] for part in range(2 * layers)], [whole]
         else:
             stores = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * layers)]
             self._pieces = [store[None] for store in stores]
