@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from eagle.errors import TargetError
+from eagle.quiet import without_bars
 from eagle.roles import TargetInfo
 from eagle.schema import TargetSpec
 
@@ -213,7 +214,6 @@ def load_model(
             spread like that.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     options = dict(source.options)
     spread = spec is not None and spec.spread
@@ -228,17 +228,13 @@ def load_model(
 
         # Left packed, the weights would run in float32 kernels.
         options["quantization_config"] = GgufConfig(dequantize=True)
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
+        with without_bars():
+            model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
     except Exception as error:
         raise TargetError(
             f"the target {source.name!r} cannot be loaded: {_first_line(error)}"
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     model = model if spread else model.to(device)
     return model.eval().requires_grad_(False)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle.errors import AssetError
+from eagle.quiet import without_bars
 
 __all__ = ["convert", "gguf_options"]
 
@@ -42,16 +43,18 @@ def convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = _tokenizer(gguf)
-    model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **gguf_options()
-    )
+    with without_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **gguf_options()
+        )
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
     tokenizer.model_max_length = model.config.max_position_embeddings
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for their owner alone; a cache may be shared
