@@ -41,15 +41,17 @@ class Feed:
         Args:
             requests: of every slot, None where it is free.
         """
-        new = [slot for slot, r in enumerate(requests) if r and r is not self._owners[slot]]
+        owned = enumerate(zip(requests, self._owners, strict=True))
+        new = {
+            slot: request for slot, (request, owner) in owned if request and request is not owner
+        }
         if not new:
             return
         before, drawn = self._drawn
         drawn.copy_(before)
-        for slot in new:
-            request = self._owners[slot] = requests[slot]
-            if request is not None:
-                drawn[slot] = request.uniforms(drawn.shape[1])
+        for slot, request in new.items():
+            self._owners[slot] = request
+            drawn[slot] = request.uniforms(drawn.shape[1])
         self._uniforms.copy_(drawn, non_blocking=True)
         self._drawn.reverse()
 

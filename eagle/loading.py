@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from eagle.assets import gguf_options
 from eagle.errors import TargetError
 from eagle.quiet import without_bars
 from eagle.roles import TargetInfo
@@ -224,10 +225,7 @@ def load_model(
 
         options["distributed_config"] = DistributedConfig(tp_size=processes())
     if "gguf_file" in options:
-        from transformers import GgufConfig
-
-        # Left packed, the weights would run in float32 kernels.
-        options["quantization_config"] = GgufConfig(dequantize=True)
+        options |= gguf_options()
     try:
         with without_bars():
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)

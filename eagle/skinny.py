@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.packing import Switch
+from eagle.surroundings import multiprocessors
 
 __all__ = ["MAX_ROWS", "SkinnyLinear", "linear", "narrow", "splits_of"]
 
@@ -48,7 +49,7 @@ def splits_of(weight: Tensor) -> int:
         or torch.cuda.get_device_capability(weight.device) < _OLDEST
     ):
         return 0
-    return 1 if columns // _BLOCK_N >= _RESIDENT * _multiprocessors(weight.device) else 2
+    return 1 if columns // _BLOCK_N >= _RESIDENT * multiprocessors(weight.device) else 2
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: int) -> Tensor:
@@ -133,8 +134,8 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
     wide = 2 * _BLOCK_N
     # Where these are not all resident at once, smaller blocks leave less of a last wave.
     programs = columns // wide
-    multiprocessors = _multiprocessors(x.device)
-    if rows > 32 and splits == 1 and columns % wide == 0 and programs <= 2 * multiprocessors:
+    resident = _RESIDENT * multiprocessors(x.device)
+    if rows > 32 and splits == 1 and columns % wide == 0 and programs <= resident:
         multiply_rows(x, weight, out, wide, 3)
     else:
         multiply_rows(x, weight, out, _BLOCK_N, 4)
@@ -147,10 +148,3 @@ def _made(x: Tensor, weight: Tensor, splits: int) -> Tensor:
 
 
 product_parts.register_fake(_made)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cuda":
-        count: int = torch.cuda.get_device_properties(device).multi_processor_count
-        return count
-    return 1  # Triton's interpreter runs one program after the other

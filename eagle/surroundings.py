@@ -1,4 +1,4 @@
-"""What a measurement ran on and with: hardware by model, versions; no host, user or path."""
+"""What work runs on and with: hardware by model, its size, versions; no host, user or path."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["hardware", "instructions", "versions"]
+__all__ = ["hardware", "instructions", "multiprocessors", "versions"]
 
 _PACKAGES = ("eagle-decoding", "torch", "transformers", "triton")
 
@@ -19,6 +19,17 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a CUDA device has; 1 for others.
+
+    Where Triton is interpreted, programs run one after the other.
+    """
+    if device.type != "cuda":
+        return 1
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
 
 
 def instructions() -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eagle.cache import Step
 from eagle.roles import BuildContext, StrategyConfig
+from eagle.surroundings import multiprocessors
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.tiling import choose_tiling
 
@@ -109,7 +110,7 @@ def tree_attention(
         head_dim=head_dim,
         span=span,
         dtype=query.dtype,
-        multiprocessors=_multiprocessors(query.device),
+        multiprocessors=multiprocessors(query.device),
     )
     return launch(query, keys, values, lengths, tail, scale, tiling)
 
@@ -120,9 +121,3 @@ def _(
 ) -> Tensor:
     slots, heads, nodes, head_dim = query.shape
     return query.new_empty(slots, nodes, heads, head_dim)
-
-
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 1  # Triton's interpreter runs one program after the other
