@@ -25,10 +25,11 @@ MAX_ROWS = 64
 """Products of more rows are left to cuBLAS."""
 
 _DTYPES = (torch.bfloat16, torch.float16)
-_BLOCK_N, _BLOCK_K = 32, 128
+_BLOCK_N, _BLOCK_K = 64, 128
+_STAGES = 6, 4  # of a product in one part, and in several
+_ALIGNED = 16  # bytes: where a row may begin for the copy engine of the device
 _LARGE = 2**23  # elements: reading a smaller weight takes no longer than a launch
 _OLDEST = (9, 0)  # compute capability, of which this has been measured
-_RESIDENT = 2  # programs of a multiprocessor that keep its reads in flight
 
 
 def splits_of(weight: Tensor) -> int:
@@ -37,19 +38,18 @@ def splits_of(weight: Tensor) -> int:
     Args:
         weight: ``[N, K]``.
     """
-    columns, depth = weight.shape
     if (
         not weight.is_cuda
         or weight.dtype not in _DTYPES
         or weight.stride(1) != 1
         or weight.numel() < _LARGE
-        or columns % _BLOCK_N
-        or depth % _BLOCK_K
+        or weight.data_ptr() % _ALIGNED
+        or weight.stride(0) * weight.itemsize % _ALIGNED
         or find_spec("triton") is None
         or torch.cuda.get_device_capability(weight.device) < _OLDEST
     ):
         return 0
-    return 1 if columns // _BLOCK_N >= _RESIDENT * multiprocessors(weight.device) else 2
+    return 1 if weight.shape[0] // _BLOCK_N >= multiprocessors(weight.device) else 2
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: int) -> Tensor:
@@ -121,24 +121,19 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
 
     Args:
         x: ``[M, K]``, at most `MAX_ROWS` rows.
-        weight: ``[N, K]``, N a multiple of 32 and K of 128.
+        weight: ``[N, K]``, of which `splits_of` does not say 0.
         splits: S; 1 for a single row.
     """
     from eagle.skinny_kernels import multiply_row, multiply_rows
 
     x, out = x.contiguous(), _made(x, weight, splits)
-    rows, columns = x.shape[0], weight.shape[0]
-    if rows == 1:
+    if x.shape[0] == 1:
         multiply_row(x, weight, out)
         return out
-    wide = 2 * _BLOCK_N
-    # Where these are not all resident at once, smaller blocks leave less of a last wave.
-    programs = columns // wide
-    resident = _RESIDENT * multiprocessors(x.device)
-    if rows > 32 and splits == 1 and columns % wide == 0 and programs <= resident:
-        multiply_rows(x, weight, out, wide, 3)
-    else:
-        multiply_rows(x, weight, out, _BLOCK_N, 4)
+    if x.data_ptr() % _ALIGNED:
+        x = x.clone()
+    stages = _STAGES[splits > 1]
+    multiply_rows(x, weight, out, block_n=_BLOCK_N, block_k=_BLOCK_K, stages=stages)
     return out
 
 

@@ -7,6 +7,7 @@ programs: as many as keep every multiprocessor reading until the end.
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 __all__ = ["multiply_row", "multiply_rows"]
 
@@ -47,42 +48,36 @@ def _one_row(
 
 @triton.jit(do_not_specialize=["rows"])
 def _few_rows(
-    x_ptr,
-    weight_ptr,
+    x,
+    weight,
     out_ptr,
     rows,
     columns,
     depth,
-    x_stride,
-    stride,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Multiply all rows by a block of the weight's rows, over one split of their length."""
+    """Multiply all rows by a block of the weight's rows, over one split of their length.
+
+    The weight comes first, as the tensor cores take 64 rows of their first factor at once. Blocks
+    are loaded through descriptors, which fill up with zeros past the end of a row or a column.
+    """
     block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
     share = tl.cdiv(depth, BLOCK_K * SPLITS) * BLOCK_K
     first = split * share
     last = tl.minimum(first + share, depth)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for k in range(first, last, BLOCK_K):
+        read = weight.load([block * BLOCK_N, k])
+        acc = tl.dot(read, tl.trans(x.load([0, k])), acc, input_precision="ieee")
     m = tl.arange(0, BLOCK_M)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = first + tl.arange(0, BLOCK_K)
-    real = (m < rows)[:, None]
-    x_at = x_ptr + m[:, None] * x_stride + k[None, :]
-    at = weight_ptr + n[:, None].to(tl.int64) * stride + k[None, :]
-    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for _ in range(first, last, BLOCK_K):
-        x = tl.load(x_at, mask=real, other=0.0)
-        weight = tl.load(at, eviction_policy="evict_first")
-        acc = tl.dot(x, tl.trans(weight), acc, input_precision="ieee")
-        x_at += BLOCK_K
-        at += BLOCK_K
-    out_ptr += split * rows * columns
     tl.store(
-        out_ptr + m[:, None] * columns + n[None, :],
+        out_ptr + split * rows * columns + m[None, :] * columns + n[:, None],
         acc.to(out_ptr.dtype.element_ty),
-        mask=real,
+        mask=(m < rows)[None, :] & (n < columns)[:, None],
     )
 
 
@@ -106,32 +101,39 @@ def multiply_row(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> No
 
 
 def multiply_rows(
-    x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, block_n: int, stages: int
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    block_n: int,
+    block_k: int,
+    stages: int,
 ) -> None:
     """Write the parts of ``x W^T``, one for each split of K, whose sum is the product.
 
     Args:
-        x: ``[M, K]``, K a multiple of 128.
-        weight: ``[N, K]``.
+        x: ``[M, K]``, contiguous; it begins, and so does each of its rows, at a multiple of 16
+            bytes.
+        weight: ``[N, K]``, likewise aligned.
         out: ``[S, M, N]``.
-        block_n: rows of the weight that a program takes; N is a multiple of it.
+        block_n: rows of the weight that a program takes.
+        block_k: columns of the weight that it reads at once.
         stages: blocks of the weight in flight.
     """
     splits, rows, columns = out.shape
+    block_m = max(16, triton.next_power_of_2(rows))
     with torch.cuda.device_of(x):
-        _few_rows[(columns // block_n * splits,)](
-            x,
-            weight,
+        _few_rows[(triton.cdiv(columns, block_n) * splits,)](
+            TensorDescriptor.from_tensor(x, [block_m, block_k]),
+            TensorDescriptor.from_tensor(weight, [block_n, block_k]),
             out,
             rows,
             columns,
             x.shape[1],
-            x.stride(0),
-            weight.stride(0),
             SPLITS=splits,
-            BLOCK_M=max(16, triton.next_power_of_2(rows)),
+            BLOCK_M=block_m,
             BLOCK_N=block_n,
-            BLOCK_K=128,
+            BLOCK_K=block_k,
             num_warps=4,
             num_stages=stages,
         )

@@ -29,7 +29,7 @@ def distance(found, expected):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("splits", [1, 2])
 @pytest.mark.parametrize("rows", [2, 16, 26, 33, 64])
-@pytest.mark.parametrize(("columns", "depth"), [(96, 384), (64, 128)])
+@pytest.mark.parametrize(("columns", "depth"), [(96, 384), (64, 128), (72, 200)])
 def test_the_parts_of_a_product_add_up_to_it(rows, columns, depth, splits, dtype):
     x, weight = random(rows, columns, depth, dtype)
     parts = product_parts(x, weight, splits)
@@ -50,7 +50,7 @@ def test_one_row_is_multiplied(columns, depth, dtype):
 @needs_triton
 def test_parts_of_another_weight_and_strided_rows_are_told_apart():
     x, weight = random(3, 64, 256, DTYPES[0])
-    wide = torch.full((64, 300), torch.nan, device=DEVICE, dtype=DTYPES[0])
+    wide = torch.full((64, 304), torch.nan, device=DEVICE, dtype=DTYPES[0])
     wide[:, :256] = weight
     rows = torch.full((3, 300), torch.nan, device=DEVICE, dtype=DTYPES[0])
     rows[:, :256] = x
@@ -58,6 +58,15 @@ def test_parts_of_another_weight_and_strided_rows_are_told_apart():
     assert distance(found, x.double() @ weight.double().T) < CLOSE[DTYPES[0]]
     one = product_parts(rows[:1, :256], wide[:, :256], 1)
     assert distance(one[0], x[:1].double() @ weight.double().T) < CLOSE[DTYPES[0]]
+
+
+@needs_triton
+def test_rows_may_begin_anywhere():
+    x, weight = random(3, 64, 256, DTYPES[0])
+    flat = torch.full((1 + x.numel(),), torch.nan, device=DEVICE, dtype=DTYPES[0])
+    flat[1:] = x.flatten()
+    found = product_parts(flat[1:].view(3, 256), weight, 1)[0]
+    assert distance(found, x.double() @ weight.double().T) < CLOSE[DTYPES[0]]
 
 
 def test_a_cpu_leaves_its_layers_alone():
@@ -103,6 +112,7 @@ def test_which_weights_are_read_in_parts():
 
     assert splits(22016, 4096) == 1
     assert splits(4096, 11008) == splits(4096, 4096) == 2
+    assert splits(49152, 576) == 1
     assert splits(576, 1536) == 0, "a small one"
-    assert splits(49152, 576) == 0, "not a multiple of the blocks"
+    assert splits(32768, 4097) == 0, "its rows begin anywhere"
     assert splits(22016, 4096, torch.float32) == 0

@@ -8,7 +8,7 @@ from torch import Tensor
 from eagle.cache import Step
 from eagle.roles import BuildContext, StrategyConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
-from eagle_plugins.attention.triton import DTYPES, MAX_HEAD_DIM, Triton, TritonConfig
+from eagle_plugins.attention.triton import DTYPES, MAX_HEAD_DIM, TreePlan, Triton, TritonConfig
 
 __all__ = ["Auto", "AutoConfig"]
 
@@ -42,16 +42,16 @@ class Auto:
 
     def plan(
         self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype
-    ) -> Step | Tensor:
+    ) -> TreePlan | Tensor:
         """Return a plan of `Triton` for what it supports, else one of `Sdpa`."""
         backend = self._triton if dtype in self._dtypes else self._sdpa
         return backend.plan(step, query_heads, kv_heads, dtype)
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, plan: Step | Tensor, scaling: float
+        self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
     ) -> Tensor:
         """See `eagle.roles.AttentionBackend.attend`."""
-        if isinstance(plan, Step) and query.shape[3] > MAX_HEAD_DIM:
+        if isinstance(plan, TreePlan) and query.shape[3] > MAX_HEAD_DIM:
             # A plan does not know the size of the heads, which may differ from layer to layer.
-            plan = self._sdpa.plan(plan, query.shape[1], keys.shape[1], query.dtype)
+            plan = self._sdpa.plan(plan.step, query.shape[1], keys.shape[1], query.dtype)
         return self._triton.attend(query, keys, values, plan, scaling)

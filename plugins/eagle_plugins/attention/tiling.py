@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["MAX_SPLITS", "Tiling", "choose_tiling"]
+__all__ = ["MAX_SPLITS", "MIN_TILE", "Tiling", "choose_tiling"]
 
 MAX_SPLITS = 64
-"""The kernel that joins the splits holds all of a row's at once in its registers."""
+"""Of more, joining takes longer than a busier device gains."""
+
+MIN_TILE = 16
+"""Rows of the smallest tile of queries that tensor cores multiply."""
 
 _SMALL = 16 * 2**20
 """Bytes that tiles may read from the L2, several of them the same ones, at hardly any cost."""
@@ -55,11 +58,14 @@ def choose_tiling(
         dtype: of queries, keys and values.
         multiprocessors: of the device.
     """
-    tile = min(max(16, 1 << (rows - 1).bit_length()), 128)
+    tile = min(max(MIN_TILE, 1 << (rows - 1).bit_length()), 128)
     wide = head_dim > 128
     if dtype == torch.float32:
         # True float32 products are made outside the tensor cores, out of registers.
         block_m, block_n, num_warps, num_stages, resident = 16, 16, 4, 3, 2
+    elif tile == 16 and not wide and 8 * slots * kv_heads >= multiprocessors:
+        # So few splits keep the device busy that they are joined at once.
+        block_m, block_n, num_warps, num_stages, resident = 16, 64, 4, 3, 1
     elif tile == 16 and not wide:
         block_m, block_n, num_warps, num_stages, resident = 16, 32, 2, 3, 3
     elif tile < 128:

@@ -6,6 +6,7 @@ Knows which passes suit the kernel, and makes it one operator for `torch.compile
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -15,9 +16,17 @@ from eagle.cache import Step
 from eagle.roles import BuildContext, StrategyConfig
 from eagle.surroundings import multiprocessors
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
-from eagle_plugins.attention.tiling import choose_tiling
+from eagle_plugins.attention.tiling import MIN_TILE, choose_tiling
 
-__all__ = ["DTYPES", "MAX_HEAD_DIM", "MAX_NODES", "Triton", "TritonConfig", "tree_attention"]
+__all__ = [
+    "DTYPES",
+    "MAX_HEAD_DIM",
+    "MAX_NODES",
+    "TreePlan",
+    "Triton",
+    "TritonConfig",
+    "tree_attention",
+]
 
 MAX_NODES = 128
 """Passes of more entries read a prompt: they are bound by arithmetic, which SDPA does better."""
@@ -31,6 +40,19 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = (8, 0)  # compute capability: Triton compiles for nothing older
 
 
+@dataclass(frozen=True)
+class TreePlan:
+    """What all layers of one pass attend by.
+
+    Attributes:
+        step: of the pass, its tail contiguous.
+        tickets: int32, zeros; what programs of the kernel count by that work on one tile.
+    """
+
+    step: Step
+    tickets: Tensor
+
+
 class TritonConfig(StrategyConfig):
     """`triton` has no settings."""
 
@@ -38,7 +60,7 @@ class TritonConfig(StrategyConfig):
 class Triton:
     """Reads each slot's keys and values once, and only as far as the slot is filled.
 
-    Its plan is the `Step` itself, or the dense mask of `Sdpa` for a pass of many entries.
+    Its plan is a `TreePlan`, or the dense mask of `Sdpa` for a pass of many entries.
 
     Attributes:
         bounded: rows of the span that no slot has filled cost nothing.
@@ -74,28 +96,42 @@ class Triton:
 
     def plan(
         self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype
-    ) -> Step | Tensor:
-        """Return the step for the kernel, or the dense mask for a pass of many entries."""
-        if step.tail.shape[1] > MAX_NODES:
+    ) -> TreePlan | Tensor:
+        """Return a plan for the kernel, or the dense mask for a pass of many entries."""
+        slots, nodes, _ = step.tail.shape
+        if nodes > MAX_NODES:
             return self._sdpa.plan(step, query_heads, kv_heads, dtype)
-        tail = step.tail.contiguous()
-        return Step(step.positions, step.rows, step.lengths, tail, step.span, step.slot)
+        tiles = -(-nodes * query_heads // kv_heads // MIN_TILE)
+        tickets = step.lengths.new_zeros(slots * kv_heads * tiles, dtype=torch.int32)
+        return TreePlan(replace(step, tail=step.tail.contiguous()), tickets)
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, plan: Step | Tensor, scaling: float
+        self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
     ) -> Tensor:
         """See `eagle.roles.AttentionBackend.attend`."""
         if isinstance(plan, Tensor):
             return self._sdpa.attend(query, keys, values, plan, scaling)
-        out: Tensor = tree_attention(query, keys, values, plan.lengths, plan.tail, scaling)
+        step = plan.step
+        out: Tensor = tree_attention(
+            query, keys, values, step.lengths, step.tail, plan.tickets, scaling
+        )
         return out
 
 
 @torch.library.custom_op("eagle::tree_attention", mutates_args=())
 def tree_attention(
-    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, tail: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    tail: Tensor,
+    tickets: Tensor,
+    scale: float,
 ) -> Tensor:
-    """Run the kernel with the tiling that suits the shapes; see `triton_kernel.launch`."""
+    """Run the kernel with the tiling that suits the shapes; see `triton_kernel.launch`.
+
+    It is no mutation of *tickets* that they are counted up and set to zero again.
+    """
     # Imported when it is needed: triton takes its time, and a CPU has no use for it.
     from eagle_plugins.attention.triton_kernel import launch
 
@@ -112,12 +148,18 @@ def tree_attention(
         dtype=query.dtype,
         multiprocessors=multiprocessors(query.device),
     )
-    return launch(query, keys, values, lengths, tail, scale, tiling)
+    return launch(query, keys, values, lengths, tail, tickets, scale, tiling)
 
 
 @tree_attention.register_fake
 def _(
-    query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor, tail: Tensor, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    tail: Tensor,
+    tickets: Tensor,
+    scale: float,
 ) -> Tensor:
     slots, heads, nodes, head_dim = query.shape
     return query.new_empty(slots, nodes, heads, head_dim)

@@ -3,8 +3,9 @@
 Split-KV attention ("flash-decoding"): the queries of all N nodes and of the G query heads that
 share a KV head are the rows of one tile, so committed keys are read once. A slot's
 ``lengths[b] + R`` rows are dealt out to a fixed number of splits, each a program with an online
-softmax of its own; a second kernel joins their results by their log-sum-exps. Importing this module
-imports triton; whether kernels are interpreted (``TRITON_INTERPRET=1``) is settled at that moment.
+softmax of its own, and their results are joined by their log-sum-exps: few of them by the program
+that ends last, many side by side by a second kernel. Importing this module imports triton; whether
+kernels are interpreted (``TRITON_INTERPRET=1``) is settled at that moment.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from eagle_plugins.attention.tiling import Tiling
 __all__ = ["launch"]
 
 _LOG2_E = 1.4426950408889634
+_FEW = 8  # splits that one program joins sooner than a second kernel would start
 _MERGED = 4096  # partial results that a program of the second kernel holds, if one row allows
 
 
@@ -35,6 +37,43 @@ def _absorb(scores, scale, value, best, total, acc, PRECISION: tl.constexpr):
     return found, total, acc
 
 
+@triton.jit
+def _join(
+    lse_ptr,
+    part_ptr,
+    real,
+    stored,
+    stride,
+    splits,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Join the splits of one tile, which other programs may have written (past the L1, then)."""
+    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    for split in range(splits):
+        lse = tl.load(
+            lse_ptr + split * stride, mask=real, other=float("-inf"), cache_modifier=".cg"
+        )
+        best = tl.maximum(best, lse)
+    best = tl.where(best == float("-inf"), 0.0, best)
+    total = tl.full([BLOCK_M], 0.0, tl.float32)
+    acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
+    # Nothing that is loaded depends on what was, so several splits are on their way at once.
+    for split in tl.range(0, splits, loop_unroll_factor=4):
+        lse = tl.load(
+            lse_ptr + split * stride, mask=real, other=float("-inf"), cache_modifier=".cg"
+        )
+        part = tl.load(
+            part_ptr + split * stride * HEAD_DIM, mask=stored, other=0.0, cache_modifier=".cg"
+        )
+        weight = tl.exp2(lse - best)
+        total += weight
+        acc += part * weight[:, None]
+    total = tl.where(total == 0.0, 1.0, total)
+    return acc / total[:, None]
+
+
 @triton.jit(do_not_specialize=["stride_tb", "stride_tn", "nodes", "width", "splits"])
 def _attend(
     query_ptr,
@@ -45,6 +84,7 @@ def _attend(
     out_ptr,
     part_ptr,
     lse_ptr,
+    ticket_ptr,
     scale,
     stride_qb,
     stride_qh,
@@ -63,6 +103,7 @@ def _attend(
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
+    JOIN: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -93,11 +134,7 @@ def _attend(
     rows = length + width
     share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N
     first = split * share
-    part = ((slot * kv_heads + kv_head) * splits + split) * (nodes * GROUPS) + m
-    if first >= rows:  # only where there are several splits
-        tl.store(lse_ptr + part, float("-inf"), mask=real)
-        return
-    last = tl.minimum(first + share, rows)
+    last = tl.maximum(tl.minimum(first + share, rows), first)  # a split may be left without rows
 
     kv_head64, first64 = kv_head.to(tl.int64), first.to(tl.int64)
     key_ptr += slot * stride_kb + kv_head64 * stride_kh + first64 * stride_kn
@@ -146,16 +183,30 @@ def _attend(
     total = tl.where(total == 0.0, 1.0, total)  # a row that sees nothing gives 0
     acc = acc / total[:, None]
     stored = real[:, None] & inside[None, :]
-    if not SPLIT:
+    if SPLIT:
+        at = (slot * kv_heads + kv_head) * splits * (nodes * GROUPS) + m  # of the first split
+        lse_ptr += at
+        part_ptr += at[:, None] * HEAD_DIM + d[None, :]
+        own = split * (nodes * GROUPS)
+        tl.store(lse_ptr + own, best + tl.log2(total), mask=real)
+        tl.store(part_ptr + own * HEAD_DIM, acc, mask=stored)
+    if JOIN:
+        # Whoever draws the last ticket of a tile sees what all others wrote before they drew one.
+        tl.debug_barrier()
+        ticket_ptr += (slot * kv_heads + kv_head) * tiles + tile
+        if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") < splits - 1:
+            return
+        tl.store(ticket_ptr, 0)  # as it was found
+        acc = _join(
+            lse_ptr, part_ptr, real, stored, nodes * GROUPS, splits, HEAD_DIM, BLOCK_M, BLOCK_D
+        )
+    if JOIN or not SPLIT:
         row = (slot * nodes + node) * (kv_heads * GROUPS) + head
         tl.store(
             out_ptr + row[:, None] * HEAD_DIM + d[None, :],
             acc.to(out_ptr.dtype.element_ty),
             mask=stored,
         )
-    else:
-        tl.store(part_ptr + part[:, None] * HEAD_DIM + d[None, :], acc, mask=stored)
-        tl.store(lse_ptr + part, best + tl.log2(total), mask=real)
 
 
 @triton.jit(do_not_specialize=["nodes", "splits"])
@@ -212,6 +263,7 @@ def launch(
     values: Tensor,
     lengths: Tensor,
     tail: Tensor,
+    tickets: Tensor,
     scale: float,
     tiling: Tiling,
 ) -> Tensor:
@@ -228,6 +280,8 @@ def launch(
         lengths: int64 ``[B]``, committed rows, which every entry sees.
         tail: bool ``[B, N, R]``, contiguous; entry i sees row ``lengths[b] + r`` where
             ``tail[b, i, r]``.
+        tickets: int32, zeros, at least one for each slot, KV head and 16 of its query rows; they
+            are zeros again afterwards.
         scale: factor on the scores before the softmax, above zero.
         tiling: block sizes, splits, warps and stages.
 
@@ -242,8 +296,8 @@ def launch(
     shape = (slots, kv_heads, splits, nodes * groups) if splits > 1 else (0,)
     part = out.new_empty((*shape, head_dim), dtype=torch.float32)
     lse = out.new_empty(shape, dtype=torch.float32)
-    block_d = max(16, triton.next_power_of_2(head_dim))
     tiles = triton.cdiv(nodes * groups, tiling.block_m)
+    block_d = max(16, triton.next_power_of_2(head_dim))
     with torch.cuda.device_of(query):
         _attend[(tiles * splits, kv_heads, slots)](
             query,
@@ -254,6 +308,7 @@ def launch(
             out,
             part,
             lse,
+            tickets,
             scale * _LOG2_E,
             *query.stride()[:3],
             *keys.stride()[:3],
@@ -265,6 +320,7 @@ def launch(
             GROUPS=groups,
             HEAD_DIM=head_dim,
             SPLIT=splits > 1,
+            JOIN=1 < splits <= _FEW,
             PRECISION="ieee",
             BLOCK_M=tiling.block_m,
             BLOCK_N=tiling.block_n,
@@ -272,7 +328,7 @@ def launch(
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
         )
-        if splits > 1:
+        if splits > _FEW:
             block_s = triton.next_power_of_2(splits)
             block_m = max(1, min(8, _MERGED // (block_s * block_d)))
             _merge[(triton.cdiv(nodes * groups, block_m), kv_heads, slots)](

@@ -22,7 +22,7 @@ from eagle_plugins.attention.tiling import Tiling
 from eagle_plugins.attention.triton import MAX_NODES, Triton, TritonConfig
 
 pytest.importorskip("triton", reason="Triton is not installed")
-from eagle_plugins.attention.triton_kernel import launch
+from eagle_plugins.attention import triton_kernel
 
 CUDA_HERE = torch.cuda.is_available()
 CPU = pytest.param(
@@ -65,7 +65,7 @@ def shapes(draw):
         block_m = block_n = 16  # larger ones take the compiler minutes
     else:  # so that there are few programs to interpret
         block_m = max(block_m, 1 << (nodes * groups // 4).bit_length())
-    tiling = Tiling(block_m, block_n, draw(pick([1, 2, 3, 5])), num_warps=4, num_stages=2)
+    tiling = Tiling(block_m, block_n, draw(pick([1, 2, 3, 5, 9])), num_warps=4, num_stages=2)
     return Shape(
         lengths=draw(st.lists(pick([0, 1, 15, 16, 17, 31, 40, 96]), min_size=1, max_size=3)),
         nodes=nodes,
@@ -101,6 +101,22 @@ def make(shape, device):
     query = randn(slots, shape.nodes, shape.kv_heads * shape.groups, shape.head_dim)
     keys, values = stores[:, :, :, :span]
     return query.transpose(1, 2), keys, values, lengths.to(device), tail.to(device)
+
+
+def tickets_of(inputs, tiling):
+    """Enough of them, and one more that no program should touch."""
+    query, keys = inputs[:2]
+    tiles = -(-query.shape[2] * query.shape[1] // keys.shape[1] // tiling.block_m)
+    return query.new_zeros(keys.shape[0] * keys.shape[1] * tiles + 1, dtype=torch.int32)
+
+
+def launch(*inputs):
+    """Launch the kernel, and see that it leaves its tickets as it found them."""
+    *tensors, scale, tiling = inputs
+    tickets = tickets_of(tensors, tiling)
+    found = triton_kernel.launch(*tensors, tickets, scale, tiling)
+    assert not tickets.any()
+    return found
 
 
 @contextmanager
@@ -160,7 +176,7 @@ def test_large_passes_agree_on_cuda(shape, many, long):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("splits", [1, 3, 9])
 def test_an_entry_that_sees_nothing_gives_zeros(device, splits):
     shape = Shape([0, 20], 3, 0, 1, 2, 64, torch.float32, SMALL, seed=0)
     query, keys, values, lengths, tail = make(shape, device)
@@ -193,9 +209,10 @@ def test_a_captured_launch_serves_other_lengths():
     query, keys, values, lengths, tail = make(shape, "cuda")
     keys, values = keys.nan_to_num(), values.nan_to_num()
     launch(query, keys, values, lengths, tail, 0.1, SMALL)  # compiled before it is captured
+    tickets = tickets_of((query, keys), SMALL)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = launch(query, keys, values, lengths, tail, 0.1, SMALL)
+        found = triton_kernel.launch(query, keys, values, lengths, tail, tickets, 0.1, SMALL)
     for other in ([0, 300], [17, 64], [299, 1]):
         lengths.copy_(torch.tensor(other))
         query.normal_()
