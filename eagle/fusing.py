@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.packing import Switch, multiply, pack, packs, reorder
-from eagle.skinny import hooked, linear, narrow, splits_of
+from eagle.skinny import hooked, linear, narrow, plan_of
 
 __all__ = ["Product", "SharedInput", "arrange", "fuse", "products"]
 
@@ -37,7 +37,7 @@ class Product:
     ) -> None:
         self.weight, self.bias, self.packed = weight, bias, packed
         self._sizes = sizes
-        self._splits = splits_of(weight)
+        self._plan = plan_of(weight, shared=True)
         # Input and parts in one attribute, so that two threads cannot mix theirs.
         self._latest: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
@@ -46,7 +46,7 @@ class Product:
         latest = self._latest
         if latest is None or latest[0] is not x:
             if self.packed is None:
-                whole = linear(x, self.weight, self.bias, self._splits)
+                whole = linear(x, self.weight, self.bias, self._plan)
             else:
                 whole = multiply(x, self.weight if traced else self.packed, self.bias)
             latest = (x, torch.split(whole, self._sizes, dim=-1))
@@ -125,7 +125,9 @@ def fuse(module: nn.Module, switch: Switch, *, packed: bool = False) -> int:
     for layer in module.modules():
         if isinstance(layer, SharedInput):
             layer.switch = switch  # fused before, for another owner of the same module
-    for parent in list(module.modules()):
+    # Not a list of all modules, which would keep every layer that is replaced, and its weight.
+    parents = [m for m in module.modules() if any(hasattr(m, names[0]) for names in _TOGETHER)]
+    for parent in parents:
         for names in _TOGETHER:
             layers = [getattr(parent, name, None) for name in names]
             linear = [layer for layer in layers if type(layer) is nn.Linear]

@@ -72,6 +72,7 @@ class Graphs:
 
     def _captured(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # the allocator cannot give back what it holds once it captures
         # Not torch.cuda.graph(...): where a capture fails, that leaves the allocator in it
         # (pytorch/pytorch#180395). Other threads may go on using the device meanwhile.
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")

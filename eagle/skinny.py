@@ -1,15 +1,17 @@
-"""Products of few rows with a large weight, in compiled passes on a GPU; knows layers, no model.
+"""Products of few rows with a weight, in compiled passes on a GPU; knows layers, no model.
 
-A verification multiplies a tree's nodes by every weight, so its time is that of reading them. On an
-H100 cuBLAS takes 5.15, 5.08 and 5.29 ms for the products of all layers of LLaMA2-7B and 1, 26 and
-61 rows, these kernels 4.45, 4.92 and 5.05, and reading 4.19. The long and narrow ones gain most:
-there are too few blocks of them to keep the device reading, so they are cut along their length too,
-and what follows in the compiled pass adds up the parts.
+A verification multiplies a tree's nodes by every weight, so its time is that of reading them, or
+where they are small, that of one load after another. cuBLAS is made for more rows: on an H100 it
+takes 39.9, 67.0 and 37.3 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 38.2,
+64.2 and 34.2, and reading 34.5, 62.3 and 31.1; for 26 rows and SmolLM2-135M's down projection 4.9
+and 3.1 us, for one row 4.9 and 2.5. Long and narrow weights are also cut along their length, so
+that more of the device reads; what follows in the compiled pass adds up the parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 import torch
@@ -19,52 +21,80 @@ from torch import Tensor, nn
 from eagle.packing import Switch
 from eagle.surroundings import multiprocessors
 
-__all__ = ["MAX_ROWS", "SkinnyLinear", "linear", "narrow", "splits_of"]
+__all__ = ["MAX_ROWS", "Plan", "SkinnyLinear", "linear", "narrow", "plan_of"]
 
 MAX_ROWS = 64
 """Products of more rows are left to cuBLAS."""
 
 _DTYPES = (torch.bfloat16, torch.float16)
 _BLOCK_N, _BLOCK_K = 64, 128
-_STAGES = 6, 4  # of a product in one part, and in several
 _ALIGNED = 16  # bytes: where a row may begin for the copy engine of the device
-_LARGE = 2**23  # elements: reading a smaller weight takes no longer than a launch
 _OLDEST = (9, 0)  # compute capability, of which this has been measured
+# Elements, and columns, of the weights of which it has been.
+_LARGE, _LONG = 2**23, 2048
+_SMALL = 2**22
 
 
-def splits_of(weight: Tensor) -> int:
-    """Return in how many parts a weight's rows are read, or 0 where cuBLAS multiplies it.
+@dataclass(frozen=True)
+class Plan:
+    """Which products with a weight are made here.
+
+    Attributes:
+        one: those of a single row.
+        splits: in how many parts a weight's rows are read for more of them; 0 for cuBLAS.
+    """
+
+    one: bool = False
+    splits: int = 0
+
+
+def plan_of(weight: Tensor, *, shared: bool = False) -> Plan:
+    """Return which products with a weight are quicker by the kernels of this module.
 
     Args:
         weight: ``[N, K]``.
+        shared: whether the product is handed to several layers, each of which would have to add
+            up its parts.
     """
     if (
         not weight.is_cuda
         or weight.dtype not in _DTYPES
         or weight.stride(1) != 1
-        or weight.numel() < _LARGE
         or weight.data_ptr() % _ALIGNED
         or weight.stride(0) * weight.itemsize % _ALIGNED
         or find_spec("triton") is None
         or torch.cuda.get_device_capability(weight.device) < _OLDEST
     ):
-        return 0
-    return 1 if weight.shape[0] // _BLOCK_N >= multiprocessors(weight.device) else 2
+        return Plan()
+    columns, depth = weight.shape
+    return _plan(columns, depth, shared, multiprocessors(weight.device))
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: int) -> Tensor:
+def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
+    if columns * depth >= _LARGE:
+        if depth < _LONG:
+            return Plan()
+        return Plan(True, 1 if columns // _BLOCK_N >= processors else 2)
+    if columns * depth > _SMALL:
+        return Plan()
+    # Two blocks for each program. Of as many as eight parts, adding up would be a kernel by itself.
+    return Plan(True, 1 if shared else min(-(-depth // (2 * _BLOCK_K)), 6))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """Return ``x W^T + b``, from a kernel of this module in compiled passes of few rows.
 
     Args:
         x: ``[..., K]``.
         weight: ``[N, K]``.
         bias: ``[N]``, or None.
-        splits: what `splits_of` says of the weight.
+        plan: what `plan_of` says of the weight.
     """
     rows = x.shape[:-1].numel()
+    splits = int(plan.one) if rows == 1 else plan.splits
     if not (splits and 0 < rows <= MAX_ROWS and torch.compiler.is_compiling()):
         return F.linear(x, weight, bias)
-    parts: Tensor = product_parts(x.reshape(rows, x.shape[-1]), weight, 1 if rows == 1 else splits)
+    parts: Tensor = product_parts(x.reshape(rows, x.shape[-1]), weight, splits)
     out = parts[0] if parts.shape[0] == 1 else parts.sum(0).to(x.dtype)
     out = out.view(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
@@ -73,24 +103,24 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, splits: int) -> Tenso
 class SkinnyLinear(nn.Linear):
     """A linear layer that shares the weight of another; with the switch off, it is ordinary."""
 
-    def __init__(self, dense: nn.Linear, switch: Switch, splits: int) -> None:
+    def __init__(self, dense: nn.Linear, switch: Switch, plan: Plan) -> None:
         super().__init__(dense.in_features, dense.out_features, bias=False, device="meta")
         self.weight, self.bias = dense.weight, dense.bias
         self.switch = switch
-        self._splits = splits
+        self._plan = plan
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x W^T + b``."""
-        return linear(x, self.weight, self.bias, self._splits if self.switch.on else 0)
+        return linear(x, self.weight, self.bias, self._plan if self.switch.on else Plan())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SkinnyLinear:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._splits = splits_of(self.weight)
+        self._plan = plan_of(self.weight)
         return self
 
 
 def narrow(module: nn.Module, switch: Switch) -> None:
-    """Replace the large linear layers of a frozen module on a GPU.
+    """Replace the linear layers of a frozen module on a GPU that have products made here.
 
     Args:
         module: whose children are replaced, at any depth. Those that are hooked stay.
@@ -102,9 +132,9 @@ def narrow(module: nn.Module, switch: Switch) -> None:
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and not hooked(child) and not child.weight.requires_grad:
-                splits = splits_of(child.weight)
-                if splits:
-                    setattr(parent, name, SkinnyLinear(child, switch, splits))
+                plan = plan_of(child.weight)
+                if plan != Plan():
+                    setattr(parent, name, SkinnyLinear(child, switch, plan))
 
 
 def hooked(layer: nn.Linear) -> bool:
@@ -121,7 +151,7 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
 
     Args:
         x: ``[M, K]``, at most `MAX_ROWS` rows.
-        weight: ``[N, K]``, of which `splits_of` does not say 0.
+        weight: ``[N, K]``, aligned as `plan_of` asks.
         splits: S; 1 for a single row.
     """
     from eagle.skinny_kernels import multiply_row, multiply_rows
@@ -132,7 +162,8 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
         return out
     if x.data_ptr() % _ALIGNED:
         x = x.clone()
-    stages = _STAGES[splits > 1]
+    steps = -(-x.shape[1] // (splits * _BLOCK_K))
+    stages = min(6 if splits == 1 else 4, steps + 1)
     multiply_rows(x, weight, out, block_n=_BLOCK_N, block_k=_BLOCK_K, stages=stages)
     return out
 

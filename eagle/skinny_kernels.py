@@ -1,4 +1,4 @@
-"""Triton kernels that multiply few rows by a large weight; `eagle.skinny` says what they compute.
+"""Triton kernels that multiply few rows by a weight; `eagle.skinny` says what they compute.
 
 Both are bound by reading the weight, so a program takes few of its rows and there are many
 programs: as many as keep every multiprocessor reading until the end.
@@ -96,7 +96,7 @@ def multiply_row(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> No
             EVEN=columns % block_n == 0 and depth % block_k == 0,
             BLOCK_N=block_n,
             BLOCK_K=block_k,
-            num_warps=4,
+            num_warps=4 if depth > block_k else max(1, block_k // 1024),
         )
 
 

@@ -1,9 +1,12 @@
 """Projections multiplied at once give what they gave one by one."""
 
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
+from eagle import fusing
 from eagle.fusing import SharedInput, arrange, fuse, products
 from eagle.packing import Switch
 from eagle.testing import tiny_target
@@ -42,6 +45,25 @@ def test_no_second_copy_of_the_weights_is_kept():
     storages = {p.untyped_storage().data_ptr() for p in parent.parameters()}
     assert len(storages) == 1
     assert [p.shape[0] for p in parent.parameters()] == [8, 2, 2]
+
+
+def test_dense_weights_are_let_go_of_group_by_group(monkeypatch):
+    def mlp():
+        parent = nn.Module()
+        parent.gate_proj, parent.up_proj = nn.Linear(4, 6), nn.Linear(4, 6)
+        return parent.requires_grad_(False)
+
+    module = nn.ModuleList(mlp() for _ in range(3))
+    dense = [weakref.ref(w) for name, w in module.named_parameters() if "weight" in name]
+    kept, stack = [], fusing._fuse
+
+    def counted(*args):
+        kept.append(sum(weight() is not None for weight in dense))
+        stack(*args)
+
+    monkeypatch.setattr(fusing, "_fuse", counted)
+    assert fuse(module, Switch()) == 3
+    assert kept == [6, 4, 2]
 
 
 def test_with_the_switch_off_layers_are_ordinary(monkeypatch):

@@ -7,7 +7,7 @@ from torch import nn
 
 from eagle import skinny
 from eagle.packing import Switch
-from eagle.skinny import SkinnyLinear, linear, narrow, product_parts, splits_of
+from eagle.skinny import Plan, SkinnyLinear, linear, narrow, plan_of, product_parts
 from tests.interpreted import DEVICE, needs_triton
 
 DTYPES = [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float32, torch.float16]
@@ -27,7 +27,7 @@ def distance(found, expected):
 
 @needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("splits", [1, 2, 5])
 @pytest.mark.parametrize("rows", [2, 16, 26, 33, 64])
 @pytest.mark.parametrize(("columns", "depth"), [(96, 384), (64, 128), (72, 200)])
 def test_the_parts_of_a_product_add_up_to_it(rows, columns, depth, splits, dtype):
@@ -73,30 +73,31 @@ def test_a_cpu_leaves_its_layers_alone():
     parent = nn.Sequential(nn.Linear(4096, 4096, bias=False)).requires_grad_(False)
     narrow(parent, Switch())
     assert type(parent[0]) is nn.Linear
-    assert splits_of(parent[0].weight) == 0
+    assert plan_of(parent[0].weight) == Plan()
 
 
-@pytest.mark.parametrize(("rows", "compiling"), [(65, True), (5, False)])
+@pytest.mark.parametrize(("rows", "compiling"), [(65, True), (5, False), (1, False)])
 def test_many_rows_and_uncompiled_ones_are_left_to_pytorch(rows, compiling, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     monkeypatch.setattr(skinny, "product_parts", None)
     x, weight = torch.rand(rows, 8), torch.rand(6, 8)
-    assert torch.equal(linear(x, weight, None, 2), F.linear(x, weight))
+    assert torch.equal(linear(x, weight, None, Plan(True, 2)), F.linear(x, weight))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias):
-    dense = nn.Linear(4096, 2048, bias=bias, device=DEVICE, dtype=dtype).requires_grad_(False)
+@pytest.mark.parametrize("depth", [4096, 1152])
+def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias, depth):
+    dense = nn.Linear(depth, 2048, bias=bias, device=DEVICE, dtype=dtype).requires_grad_(False)
     switch, parent = Switch(), nn.Sequential(dense)
     narrow(parent, switch)
     assert isinstance(parent[0], SkinnyLinear)
     torch._dynamo.reset()  # each case compiles the same function anew
     work = torch.compile(lambda x: parent(x) * 2, fullgraph=True, dynamic=False)
     for shape in ((1, 1), (1, 26), (2, 30), (1, 100)):
-        x = torch.randn(*shape, 4096, device=DEVICE, dtype=dtype)
+        x = torch.randn(*shape, depth, device=DEVICE, dtype=dtype)
         offset = dense.bias.double() if bias else 0
         expected = (x.double() @ dense.weight.double().T + offset) * 2
         assert distance(work(x), expected) < CLOSE[dtype]
@@ -104,15 +105,28 @@ def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias):
     torch.testing.assert_close(parent(x), dense(x), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("columns", "depth", "shared", "plan"),
+    [
+        (22016, 4096, True, Plan(True, 1)),
+        (4096, 11008, False, Plan(True, 2)),
+        (576, 1536, False, Plan(True, 6)),
+        (576, 576, False, Plan(True, 3)),
+        (3072, 576, True, Plan(True, 1)),
+        (49152, 576, False, Plan()),
+        (5120, 960, True, Plan()),
+    ],
+)
+def test_products_are_made_as_was_measured(columns, depth, shared, plan):
+    assert skinny._plan(columns, depth, shared, 132) == plan
+
+
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
 @pytest.mark.gpu
-def test_which_weights_are_read_in_parts():
-    def splits(columns, depth, dtype=torch.bfloat16):
-        return splits_of(torch.empty(columns, depth, device=DEVICE, dtype=dtype))
+def test_weights_that_no_kernel_reads_are_left_to_cublas():
+    def plan(columns, depth, dtype=torch.bfloat16):
+        return plan_of(torch.empty(columns, depth, device=DEVICE, dtype=dtype))
 
-    assert splits(22016, 4096) == 1
-    assert splits(4096, 11008) == splits(4096, 4096) == 2
-    assert splits(49152, 576) == 1
-    assert splits(576, 1536) == 0, "a small one"
-    assert splits(32768, 4097) == 0, "its rows begin anywhere"
-    assert splits(22016, 4096, torch.float32) == 0
+    assert plan(22016, 4096) == Plan(True, 1)
+    assert plan(22016, 4096, torch.float32) == Plan()
+    assert plan(32768, 4097) == Plan(), "its rows begin anywhere"
