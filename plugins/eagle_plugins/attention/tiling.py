@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["MAX_SPLITS", "MIN_TILE", "Tiling", "choose_tiling"]
+__all__ = ["MAX_SPLITS", "Tiling", "choose_tiling", "most_tiles"]
 
 MAX_SPLITS = 64
 """Of more, joining takes longer than a busier device gains."""
 
-MIN_TILE = 16
-"""Rows of the smallest tile of queries that tensor cores multiply."""
+_RESIDENT = 3  # programs that a multiprocessor is given at once, at most
 
 _SMALL = 16 * 2**20
 """Bytes that tiles may read from the L2, several of them the same ones, at hardly any cost."""
@@ -58,7 +57,7 @@ def choose_tiling(
         dtype: of queries, keys and values.
         multiprocessors: of the device.
     """
-    tile = min(max(MIN_TILE, 1 << (rows - 1).bit_length()), 128)
+    tile = min(max(16, 1 << (rows - 1).bit_length()), 128)
     wide = head_dim > 128
     if dtype == torch.float32:
         # True float32 products are made outside the tensor cores, out of registers.
@@ -67,7 +66,7 @@ def choose_tiling(
         # So few splits keep the device busy that they are joined at once.
         block_m, block_n, num_warps, num_stages, resident = 16, 64, 4, 3, 1
     elif tile == 16 and not wide:
-        block_m, block_n, num_warps, num_stages, resident = 16, 32, 2, 3, 3
+        block_m, block_n, num_warps, num_stages, resident = 16, 32, 2, 3, _RESIDENT
     elif tile < 128:
         # Of more rows the parts take longer to join than a busier device gains.
         block_m, block_n, num_warps, num_stages, resident = tile, 64, 4, 3, 1
@@ -83,3 +82,12 @@ def choose_tiling(
     programs = slots * kv_heads * -(-rows // block_m)
     splits = min(resident * multiprocessors // programs, -(-span // block_n), MAX_SPLITS)
     return Tiling(block_m, block_n, max(1, splits), num_warps, num_stages)
+
+
+def most_tiles(multiprocessors: int) -> int:
+    """Return how many tiles of queries there may be of which each is dealt out to several splits.
+
+    Args:
+        multiprocessors: of the device.
+    """
+    return _RESIDENT * multiprocessors // 2

@@ -16,7 +16,7 @@ from eagle.cache import Step
 from eagle.roles import BuildContext, StrategyConfig
 from eagle.surroundings import multiprocessors
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
-from eagle_plugins.attention.tiling import MIN_TILE, choose_tiling
+from eagle_plugins.attention.tiling import choose_tiling, most_tiles
 
 __all__ = [
     "DTYPES",
@@ -46,7 +46,7 @@ class TreePlan:
 
     Attributes:
         step: of the pass, its tail contiguous.
-        tickets: int32, zeros; what programs of the kernel count by that work on one tile.
+        tickets: int32, zeros, by which programs that work on one tile count each other.
     """
 
     step: Step
@@ -71,6 +71,11 @@ class Triton:
 
     def __init__(self, config: TritonConfig, context: BuildContext) -> None:
         self._sdpa = Sdpa(SdpaConfig(), context)
+        device = context.device or torch.device("cpu")
+        with torch.inference_mode(False):  # what is made in that mode cannot be changed outside it
+            self._tickets = torch.zeros(
+                most_tiles(multiprocessors(device)), dtype=torch.int32, device=device
+            )
 
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return what of this the kernel is not made for, or None."""
@@ -98,11 +103,10 @@ class Triton:
         self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype
     ) -> TreePlan | Tensor:
         """Return a plan for the kernel, or the dense mask for a pass of many entries."""
-        slots, nodes, _ = step.tail.shape
-        if nodes > MAX_NODES:
+        if step.tail.shape[1] > MAX_NODES:
             return self._sdpa.plan(step, query_heads, kv_heads, dtype)
-        tiles = -(-nodes * query_heads // kv_heads // MIN_TILE)
-        tickets = step.lengths.new_zeros(slots * kv_heads * tiles, dtype=torch.int32)
+        # Not made for each pass: compiled code would make them anew for each layer.
+        tickets = self._tickets.to(step.lengths.device)
         return TreePlan(replace(step, tail=step.tail.contiguous()), tickets)
 
     def attend(

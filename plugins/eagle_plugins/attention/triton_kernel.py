@@ -280,14 +280,17 @@ def launch(
         lengths: int64 ``[B]``, committed rows, which every entry sees.
         tail: bool ``[B, N, R]``, contiguous; entry i sees row ``lengths[b] + r`` where
             ``tail[b, i, r]``.
-        tickets: int32, zeros, at least one for each slot, KV head and 16 of its query rows; they
-            are zeros again afterwards.
+        tickets: int32, zeros, and zeros again afterwards; where there are several splits, at least
+            one for each tile of each KV head and slot.
         scale: factor on the scores before the softmax, above zero.
         tiling: block sizes, splits, warps and stages.
 
     Returns:
         ``[B, N, query_heads, head_dim]``, contiguous, in the dtype of *query*; rows that see
         nothing are zero.
+
+    Raises:
+        ValueError: there are too few tickets.
     """
     slots, heads, nodes, head_dim = query.shape
     kv_heads, width = keys.shape[1], tail.shape[2]
@@ -297,6 +300,8 @@ def launch(
     part = out.new_empty((*shape, head_dim), dtype=torch.float32)
     lse = out.new_empty(shape, dtype=torch.float32)
     tiles = triton.cdiv(nodes * groups, tiling.block_m)
+    if splits > 1 and tickets.numel() < tiles * kv_heads * slots:
+        raise ValueError(f"{tiles * kv_heads * slots} tickets are needed, not {tickets.numel()}")
     block_d = max(16, triton.next_power_of_2(head_dim))
     with torch.cuda.device_of(query):
         _attend[(tiles * splits, kv_heads, slots)](

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle_plugins.attention.tiling import MAX_SPLITS, choose_tiling
+from eagle_plugins.attention.tiling import MAX_SPLITS, choose_tiling, most_tiles
 
 SHARED_MEMORY = 227 * 1024  # of an H100's multiprocessor, the most that one program may take
 
@@ -38,6 +38,8 @@ def test_every_tiling_can_be_launched(slots, kv_heads, rows, head_dim, span, dty
         assert block >= 16
         assert block & (block - 1) == 0, "not a power of two"
     assert 1 <= tiling.splits <= min(MAX_SPLITS, -(-span // tiling.block_n))
+    if tiling.splits > 1:
+        assert slots * kv_heads * -(-rows // tiling.block_m) <= most_tiles(132)
     width = 1 << (head_dim - 1).bit_length()
     rows_held = tiling.block_m + 2 * tiling.num_stages * tiling.block_n
     assert rows_held * width * dtype.itemsize <= SHARED_MEMORY

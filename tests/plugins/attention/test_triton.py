@@ -189,6 +189,16 @@ def test_an_entry_that_sees_nothing_gives_zeros(device, splits):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_too_few_tickets_are_refused(device):
+    shape = Shape([20], 3, 0, 2, 2, 64, torch.float32, SMALL, seed=0)
+    inputs = make(shape, device)
+    tickets = torch.zeros(1, dtype=torch.int32, device=device)
+    with pytest.raises(ValueError, match="2 tickets"):
+        triton_kernel.launch(*inputs, tickets, 0.1, SMALL)
+    triton_kernel.launch(*inputs, tickets[:0], 0.1, replace(SMALL, splits=1))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_queries_may_lie_in_any_order(device):
     shape = Shape([9], 5, 2, 2, 2, 64, torch.float32, SMALL, seed=3)
     query, *rest = make(shape, device)
@@ -239,7 +249,7 @@ def test_a_cache_may_have_more_elements_than_int32_counts():
 # --- the backend ------------------------------------------------------------------------------
 
 
-def backend_of(kind, device="cpu"):
+def backend_of(kind, device="cuda" if CUDA_HERE else "cpu"):
     config = {Triton: TritonConfig, Sdpa: SdpaConfig}[kind]
     return kind(config(), BuildContext(device=torch.device(device)))
 
