@@ -8,6 +8,7 @@ from typing import Any
 
 from eagle.bench.attention import AttentionTimes
 from eagle.bench.outcome import PARTS, Row, Speed
+from eagle.bench.products import ProductTimes
 from eagle.bench.subjects import Subjects
 from eagle.bench.sweep import Sweep
 from eagle.spec import DecoderSpec
@@ -19,6 +20,7 @@ __all__ = [
     "attention_table",
     "cycle_table",
     "markdown",
+    "products_table",
     "speed_json",
     "speed_table",
     "speedup_table",
@@ -139,6 +141,25 @@ def attention_table(found: AttentionTimes) -> Table:
         share = each.bandwidth / found.bandwidth
         speed = f"{each.bandwidth / 1e9:.0f}"
         table.append([each.name, each.microseconds.show(1), speed, f"{share:.0%}", f"{ratio:.2f}"])
+    return table
+
+
+def products_table(found: ProductTimes) -> Table:
+    """Return what each product takes, by PyTorch alone and as passes make it."""
+    table = [["microseconds", "rows", "PyTorch", "here", "quicker by", "floor", "over it"]]
+    for each in found.times:
+        product, ours = each.product, each.ours.median
+        table.append(
+            [
+                f"{product.name}, {product.columns} x {product.depth}",
+                str(each.rows),
+                f"{each.plain.median:.1f}",
+                f"{ours:.1f}",
+                each.ratio.show(2),
+                f"{each.floor:.1f}",
+                f"{ours / each.floor:.2f}",
+            ]
+        )
     return table
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from eagle.cli import console, ranks
+from eagle.cli import console, products, ranks
 from eagle.cli.attention import attention
 from eagle.cli.decoding import (
     MaxNewTokens,
@@ -22,7 +22,7 @@ from eagle.cli.decoding import (
     working,
 )
 from eagle.cli.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
-from eagle.cli.options import Overrides
+from eagle.cli.options import Overrides, Shapes, numbers, shape_of
 from eagle.cli.verify import progress_bar
 
 if TYPE_CHECKING:
@@ -38,17 +38,6 @@ app = typer.Typer(
     ),
 )
 
-Shapes = Annotated[
-    str | None,
-    typer.Option(
-        "--shape",
-        metavar="NAME",
-        help="Embed target and heads in a larger model's shape, llama2-7b say: the same answers "
-        "at that shape's cost.",
-        show_default=False,
-    ),
-]
-
 
 @app.callback()
 def _root(context: typer.Context) -> None:
@@ -61,6 +50,11 @@ app.command(
         "eagle bench attention --batch 8 --heads 64 --kv-heads 8 --context 16384 --rows 16448",
     )
 )(attention)
+app.command(
+    epilog=console.examples(
+        "eagle bench products --rows 1,26,61", "eagle bench products --shape llama2-7b"
+    )
+)(products.products)
 app.command(epilog=ranks.EXAMPLES)(ranks.ranks)
 
 
@@ -133,7 +127,7 @@ def speed(
     check_baselines(baselines, batch)
     params = sampling_params(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     texts = read_prompts(prompts)[:limit]
-    wide = _shape(shape)
+    wide = shape_of(shape)
     if plots is not None:
         from eagle.bench.plots import require_matplotlib
 
@@ -198,8 +192,8 @@ def passes(
     It is the pass that the spec's cycles run, through the same runtime and attention, with the LM
     head; medians and interquartile ranges.
     """
-    counts = _counts(nodes)
-    wide = _shape(shape)
+    counts = numbers("--nodes", nodes)
+    wide = shape_of(shape)
     check_files(as_json, as_markdown)
     subjects = _prepare([spec], [*(set_ or ())], target, wide)
     from eagle.bench.report import Setting, sweep_json, sweep_table
@@ -214,24 +208,6 @@ def passes(
     tables = [sweep_table(found)]
     show(setting, found.bandwidth, tables)
     write(setting, found.bandwidth, tables, sweep_json(setting, found), as_json, as_markdown)
-
-
-def _counts(nodes: str) -> list[int]:
-    from eagle.errors import RequestError
-
-    try:
-        counts = [int(part) for part in nodes.split(",")]
-    except ValueError as error:
-        raise RequestError(f"--nodes: should be numbers like 1,8,26, not {nodes!r}") from error
-    if min(counts) < 1:
-        raise RequestError("--nodes: a tree has at least one node, its root")
-    return counts
-
-
-def _shape(name: str | None) -> Shape | None:
-    from eagle.bench.shapes import find_shape
-
-    return None if name is None else find_shape(name)
 
 
 def _prepare(

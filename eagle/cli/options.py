@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-__all__ = ["ConfigOverrides", "Json", "Overrides", "SpecName"]
+if TYPE_CHECKING:
+    from eagle.bench.shapes import Shape
+
+__all__ = ["ConfigOverrides", "Json", "Overrides", "Shapes", "SpecName", "numbers", "shape_of"]
 
 Overrides = Annotated[
     list[str] | None,
@@ -34,3 +37,42 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout and not
 SpecName = Annotated[
     str, typer.Argument(metavar="SPEC", help="A shipped spec's name, or a YAML file.")
 ]
+
+Shapes = Annotated[
+    str | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME",
+        help="Embed target and heads in a larger model's shape, llama2-7b say: the same answers "
+        "at that shape's cost.",
+        show_default=False,
+    ),
+]
+
+
+def shape_of(name: str | None) -> Shape | None:
+    """Return the shape that an option names, or None without one.
+
+    Raises:
+        RequestError: there is none of that name.
+    """
+    from eagle.bench.shapes import find_shape
+
+    return None if name is None else find_shape(name)
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """Return the numbers that an option lists with commas between them.
+
+    Raises:
+        RequestError: they are none, or one is below 1.
+    """
+    from eagle.errors import RequestError
+
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RequestError(f"{option}: should be numbers like 1,8,26, not {text!r}") from error
+    if min(found) < 1:
+        raise RequestError(f"{option}: should be numbers of at least 1, not {text!r}")
+    return found

@@ -167,7 +167,20 @@ def test_pictures_without_matplotlib_are_refused_before_the_run(bench, monkeypat
     assert "pip install 'eagle-decoding[plots]'" in ran.err
 
 
-@pytest.mark.parametrize(("nodes", "problem"), [("1,x", "should be numbers"), ("0", "its root")])
-def test_numbers_of_nodes_are_checked(bench, nodes, problem):
-    ran = bench("--nodes", nodes, command="passes", specs=("tree",))
-    assert (ran.status, problem in ran.err) == (2, True)
+def test_products_prints_a_row_for_each_number_of_rows(bench, tmp_path):
+    file = tmp_path / "products.json"
+    ran = bench(
+        "--rows", "1,5", "--repeats", "2", "--json", str(file), command="products", specs=("tree",)
+    )
+    assert ran.status == 0, ran.err
+    assert "q, k, v" in ran.out
+    shown = json.loads(file.read_text())
+    assert [each["rows"] for each in shown["times"]] == [1, 5] * 5
+    assert shown["bandwidth"] > 0
+
+
+@pytest.mark.parametrize(("command", "option"), [("passes", "--nodes"), ("products", "--rows")])
+@pytest.mark.parametrize(("value", "problem"), [("1,x", "numbers like"), ("0", "at least 1")])
+def test_lists_of_numbers_are_checked(bench, command, option, value, problem):
+    ran = bench(option, value, command=command, specs=("tree",))
+    assert (ran.status, problem in ran.err, option in ran.err) == (2, True, True)

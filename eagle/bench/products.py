@@ -1,0 +1,173 @@
+"""What the products of one layer cost, beside the time to read their weights.
+
+Knows sizes and linear layers: no model is loaded, and weights are random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eagle.bench.floors import read_bandwidth
+from eagle.bench.quartiles import Quartiles
+from eagle.graphs import Graphs
+from eagle.packing import multiply, packs, reorder
+from eagle.skinny import MAX_ROWS, plan_of, product_parts
+from eagle.stopwatch import Job
+
+__all__ = ["Product", "ProductTime", "ProductTimes", "product_times", "products_of"]
+
+_WEIGHTS = 192 << 20  # bytes of weights taken in turn, so that none waits in a cache
+_CALLS = 96  # at most, timed together
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product of a pass.
+
+    Attributes:
+        name: of the projections that it makes.
+        columns: N, what they give together.
+        depth: K, what they read.
+        shared: whether several layers take their part of it.
+    """
+
+    name: str
+    columns: int
+    depth: int
+    shared: bool = False
+
+
+@dataclass(frozen=True)
+class ProductTime:
+    """One product of some rows.
+
+    Attributes:
+        product: which.
+        rows: M, of its input.
+        plain: microseconds by PyTorch alone, which asks cuBLAS or oneDNN.
+        ours: microseconds as passes of this library make it; the adding up of parts, which is left
+            to what follows in a pass, is left out.
+        ratio: of the two, round by round: above 1 where ours is quicker.
+        floor: microseconds that reading the weight takes at the measured bandwidth.
+    """
+
+    product: Product
+    rows: int
+    plain: Quartiles
+    ours: Quartiles
+    ratio: Quartiles
+    floor: float
+
+
+@dataclass(frozen=True)
+class ProductTimes:
+    """What `product_times` measured.
+
+    Attributes:
+        times: product by product, in the order of the rows asked for.
+        bandwidth: read bandwidth of the device, bytes per second.
+    """
+
+    times: tuple[ProductTime, ...]
+    bandwidth: float
+
+
+def products_of(config: Any) -> list[Product]:
+    """Return the products of a decoder layer and the LM head, as this library stacks them.
+
+    Args:
+        config: of a transformers model with the projections of Llama; of one with experts, which
+            are no such products, only its attention and LM head are returned.
+    """
+    hidden, heads = config.hidden_size, config.num_attention_heads
+    size = getattr(config, "head_dim", None) or hidden // heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    found = [
+        Product("q, k, v", (heads + 2 * kv_heads) * size, hidden, shared=True),
+        Product("o", hidden, heads * size),
+    ]
+    if not (getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)):
+        found += [
+            Product("gate, up", 2 * config.intermediate_size, hidden, shared=True),
+            Product("down", hidden, config.intermediate_size),
+        ]
+    return [*found, Product("LM head", config.vocab_size, hidden)]
+
+
+@torch.inference_mode()
+def product_times(
+    products: Sequence[Product],
+    rows: Sequence[int],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    repeats: int = 20,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> ProductTimes:
+    """Time products by PyTorch alone and as this library makes them, in turns.
+
+    On CUDA, calls are captured and replayed as a graph, as decoders do.
+
+    Args:
+        products: which.
+        rows: of their input, at least 1 each.
+        dtype: of inputs and weights.
+        device: where.
+        repeats: rounds.
+        progress: called with what is done, how much of it, and its total.
+    """
+    bandwidth = read_bandwidth(device)
+    times = []
+    for product in products:
+        generator = torch.Generator(device).manual_seed(0)
+
+        def normal(*size: int, generator: torch.Generator = generator) -> Tensor:
+            return torch.randn(size, generator=generator, device=device).to(dtype)
+
+        nbytes = product.columns * product.depth * dtype.itemsize
+        sets = min(-(-_WEIGHTS // nbytes), _CALLS)
+        weights = [normal(product.columns, product.depth) for _ in range(sets)]
+        for count in rows:
+            x = normal(count, product.depth)
+            works = (partial(F.linear, x), _ours(x, weights, product))
+            graphs = Graphs(device) if device.type == "cuda" else None
+            jobs = [Job(partial(_all, work, weights), graphs, device, 1) for work in works]
+            for _ in range(repeats):
+                for job in jobs:
+                    job.time()
+            plain, ours = ([1e3 * ms / sets for ms in job.times] for job in jobs)
+            ratio = Quartiles.of(one / other for one, other in zip(plain, ours, strict=True))
+            floor = 1e6 * nbytes / bandwidth
+            times.append(
+                ProductTime(product, count, Quartiles.of(plain), Quartiles.of(ours), ratio, floor)
+            )
+            progress("timing", len(times), len(products) * len(rows))
+    return ProductTimes(tuple(times), bandwidth)
+
+
+def _ours(x: Tensor, weights: list[Tensor], product: Product) -> Callable[[Tensor], Tensor]:
+    """Return how a pass multiplies by one of these weights."""
+    if x.device.type == "cpu":
+        layer = nn.Linear(1, 1, bias=False)
+        layer.weight = nn.Parameter(weights[0], requires_grad=False)
+        if not packs(layer):
+            return partial(F.linear, x)
+        packed = {id(weight): reorder(weight) for weight in weights}
+        return lambda weight: multiply(x, packed[id(weight)], None)
+    plan = plan_of(weights[0], shared=product.shared)
+    splits = int(plan.one) if len(x) == 1 else plan.splits
+    if not splits or len(x) > MAX_ROWS:
+        return partial(F.linear, x)
+    return lambda weight: product_parts(x, weight, splits)
+
+
+def _all(work: Callable[[Tensor], Tensor], weights: list[Tensor]) -> None:
+    for weight in weights:
+        work(weight)
