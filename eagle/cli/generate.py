@@ -111,7 +111,8 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    decoder = load_decoder(spec, set_, target)
+    # What is compared is what a decoder comes to after many answers.
+    decoder = load_decoder(spec, set_, target, tokens=None if compare else max_new_tokens)
     warn_if_lossy(decoder)
     answer = None
     if prompts is None:
