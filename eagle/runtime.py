@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -255,11 +256,21 @@ class _Compiled:
             try:
                 with _many_shapes():
                     return self._compiled(cycle, *args)
-            except (TorchDynamoException, FailOnRecompileLimitHit) as error:
+            except _failures() as error:
                 self._failed.add(kind)
                 reason = " ".join(str(error).split())
                 log.warning("the phase %s runs uncompiled: %.300s", self._name, reason)
         return self._phase(cycle, *args)
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    """Return what is raised where a phase cannot be compiled, or needs more than a device has."""
+    found: tuple[type[Exception], ...] = (TorchDynamoException, FailOnRecompileLimitHit)
+    if "triton" not in sys.modules:
+        return found
+    from triton.runtime.errors import OutOfResources
+
+    return (*found, OutOfResources)
 
 
 @contextmanager

@@ -130,8 +130,9 @@ class RuntimeSpec(_Model):
 
     Attributes:
         compile: on a GPU, compile a cycle's phases; ``auto``: where cycles are captured, which
-            `eagle generate` takes for False where it has few tokens to decode. On a CPU, run the target's pass as compiled code; ``auto``: where ``eagle compile`` made
-            it; True: make it at first use.
+            ``eagle generate`` takes for False where there are few tokens to decode. On a CPU, run
+            the target's pass as compiled code; ``auto``: where ``eagle compile`` made it; True:
+            make it at first use.
         cuda_graph: capture whole cycles as CUDA graphs and replay them; ``auto``: on CUDA, where
             every component allows it.
         max_batch: slots, the most requests decoded at once.

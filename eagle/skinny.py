@@ -19,15 +19,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.packing import Switch
-from eagle.surroundings import multiprocessors
+from eagle.surroundings import multiprocessors, shared_memory
 
-__all__ = ["MAX_ROWS", "Plan", "SkinnyLinear", "linear", "narrow", "plan_of"]
+__all__ = [
+    "BLOCK_K",
+    "BLOCK_N",
+    "MAX_ROWS",
+    "Plan",
+    "SkinnyLinear",
+    "block_rows",
+    "linear",
+    "narrow",
+    "plan_of",
+    "stages_of",
+]
 
 MAX_ROWS = 64
 """Products of more rows are left to cuBLAS."""
 
+BLOCK_N, BLOCK_K = 64, 128
+"""Rows and columns of a weight that a program takes at once, where there are several rows."""
+
 _DTYPES = (torch.bfloat16, torch.float16)
-_BLOCK_N, _BLOCK_K = 64, 128
+_RESERVED = 2048  # bytes of shared memory for what is not a block
 _ALIGNED = 16  # bytes: where a row may begin for the copy engine of the device
 _OLDEST = (9, 0)  # compute capability, of which this has been measured
 # Elements, and columns, of the weights of which it has been.
@@ -58,10 +72,11 @@ def plan_of(weight: Tensor, *, shared: bool = False) -> Plan:
     """
     if (
         not weight.is_cuda
+        or torch.version.hip is not None
         or weight.dtype not in _DTYPES
         or weight.stride(1) != 1
         or weight.data_ptr() % _ALIGNED
-        or weight.stride(0) * weight.itemsize % _ALIGNED
+        or any(rows * weight.itemsize % _ALIGNED for rows in (weight.stride(0), weight.shape[1]))
         or find_spec("triton") is None
         or torch.cuda.get_device_capability(weight.device) < _OLDEST
     ):
@@ -74,11 +89,11 @@ def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
     if columns * depth >= _LARGE:
         if depth < _LONG:
             return Plan()
-        return Plan(True, 1 if columns // _BLOCK_N >= processors else 2)
+        return Plan(True, 1 if columns // BLOCK_N >= processors else 2)
     if columns * depth > _SMALL:
         return Plan()
     # Two blocks for each program. Of as many as eight parts, adding up would be a kernel by itself.
-    return Plan(True, 1 if shared else min(-(-depth // (2 * _BLOCK_K)), 6))
+    return Plan(True, 1 if shared else min(-(-depth // (2 * BLOCK_K)), 6))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -92,7 +107,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
     """
     rows = x.shape[:-1].numel()
     splits = int(plan.one) if rows == 1 else plan.splits
-    if not (splits and 0 < rows <= MAX_ROWS and torch.compiler.is_compiling()):
+    small = 0 < rows <= MAX_ROWS and x.dtype == weight.dtype
+    if not (splits and small and torch.compiler.is_compiling()):
         return F.linear(x, weight, bias)
     parts: Tensor = product_parts(x.reshape(rows, x.shape[-1]), weight, splits)
     out = parts[0] if parts.shape[0] == 1 else parts.sum(0).to(x.dtype)
@@ -152,20 +168,48 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
     Args:
         x: ``[M, K]``, at most `MAX_ROWS` rows.
         weight: ``[N, K]``, aligned as `plan_of` asks.
-        splits: S; 1 for a single row.
+        splits: S.
     """
     from eagle.skinny_kernels import multiply_row, multiply_rows
 
     x, out = x.contiguous(), _made(x, weight, splits)
-    if x.shape[0] == 1:
+    if x.shape[0] == splits == 1:
         multiply_row(x, weight, out)
         return out
     if x.data_ptr() % _ALIGNED:
         x = x.clone()
-    steps = -(-x.shape[1] // (splits * _BLOCK_K))
-    stages = min(6 if splits == 1 else 4, steps + 1)
-    multiply_rows(x, weight, out, block_n=_BLOCK_N, block_k=_BLOCK_K, stages=stages)
+    rows, depth = x.shape
+    stages = stages_of(rows, depth, splits, x.itemsize, shared_memory(x.device))
+    multiply_rows(
+        x,
+        weight,
+        out,
+        block_m=block_rows(rows),
+        block_n=BLOCK_N,
+        block_k=BLOCK_K,
+        stages=stages,
+    )
     return out
+
+
+def stages_of(rows: int, depth: int, splits: int, itemsize: int, room: int) -> int:
+    """Return how many blocks of a weight are in flight.
+
+    Args:
+        rows: M.
+        depth: K.
+        splits: S.
+        itemsize: bytes of an element.
+        room: bytes of shared memory that a program may take.
+    """
+    steps = -(-depth // (splits * BLOCK_K))
+    held = (BLOCK_N + block_rows(rows)) * BLOCK_K * itemsize  # by each
+    return max(1, min(6 if splits == 1 else 4, steps + 1, (room - _RESERVED) // held))
+
+
+def block_rows(rows: int) -> int:
+    """Return how many rows a block of *rows* is filled up to: a power of two, at least 16."""
+    return max(16, 1 << (rows - 1).bit_length())
 
 
 def _made(x: Tensor, weight: Tensor, splits: int) -> Tensor:

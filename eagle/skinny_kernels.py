@@ -105,6 +105,7 @@ def multiply_rows(
     weight: torch.Tensor,
     out: torch.Tensor,
     *,
+    block_m: int,
     block_n: int,
     block_k: int,
     stages: int,
@@ -116,12 +117,12 @@ def multiply_rows(
             bytes.
         weight: ``[N, K]``, likewise aligned.
         out: ``[S, M, N]``.
+        block_m: M filled up to a power of two, at least 16.
         block_n: rows of the weight that a program takes.
         block_k: columns of the weight that it reads at once.
         stages: blocks of the weight in flight.
     """
     splits, rows, columns = out.shape
-    block_m = max(16, triton.next_power_of_2(rows))
     with torch.cuda.device_of(x):
         _few_rows[(triton.cdiv(columns, block_n) * splits,)](
             TensorDescriptor.from_tensor(x, [block_m, block_k]),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["hardware", "instructions", "multiprocessors", "versions"]
+__all__ = ["hardware", "instructions", "multiprocessors", "shared_memory", "versions"]
 
 _PACKAGES = ("eagle-decoding", "torch", "transformers", "triton")
 
@@ -30,6 +30,17 @@ def multiprocessors(device: torch.device) -> int:
         return 1
     count: int = torch.cuda.get_device_properties(device).multi_processor_count
     return count
+
+
+def shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory that one block of threads may take on a CUDA device.
+
+    227 KiB for others: where Triton is interpreted, there is no such limit.
+    """
+    if device.type != "cuda":
+        return 227 * 1024
+    found = torch.cuda.get_device_properties(device)
+    return int(getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block))
 
 
 def instructions() -> str:

@@ -63,6 +63,23 @@ def test_a_phase_that_cannot_be_compiled_runs_all_the_same(spec, pair, traced, m
     assert message.startswith("the phase draft runs uncompiled:")
 
 
+def test_a_kernel_too_large_for_the_device_costs_the_phase_its_compiling(
+    spec, pair, traced, monkeypatch, caplog
+):
+    errors = pytest.importorskip("triton.runtime.errors")
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+
+    def launch(cycle, *args):
+        raise errors.OutOfResources(163880, 101376, "shared memory")
+
+    monkeypatch.setattr(decoder._cycle.compiled["verify"], "_compiled", launch)
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
+    (message,) = said(caplog)
+    assert message.startswith("the phase verify runs uncompiled: out of resource")
+
+
 @pytest.mark.parametrize("length", [1, 5, 8])
 def test_padding_behind_a_prompt_changes_nothing(spec, pair, length):
     prompt = [3 + 5 * place % 60 for place in range(length)]

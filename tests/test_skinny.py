@@ -121,6 +121,27 @@ def test_products_are_made_as_was_measured(columns, depth, shared, plan):
     assert skinny._plan(columns, depth, shared, 132) == plan
 
 
+def test_fewer_blocks_are_in_flight_where_there_is_less_room():
+    assert skinny.stages_of(26, 4096, 1, 2, 227 << 10) == 6
+    assert skinny.stages_of(26, 4096, 1, 2, 99 << 10) == 4
+    assert skinny.stages_of(64, 4096, 1, 2, 99 << 10) == 3
+    assert skinny.stages_of(26, 576, 3, 2, 227 << 10) == 3, "no more than there are"
+
+
+@needs_triton
+def test_one_row_in_parts_is_a_product_of_few_rows():
+    x, weight = random(1, 64, 384, DTYPES[0])
+    found = product_parts(x, weight, 2).double().sum(0)
+    assert distance(found, x.double() @ weight.double().T) < CLOSE[DTYPES[0]]
+
+
+def test_dtypes_that_differ_are_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(skinny, "product_parts", None)
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear(torch.rand(1, 8), torch.rand(6, 8).half(), None, Plan(True, 1))
+
+
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
 @pytest.mark.gpu
 def test_weights_that_no_kernel_reads_are_left_to_cublas():
@@ -130,3 +151,5 @@ def test_weights_that_no_kernel_reads_are_left_to_cublas():
     assert plan(22016, 4096) == Plan(True, 1)
     assert plan(22016, 4096, torch.float32) == Plan()
     assert plan(32768, 4097) == Plan(), "its rows begin anywhere"
+    padded = torch.empty(4096, 4096, device=DEVICE, dtype=torch.bfloat16)[:, :4090]
+    assert plan_of(padded) == Plan(), "those of its input would"

@@ -182,12 +182,17 @@ def uncompiled(spec: DecoderSpec) -> DecoderSpec:
     Cycles are captured as CUDA graphs all the same. On a CPU, where compiled code is only used if
     it is there already, nothing changes.
     """
-    from eagle.target import resolve_device
-
-    if spec.runtime.compile != "auto" or resolve_device(spec.target.device).type != "cuda":
+    fitted = spec.tree.settings.get("size") == "auto"  # to the costs of compiled cycles
+    if spec.runtime.compile != "auto" or fitted or not _on_a_gpu(spec):
         return spec
     runtime = spec.runtime.model_copy(update={"compile": False})
     return spec.model_copy(update={"runtime": runtime})
+
+
+def _on_a_gpu(spec: DecoderSpec) -> bool:
+    from eagle.target import resolve_device
+
+    return resolve_device(spec.target.device).type == "cuda"
 
 
 def working(what: str) -> AbstractContextManager[Any]:

@@ -45,6 +45,7 @@ def choose_tiling(
     span: int,
     dtype: torch.dtype,
     multiprocessors: int,
+    shared_memory: int,
 ) -> Tiling:
     """Return the tiling for a shape, from what the host knows: never from a length.
 
@@ -56,6 +57,7 @@ def choose_tiling(
         span: rows of the cache that a slot may use.
         dtype: of queries, keys and values.
         multiprocessors: of the device.
+        shared_memory: bytes that a program may take.
     """
     tile = min(max(16, 1 << (rows - 1).bit_length()), 128)
     wide = head_dim > 128
@@ -79,6 +81,17 @@ def choose_tiling(
         block_m, block_n, num_warps, num_stages, resident = 128, 64, 8, 3, 1
         if wide:
             block_n, num_stages = 32, 2
+    # Tiles were chosen on a device with more of it than most have.
+    width = max(16, 1 << (head_dim - 1).bit_length()) * dtype.itemsize
+    while (block_m + 2 * num_stages * block_n) * width > shared_memory:
+        if num_stages > 2:
+            num_stages -= 1
+        elif block_n > 32:
+            block_n //= 2
+        elif block_m > 16:
+            block_m //= 2
+        else:
+            break
     programs = slots * kv_heads * -(-rows // block_m)
     splits = min(resident * multiprocessors // programs, -(-span // block_n), MAX_SPLITS)
     return Tiling(block_m, block_n, max(1, splits), num_warps, num_stages)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eagle.cache import Step
 from eagle.roles import BuildContext, StrategyConfig
-from eagle.surroundings import multiprocessors
+from eagle.surroundings import multiprocessors, shared_memory
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.tiling import choose_tiling, most_tiles
 
@@ -60,7 +60,9 @@ class TritonConfig(StrategyConfig):
 class Triton:
     """Reads each slot's keys and values once, and only as far as the slot is filled.
 
-    Its plan is a `TreePlan`, or the dense mask of `Sdpa` for a pass of many entries.
+    Its plan is a `TreePlan`, or the dense mask of `Sdpa` for a pass of many entries. Passes of one
+    backend must follow each other, as those of a decoder do: programs count each other in memory
+    that all of them share.
 
     Attributes:
         bounded: rows of the span that no slot has filled cost nothing.
@@ -71,11 +73,7 @@ class Triton:
 
     def __init__(self, config: TritonConfig, context: BuildContext) -> None:
         self._sdpa = Sdpa(SdpaConfig(), context)
-        device = context.device or torch.device("cpu")
-        with torch.inference_mode(False):  # what is made in that mode cannot be changed outside it
-            self._tickets = torch.zeros(
-                most_tiles(multiprocessors(device)), dtype=torch.int32, device=device
-            )
+        self._tickets: Tensor | None = None
 
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return what of this the kernel is not made for, or None."""
@@ -105,9 +103,19 @@ class Triton:
         """Return a plan for the kernel, or the dense mask for a pass of many entries."""
         if step.tail.shape[1] > MAX_NODES:
             return self._sdpa.plan(step, query_heads, kv_heads, dtype)
-        # Not made for each pass: compiled code would make them anew for each layer.
-        tickets = self._tickets.to(step.lengths.device)
+        tickets = self._tickets_on(step.lengths.device)
         return TreePlan(replace(step, tail=step.tail.contiguous()), tickets)
+
+    def _tickets_on(self, device: torch.device) -> Tensor:
+        """Return the tickets, made in the first pass: compiled code would make them every time."""
+        if self._tickets is not None and self._tickets.device == device:
+            return self._tickets
+        if torch.compiler.is_compiling():
+            return torch.empty(0, dtype=torch.int32, device=device)  # it goes without
+        count = most_tiles(multiprocessors(device))
+        with torch.inference_mode(False):  # what is made in that mode cannot be changed outside it
+            self._tickets = torch.zeros(count, dtype=torch.int32, device=device)
+        return self._tickets
 
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
@@ -151,6 +159,7 @@ def tree_attention(
         span=span,
         dtype=query.dtype,
         multiprocessors=multiprocessors(query.device),
+        shared_memory=shared_memory(query.device),
     )
     return launch(query, keys, values, lengths, tail, tickets, scale, tiling)
 

@@ -21,6 +21,7 @@ __all__ = ["launch"]
 
 _LOG2_E = 1.4426950408889634
 _FEW = 8  # splits that one program joins sooner than a second kernel would start
+_ORDERED = torch.version.hip is None  # AMD's barrier does not order what others will read
 _MERGED = 4096  # partial results that a program of the second kernel holds, if one row allows
 
 
@@ -280,17 +281,14 @@ def launch(
         lengths: int64 ``[B]``, committed rows, which every entry sees.
         tail: bool ``[B, N, R]``, contiguous; entry i sees row ``lengths[b] + r`` where
             ``tail[b, i, r]``.
-        tickets: int32, zeros, and zeros again afterwards; where there are several splits, at least
-            one for each tile of each KV head and slot.
+        tickets: int32, zeros, and zeros again afterwards. Few splits are joined by the second
+            kernel, too, where there are fewer than one for each tile of each KV head and slot.
         scale: factor on the scores before the softmax, above zero.
         tiling: block sizes, splits, warps and stages.
 
     Returns:
         ``[B, N, query_heads, head_dim]``, contiguous, in the dtype of *query*; rows that see
         nothing are zero.
-
-    Raises:
-        ValueError: there are too few tickets.
     """
     slots, heads, nodes, head_dim = query.shape
     kv_heads, width = keys.shape[1], tail.shape[2]
@@ -300,8 +298,7 @@ def launch(
     part = out.new_empty((*shape, head_dim), dtype=torch.float32)
     lse = out.new_empty(shape, dtype=torch.float32)
     tiles = triton.cdiv(nodes * groups, tiling.block_m)
-    if splits > 1 and tickets.numel() < tiles * kv_heads * slots:
-        raise ValueError(f"{tiles * kv_heads * slots} tickets are needed, not {tickets.numel()}")
+    join = 1 < splits <= _FEW and tickets.numel() >= tiles * kv_heads * slots and _ORDERED
     block_d = max(16, triton.next_power_of_2(head_dim))
     with torch.cuda.device_of(query):
         _attend[(tiles * splits, kv_heads, slots)](
@@ -325,7 +322,7 @@ def launch(
             GROUPS=groups,
             HEAD_DIM=head_dim,
             SPLIT=splits > 1,
-            JOIN=1 < splits <= _FEW,
+            JOIN=join,
             PRECISION="ieee",
             BLOCK_M=tiling.block_m,
             BLOCK_N=tiling.block_n,
@@ -333,7 +330,7 @@ def launch(
             num_warps=tiling.num_warps,
             num_stages=tiling.num_stages,
         )
-        if splits > _FEW:
+        if splits > 1 and not join:
             block_s = triton.next_power_of_2(splits)
             block_m = max(1, min(8, _MERGED // (block_s * block_d)))
             _merge[(triton.cdiv(nodes * groups, block_m), kv_heads, slots)](

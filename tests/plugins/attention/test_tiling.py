@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 from eagle_plugins.attention.tiling import MAX_SPLITS, choose_tiling, most_tiles
 
 SHARED_MEMORY = 227 * 1024  # of an H100's multiprocessor, the most that one program may take
+# Multiprocessors and shared memory of an H100, an A100, an RTX 4090 and a small GPU of that kind.
+DEVICES = [(132, SHARED_MEMORY), (108, 163 * 1024), (128, 99 * 1024), (24, 99 * 1024)]
 
 
 def choose(**changes):
     shape = {"slots": 1, "kv_heads": 8, "rows": 26, "head_dim": 128, "span": 4096}
-    common = {"dtype": torch.bfloat16, "multiprocessors": 132}
+    common = {"dtype": torch.bfloat16, "multiprocessors": 132, "shared_memory": SHARED_MEMORY}
     return choose_tiling(**(shape | common | changes))
 
 
@@ -23,8 +25,9 @@ def choose(**changes):
     head_dim=st.sampled_from([16, 64, 80, 96, 128, 256]),
     span=st.integers(1, 100_000),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    device=st.sampled_from(DEVICES),
 )
-def test_every_tiling_can_be_launched(slots, kv_heads, rows, head_dim, span, dtype):
+def test_every_tiling_can_be_launched(slots, kv_heads, rows, head_dim, span, dtype, device):
     tiling = choose_tiling(
         slots=slots,
         kv_heads=kv_heads,
@@ -32,17 +35,18 @@ def test_every_tiling_can_be_launched(slots, kv_heads, rows, head_dim, span, dty
         head_dim=head_dim,
         span=span,
         dtype=dtype,
-        multiprocessors=132,
+        multiprocessors=device[0],
+        shared_memory=device[1],
     )
     for block in (tiling.block_m, tiling.block_n):
         assert block >= 16
         assert block & (block - 1) == 0, "not a power of two"
     assert 1 <= tiling.splits <= min(MAX_SPLITS, -(-span // tiling.block_n))
     if tiling.splits > 1:
-        assert slots * kv_heads * -(-rows // tiling.block_m) <= most_tiles(132)
+        assert slots * kv_heads * -(-rows // tiling.block_m) <= most_tiles(device[0])
     width = 1 << (head_dim - 1).bit_length()
     rows_held = tiling.block_m + 2 * tiling.num_stages * tiling.block_n
-    assert rows_held * width * dtype.itemsize <= SHARED_MEMORY
+    assert rows_held * width * dtype.itemsize <= device[1]
 
 
 def test_few_heads_are_split_until_the_device_is_busy():

@@ -1,0 +1,97 @@
+"""Compiles kernels for GPUs that are not here, and prints what each needs: a JSON list.
+
+Run in a process of its own, since kernels that are interpreted cannot be compiled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from eagle.skinny import BLOCK_K, BLOCK_N, block_rows, stages_of
+from eagle.skinny_kernels import _few_rows
+from eagle_plugins.attention.tiling import choose_tiling
+from eagle_plugins.attention.triton_kernel import _attend
+
+# Multiprocessors and shared memory of an RTX 4090, an H100 and an RTX 5090, by compute capability.
+GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 120: (170, 99 << 10)}
+ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128)]
+PRODUCTS = [(90, 26, 1), (90, 64, 1), (120, 64, 1), (120, 26, 2)]
+TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
+
+
+def attention(capability, groups, head_dim):
+    """Return the shared memory of the kernel for 26 nodes and 8 KV heads."""
+    multiprocessors, room = GPUS[capability]
+    tiling = choose_tiling(
+        slots=1,
+        kv_heads=8,
+        rows=26 * groups,
+        head_dim=head_dim,
+        span=4096,
+        dtype=torch.bfloat16,
+        multiprocessors=multiprocessors,
+        shared_memory=room,
+    )
+    types = {f"{name}_ptr": kind for kind, names in TYPES.items() for name in names}
+    types |= {"tail_ptr": "*u8", "ticket_ptr": "*i32", "scale": "fp32"}
+    constants = {
+        "GROUPS": groups,
+        "HEAD_DIM": head_dim,
+        "SPLIT": True,
+        "JOIN": True,
+        "PRECISION": "ieee",
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_N": tiling.block_n,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+    }
+    aligned = ("_ptr", "qb", "qh", "qn", "kb", "kh", "kn", "vb", "vh", "vn")
+    return compiled(
+        _attend, types, constants, aligned, capability, tiling.num_warps, tiling.num_stages
+    )
+
+
+def product(capability, rows, splits):
+    """Return the shared memory of the kernel for some rows."""
+    _, room = GPUS[capability]
+    block_m = block_rows(rows)
+    types = {
+        "x": f"tensordesc<bf16[{block_m},{BLOCK_K}]>",
+        "weight": f"tensordesc<bf16[{BLOCK_N},{BLOCK_K}]>",
+        "out_ptr": "*bf16" if splits == 1 else "*fp32",
+    }
+    blocks = {"BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+    stages = stages_of(rows, 4096, splits, 2, room)
+    aligned = ("_ptr", "columns", "depth")
+    return compiled(_few_rows, types, {"SPLITS": splits, **blocks}, aligned, capability, 4, stages)
+
+
+def compiled(kernel, types, constants, aligned, capability, num_warps, num_stages):
+    """Compile a kernel whose other arguments are int32, and return its shared memory."""
+    names = kernel.arg_names
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "i32") for name in names
+    }
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if name.endswith(aligned) and name not in constants
+    }
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": num_warps, "num_stages": num_stages}
+    return triton.compile(
+        source, target=GPUTarget("cuda", capability, 32), options=options
+    ).metadata.shared
+
+
+if __name__ == "__main__":
+    found = [("attention", *case, attention(*case), GPUS[case[0]][1]) for case in ATTENTION]
+    found += [("product", *case, product(*case), GPUS[case[0]][1]) for case in PRODUCTS]
+    print(json.dumps(found))
