@@ -124,7 +124,7 @@ class Corpus:
         return self.tokens[part], self.answers[part]
 
     def save(self, path: Path) -> None:
-        """Write it to a file, atomically: about 1.5 bytes for each token.
+        """Write it to a file, atomically: about one byte for each token.
 
         Raises:
             DataError: it could not be written.
