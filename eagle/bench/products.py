@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from eagle.bench.floors import read_bandwidth
 from eagle.bench.quartiles import Quartiles
+from eagle.errors import RequestError
 from eagle.graphs import Graphs
 from eagle.packing import multiply, packs, reorder
 from eagle.skinny import MAX_ROWS, plan_of, product_parts
@@ -85,7 +86,16 @@ def products_of(config: Any) -> list[Product]:
     Args:
         config: of a transformers model with the projections of Llama; of one with experts, which
             are no such products, only its attention and LM head are returned.
+
+    Raises:
+        RequestError: it is of another kind.
     """
+    needed = ("hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
+    if missing := [key for key in needed if getattr(config, key, None) is None]:
+        raise RequestError(
+            f"the products of a {config.model_type!r} model are not known here: its configuration "
+            f"has no {' and no '.join(missing)}, as Llama's has"
+        )
     hidden, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or hidden // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -167,9 +167,8 @@ def load_decoder(
         loaded = load_spec(spec, settings)
         resolve(loaded, default_registry())
         from eagle import loading
-    loading.locate(
-        loaded.target, loaded.folder
-    )  # the first time ever it fetches, with a progress bar of its own
+    # The first time ever it fetches, with a progress bar of its own.
+    loading.locate(loaded.target, loaded.folder)
     with working(f"loading {loaded.target.model}"), _without_collection():
         from eagle.decoder import Decoder
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, MixtralConfig
+from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
 from eagle.bench import products as module
 from eagle.bench.products import Product, product_times, products_of
+from eagle.errors import RequestError
 from eagle.packing import packs
 from tests.interpreted import DEVICE
 
@@ -33,6 +34,11 @@ def test_the_products_of_a_layer_are_stacked_as_passes_stack_them():
 def test_experts_are_left_out():
     names = [product.name for product in products_of(MixtralConfig(**SMALL))]
     assert names == ["q, k, v", "o", "LM head"]
+
+
+def test_another_kind_of_model_is_refused():
+    with pytest.raises(RequestError, match=r"'gpt2' model .* no intermediate_size"):
+        products_of(GPT2Config())
 
 
 def test_every_product_is_timed_for_every_number_of_rows(monkeypatch):

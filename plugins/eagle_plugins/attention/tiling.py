@@ -9,7 +9,7 @@ import torch
 __all__ = ["MAX_SPLITS", "Tiling", "choose_tiling", "most_tiles"]
 
 MAX_SPLITS = 64
-"""Of more, joining takes longer than a busier device gains."""
+"""The kernel that joins many splits holds all of a row's at once in its registers."""
 
 _RESIDENT = 3  # programs that a multiprocessor is given at once, at most
 
