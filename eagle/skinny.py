@@ -61,6 +61,12 @@ class Plan:
     one: bool = False
     splits: int = 0
 
+    def parts(self, rows: int) -> int:
+        """Return in how many parts a product of *rows* rows is made; 0 for cuBLAS."""
+        if not 0 < rows <= MAX_ROWS:
+            return 0
+        return int(self.one) if rows == 1 else self.splits
+
 
 def plan_of(weight: Tensor, *, shared: bool = False) -> Plan:
     """Return which products with a weight are quicker by the kernels of this module.
@@ -106,9 +112,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
         plan: what `plan_of` says of the weight.
     """
     rows = x.shape[:-1].numel()
-    splits = int(plan.one) if rows == 1 else plan.splits
-    small = 0 < rows <= MAX_ROWS and x.dtype == weight.dtype
-    if not (splits and small and torch.compiler.is_compiling()):
+    splits = plan.parts(rows)
+    if not (splits and x.dtype == weight.dtype and torch.compiler.is_compiling()):
         return F.linear(x, weight, bias)
     parts: Tensor = product_parts(x.reshape(rows, x.shape[-1]), weight, splits)
     out = parts[0] if parts.shape[0] == 1 else parts.sum(0).to(x.dtype)

@@ -121,6 +121,12 @@ def test_products_are_made_as_was_measured(columns, depth, shared, plan):
     assert skinny._plan(columns, depth, shared, 132) == plan
 
 
+def test_parts_go_by_the_number_of_rows():
+    plan = Plan(True, 2)
+    assert [plan.parts(rows) for rows in (0, 1, 2, 64, 65)] == [0, 1, 2, 2, 0]
+    assert Plan().parts(1) == Plan().parts(5) == 0
+
+
 def test_fewer_blocks_are_in_flight_where_there_is_less_room():
     assert skinny.stages_of(26, 4096, 1, 2, 227 << 10) == 6
     assert skinny.stages_of(26, 4096, 1, 2, 99 << 10) == 4

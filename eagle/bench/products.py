@@ -19,7 +19,7 @@ from eagle.bench.quartiles import Quartiles
 from eagle.errors import RequestError
 from eagle.graphs import Graphs
 from eagle.packing import multiply, packs, reorder
-from eagle.skinny import MAX_ROWS, plan_of, product_parts
+from eagle.skinny import plan_of, product_parts
 from eagle.stopwatch import Job
 
 __all__ = ["Product", "ProductTime", "ProductTimes", "product_times", "products_of"]
@@ -171,9 +171,8 @@ def _ours(x: Tensor, weights: list[Tensor], product: Product) -> Callable[[Tenso
             return partial(F.linear, x)
         packed = {id(weight): reorder(weight) for weight in weights}
         return lambda weight: multiply(x, packed[id(weight)], None)
-    plan = plan_of(weights[0], shared=product.shared)
-    splits = int(plan.one) if len(x) == 1 else plan.splits
-    if not splits or len(x) > MAX_ROWS:
+    splits = plan_of(weights[0], shared=product.shared).parts(len(x))
+    if not splits:
         return partial(F.linear, x)
     return lambda weight: product_parts(x, weight, splits)
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
+
 from eagle.bench.attention import AttentionTimes
 from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.products import ProductTimes
@@ -59,8 +61,6 @@ class Setting:
     def of(cls, subjects: Subjects, conditions: str, command: str) -> Setting:
         """Return the setting of some decoders here and now."""
         target = subjects.target
-        dtype = str(target.dtype).removeprefix("torch.")
-        where = hardware(target.device)
         sizes = {
             "hidden_size": target.info.hidden_size,
             "layers": target.info.layers,
@@ -70,7 +70,21 @@ class Setting:
             "vocab_size": target.info.vocab_size,
             "parameters": sum(weight.numel() for weight in target.model.parameters()),
         }
-        return cls(subjects.label, where, dtype, conditions, command, versions(), sizes)
+        return cls.here(subjects.label, target.device, target.dtype, conditions, command, sizes)
+
+    @classmethod
+    def here(
+        cls,
+        label: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        conditions: str,
+        command: str,
+        sizes: Mapping[str, int],
+    ) -> Setting:
+        """Return the setting of a measurement on a device of this machine, now."""
+        kind = str(dtype).removeprefix("torch.")
+        return cls(label, hardware(device), kind, conditions, command, versions(), sizes)
 
     @property
     def sentence(self) -> str:

@@ -58,7 +58,6 @@ def attention(
     from eagle.roles import BuildContext
     from eagle.schema import TargetSpec
     from eagle.spec import load_spec, resolve
-    from eagle.surroundings import hardware, versions
     from eagle.target import resolve_device, resolve_dtype
 
     spec = TargetSpec.model_validate({"dtype": dtype, "device": device})
@@ -78,14 +77,8 @@ def attention(
         f"batch {batch}, {heads} query heads, {kv_heads} KV heads of size {head_dim}, {nodes} "
         f"nodes, {length} tokens of context, {rows} cache rows"
     )
-    setting = Setting(
-        label="tree attention of one layer",
-        hardware=hardware(where),
-        dtype=str(kind).removeprefix("torch."),
-        conditions=conditions,
-        command=command_of(context),
-        versions=versions(),
-        sizes=vars(shape),
+    setting = Setting.here(
+        "tree attention of one layer", where, kind, conditions, command_of(context), vars(shape)
     )
     tables = [attention_table(found)]
     show(setting, found.bandwidth, tables)

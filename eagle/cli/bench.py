@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +21,7 @@ from eagle.cli.decoding import (
     working,
 )
 from eagle.cli.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
-from eagle.cli.options import Overrides, Shapes, numbers, shape_of
+from eagle.cli.options import Overrides, Shapes, SpecName, numbers, settings_of, shape_of
 from eagle.cli.verify import progress_bar
 
 if TYPE_CHECKING:
@@ -171,9 +170,7 @@ def speed(
 )
 def passes(
     context: typer.Context,
-    spec: Annotated[
-        str, typer.Argument(metavar="SPEC", help="A shipped spec's name, or a YAML file.")
-    ] = "eagle",
+    spec: SpecName = "eagle",
     nodes: Annotated[
         str, typer.Option("--nodes", metavar="N,N,...", help="Numbers of tree nodes.")
     ] = "1,8,26,61",
@@ -218,7 +215,7 @@ def _prepare(
         from eagle.bench.subjects import prepare
         from eagle.spec import load_spec
 
-    given = [*settings, *([] if target is None else [f"target.model={json.dumps(target)}"])]
+    given = settings_of(settings, target)
     with working("loading") as status:
 
         def progress(what: str) -> None:

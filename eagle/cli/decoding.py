@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import atexit
 import gc
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,6 +16,7 @@ import typer
 from rich.markup import escape
 
 from eagle.cli import console
+from eagle.cli.options import settings_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -155,9 +155,7 @@ def load_decoder(
         tokens: the most that will be decoded; None where nobody knows.
         trace: what is to watch the decoder.
     """
-    settings = list(overrides or ())
-    if target is not None:
-        settings.append(f"target.model={json.dumps(target)}")
+    settings = settings_of(overrides, target)
     # Ordered so that a mistake in the spec shows before transformers is imported, which takes
     # most of the start, and before the embedded model is fetched.
     with working("loading"), _without_collection():

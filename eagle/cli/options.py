@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +11,16 @@ import typer
 if TYPE_CHECKING:
     from eagle.bench.shapes import Shape
 
-__all__ = ["ConfigOverrides", "Json", "Overrides", "Shapes", "SpecName", "numbers", "shape_of"]
+__all__ = [
+    "ConfigOverrides",
+    "Json",
+    "Overrides",
+    "Shapes",
+    "SpecName",
+    "numbers",
+    "settings_of",
+    "shape_of",
+]
 
 Overrides = Annotated[
     list[str] | None,
@@ -48,6 +59,12 @@ Shapes = Annotated[
         show_default=False,
     ),
 ]
+
+
+def settings_of(overrides: Sequence[str] | None, target: str | None) -> list[str]:
+    """Return what ``--set`` and ``--target`` change of a spec, as `load_spec` takes it."""
+    given = [] if target is None else [f"target.model={json.dumps(target)}"]
+    return [*(overrides or ()), *given]
 
 
 def shape_of(name: str | None) -> Shape | None:

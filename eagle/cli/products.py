@@ -7,15 +7,8 @@ from typing import Annotated
 import typer
 
 from eagle.cli.decoding import Target
-from eagle.cli.figures import (
-    JsonFile,
-    MarkdownFile,
-    check_files,
-    command_of,
-    show,
-    write,
-)
-from eagle.cli.options import Overrides, Shapes, numbers, shape_of
+from eagle.cli.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
+from eagle.cli.options import Overrides, Shapes, SpecName, numbers, settings_of, shape_of
 from eagle.cli.verify import progress_bar
 
 __all__ = ["products"]
@@ -23,9 +16,7 @@ __all__ = ["products"]
 
 def products(
     context: typer.Context,
-    spec: Annotated[
-        str, typer.Argument(metavar="SPEC", help="A shipped spec's name, or a YAML file.")
-    ] = "eagle",
+    spec: SpecName = "eagle",
     rows: Annotated[
         str, typer.Option("--rows", metavar="N,N,...", help="Numbers of rows: nodes of a tree.")
     ] = "1,26,61",
@@ -41,7 +32,6 @@ def products(
     Sizes are those of the spec's target or of --shape, weights random. PyTorch alone asks cuBLAS or
     oneDNN; "here" are the kernels or layouts of this library, where it has better ones.
     """
-    import json
     from dataclasses import asdict
 
     wanted, wide = numbers("--rows", rows), shape_of(shape)
@@ -50,11 +40,9 @@ def products(
     from eagle.bench.products import product_times, products_of
     from eagle.bench.report import Setting, products_table
     from eagle.spec import load_spec
-    from eagle.surroundings import hardware, versions
     from eagle.target import resolve_device, resolve_dtype
 
-    given = [*(set_ or ()), *([] if target is None else [f"target.model={json.dumps(target)}"])]
-    loaded = load_spec(spec, given)
+    loaded = load_spec(spec, settings_of(set_, target))
     _, config = loading.describe(loading.locate(loaded.target, loaded.folder))
     if wide is not None:
         config = wide.config(config)
@@ -69,14 +57,13 @@ def products(
             repeats=repeats,
             progress=progress,
         )
-    setting = Setting(
-        label=f"products of {loaded.target.model if wide is None else f'the {wide.name} shape'}",
-        hardware=hardware(device),
-        dtype=str(dtype).removeprefix("torch."),
-        conditions="random weights, none of them in a cache",
-        command=command_of(context),
-        versions=versions(),
-        sizes={"hidden_size": config.get_text_config().hidden_size},
+    setting = Setting.here(
+        f"products of {loaded.target.model if wide is None else f'the {wide.name} shape'}",
+        device,
+        dtype,
+        "random weights, none of them in a cache",
+        command_of(context),
+        {"hidden_size": config.get_text_config().hidden_size},
     )
     tables = [products_table(found)]
     show(setting, found.bandwidth, tables)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from eagle.cli import console
 from eagle.cli.decoding import Target, working
-from eagle.cli.options import Json, Overrides, SpecName
+from eagle.cli.options import Json, Overrides, SpecName, settings_of
 
 if TYPE_CHECKING:
     from eagle.spec import Resolved
@@ -52,9 +52,7 @@ def ranks(
     that it said. A tree of size auto goes by these figures. Do not take prompts that you will
     judge the tree by.
     """
-    import json
-
-    settings = [*(set_ or ()), *([] if target is None else [f"target.model={json.dumps(target)}"])]
+    settings = settings_of(set_, target)
     with working("loading"):
         from eagle.registry import default_registry
         from eagle.spec import load_spec, resolve
