@@ -2,10 +2,11 @@
 
 A verification multiplies a tree's nodes by every weight, so its time is that of reading them, or
 where they are small, that of one load after another. cuBLAS is made for more rows: on an H100 it
-takes 39.9, 67.0 and 37.3 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 38.2,
-64.2 and 34.2, and reading 34.5, 62.3 and 31.1; for 26 rows and SmolLM2-135M's down projection 4.9
-and 3.1 us, for one row 4.9 and 2.5. Long and narrow weights are also cut along their length, so
-that more of the device reads; what follows in the compiled pass adds up the parts.
+takes 42.8, 69.2 and 38.6 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 39.9,
+66.4 and 35.4, and reading 32.8, 58.7 and 29.4 (`eagle bench products`); on an H200, for 26 rows and
+SmolLM2-135M's down projection 4.9 and 3.1 us, for one row 4.9 and 2.5. Long and narrow
+weights are also cut along their length, so that more of the device reads; what follows in the
+compiled pass adds up the parts.
 """
 
 from __future__ import annotations
