@@ -48,6 +48,9 @@ _OLDEST = (9, 0)  # compute capability, of which this has been measured
 # Elements, and columns, of the weights of which it has been.
 _LARGE, _LONG = 2**23, 2048
 _SMALL = 2**22
+# Columns that the kernel of one row takes at once. Where a long row is no multiple of them, it is
+# no quicker than cuBLAS: for 4,096 x 11,008, 38.1 and 37.2 us, while 26 rows in parts take 35.4.
+_STRIDE, _VERY_LONG = 2048, 8192
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,18 @@ class Plan:
     """Which products with a weight are made here.
 
     Attributes:
-        one: those of a single row.
-        splits: in how many parts a weight's rows are read for more of them; 0 for cuBLAS.
+        one: in how many parts a weight's rows are read for a single row; 0 for cuBLAS.
+        splits: the same for more rows.
     """
 
-    one: bool = False
+    one: int = 0
     splits: int = 0
 
     def parts(self, rows: int) -> int:
         """Return in how many parts a product of *rows* rows is made; 0 for cuBLAS."""
         if not 0 < rows <= MAX_ROWS:
             return 0
-        return int(self.one) if rows == 1 else self.splits
+        return self.one if rows == 1 else self.splits
 
 
 def plan_of(weight: Tensor, *, shared: bool = False) -> Plan:
@@ -96,11 +99,12 @@ def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
     if columns * depth >= _LARGE:
         if depth < _LONG:
             return Plan()
-        return Plan(True, 1 if columns // BLOCK_N >= processors else 2)
+        splits = 1 if columns // BLOCK_N >= processors else 2
+        return Plan(splits if depth > _VERY_LONG and depth % _STRIDE else 1, splits)
     if columns * depth > _SMALL:
         return Plan()
     # Two blocks for each program. Of as many as eight parts, adding up would be a kernel by itself.
-    return Plan(True, 1 if shared else min(-(-depth // (2 * BLOCK_K)), 6))
+    return Plan(1, 1 if shared else min(-(-depth // (2 * BLOCK_K)), 6))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:

@@ -81,7 +81,7 @@ def test_many_rows_and_uncompiled_ones_are_left_to_pytorch(rows, compiling, monk
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     monkeypatch.setattr(skinny, "product_parts", None)
     x, weight = torch.rand(rows, 8), torch.rand(6, 8)
-    assert torch.equal(linear(x, weight, None, Plan(True, 2)), F.linear(x, weight))
+    assert torch.equal(linear(x, weight, None, Plan(1, 2)), F.linear(x, weight))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
@@ -108,11 +108,14 @@ def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias, depth):
 @pytest.mark.parametrize(
     ("columns", "depth", "shared", "plan"),
     [
-        (22016, 4096, True, Plan(True, 1)),
-        (4096, 11008, False, Plan(True, 2)),
-        (576, 1536, False, Plan(True, 6)),
-        (576, 576, False, Plan(True, 3)),
-        (3072, 576, True, Plan(True, 1)),
+        (22016, 4096, True, Plan(1, 1)),
+        (4096, 4096, False, Plan(1, 2)),
+        (4096, 11008, False, Plan(2, 2)),
+        (4096, 14336, False, Plan(1, 2)),
+        (16384, 11008, False, Plan(1, 1)),
+        (576, 1536, False, Plan(1, 6)),
+        (576, 576, False, Plan(1, 3)),
+        (3072, 576, True, Plan(1, 1)),
         (49152, 576, False, Plan()),
         (5120, 960, True, Plan()),
     ],
@@ -122,8 +125,9 @@ def test_products_are_made_as_was_measured(columns, depth, shared, plan):
 
 
 def test_parts_go_by_the_number_of_rows():
-    plan = Plan(True, 2)
+    plan = Plan(1, 2)
     assert [plan.parts(rows) for rows in (0, 1, 2, 64, 65)] == [0, 1, 2, 2, 0]
+    assert Plan(3, 2).parts(1) == 3
     assert Plan().parts(1) == Plan().parts(5) == 0
 
 
@@ -145,7 +149,7 @@ def test_dtypes_that_differ_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(skinny, "product_parts", None)
     with pytest.raises(RuntimeError, match="dtype"):
-        linear(torch.rand(1, 8), torch.rand(6, 8).half(), None, Plan(True, 1))
+        linear(torch.rand(1, 8), torch.rand(6, 8).half(), None, Plan(1, 1))
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
@@ -154,7 +158,7 @@ def test_weights_that_no_kernel_reads_are_left_to_cublas():
     def plan(columns, depth, dtype=torch.bfloat16):
         return plan_of(torch.empty(columns, depth, device=DEVICE, dtype=dtype))
 
-    assert plan(22016, 4096) == Plan(True, 1)
+    assert plan(22016, 4096) == Plan(1, 1)
     assert plan(22016, 4096, torch.float32) == Plan()
     assert plan(32768, 4097) == Plan(), "its rows begin anywhere"
     padded = torch.empty(4096, 4096, device=DEVICE, dtype=torch.bfloat16)[:, :4090]
