@@ -12,6 +12,7 @@ from torch import Tensor
 from eagle.cache import Step
 from eagle.drafter import CycleDrafter
 from eagle.processing import Processing
+from eagle.ranking import argmax
 from eagle.roles import AcceptanceRule, AttentionBackend, DraftHead, FeatureExtractor, TreeBuilder
 from eagle.sampling import Draws, Sampling, SamplingParams, TargetProbs, UniformDraws, probabilities
 from eagle.target import Forward, Target
@@ -270,7 +271,7 @@ class Cycle:
 
     def _first(self, scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
         if sampling.greedy:
-            return scores.argmax(-1)
+            return argmax(scores)
         return self.draws(uniform).categorical(probabilities(scores, sampling))
 
 

@@ -68,6 +68,14 @@ class TargetModel(Protocol):
         """Return the frozen LM head's logits ``[B, N, V]`` for final hidden states [B, N, H]."""
         ...
 
+    def draft_logits(self, features: Tensor) -> Tensor:
+        """Return `logits` as well as drafts need them, where that is quicker; no gradients.
+
+        For states that a head has predicted, in decoding: a candidate that is a little off costs
+        acceptance and no exactness.
+        """
+        ...
+
 
 class FeatureExtractor(Component, Protocol):
     """Which hidden states does the head see, and how are they joined?"""

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from eagle.drawing import draw
+from eagle.ranking import argmax
 
 __all__ = [
     "Draws",
@@ -108,7 +109,7 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """
     shape = (-1,) + (1,) * (logits.dim() - 1)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    best = logits.argmax(-1, keepdim=True)
+    best = argmax(logits)[..., None]
     # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf.
     top = logits.gather(-1, best)
     temperature = sampling.temperature.view(shape)
@@ -247,7 +248,7 @@ class TargetProbs:
     @property
     def argmax(self) -> Tensor:
         """The most likely token at every node, int64 ``[B, N]``."""
-        return self.logits.argmax(-1)
+        return argmax(self.logits)
 
     def at(self, nodes: Tensor) -> Tensor:
         """Return ``target_probs`` ``[B, V]`` at one node per slot, int64 ``[B]``."""

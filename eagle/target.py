@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from eagle.cache import Step, TreeCache
 from eagle.errors import TargetError
 from eagle.fusing import arrange
 from eagle.packing import Switch
+from eagle.quantized import MAX_ROWS, Int8Linear, int8_linear
 from eagle.roles import AttentionBackend, TargetInfo
 from eagle.rotary import settle_rotary
 from eagle.schema import TargetSpec
@@ -125,7 +127,24 @@ class Target:
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits ``[B, N, V]`` of final hidden states ``[B, N, H]``."""
-        out: Tensor = self._head(features)
+        return self._scaled(self._head(features))
+
+    def draft_logits(self, features: Tensor) -> Tensor:
+        """Return `logits` nearly: by a weight of eight bits, where few rows are quicker so.
+
+        For drafts alone. What is drafted decides how much of it is accepted, not what is said.
+        """
+        few = features.shape[:-1].numel() <= MAX_ROWS and features.dtype == torch.bfloat16
+        if not few or self._int8_head is None or features.device.type != "cpu":
+            return self.logits(features)
+        return self._scaled(self._int8_head(features))
+
+    @cached_property
+    def _int8_head(self) -> Int8Linear | None:
+        return int8_linear(self._head)
+
+    def _scaled(self, out: Tensor) -> Tensor:
+        """Return logits of the LM head's products."""
         if getattr(self.config, "logit_scale", None):  # Cohere
             out = out * self.config.logit_scale
         if getattr(self.config, "logits_scaling", None):  # Granite

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,9 @@ class EagleConfig(StrategyConfig):
     weights: str = "auto"
     """Checkpoint: ``auto`` (the shipped one for the target), a folder, or a Hub id."""
 
+    lm_head: Literal["auto", "exact"] = "auto"
+    """How drafts read the LM head: ``auto`` (weights of eight bits on a CPU) or ``exact``."""
+
 
 class EagleHead:
     """One decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
@@ -55,6 +58,7 @@ class EagleHead:
 
     def __init__(self, config: EagleConfig, context: BuildContext) -> None:
         self._weights, self._context = config.weights, context
+        self._rough = config.lm_head == "auto"
 
     def feature_size(self, target: TargetInfo) -> int:
         """Return H, after comparing the checkpoint's sizes with the target's.
@@ -141,12 +145,15 @@ class EagleHead:
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
         self.module, self._config, self._target = module, config, target
+        self._logits = target.logits
         self._rotary = LlamaRotaryEmbedding(config).to(target.device)
 
     def allocate(self, slots: int, rows: int) -> None:
         """Allocate the cache of the one layer, and lay out its weights for decoding."""
-        # Not on loading: neither packed nor stacked weights can be trained.
+        # Not on loading: neither packed nor stacked weights can be trained, nor through rough ones.
         arrange(self.module, Switch())
+        if self._rough:
+            self._logits = self._target.draft_logits
         attention = self.module.attention
         self._cache = TreeCache(
             layers=1,
@@ -167,7 +174,7 @@ class EagleHead:
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the frozen LM head's logits of predicted features."""
-        return self._target.logits(states)
+        return self._logits(states)
 
     def train_states(
         self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
