@@ -33,7 +33,7 @@ __all__ = ["Account", "account", "cost_key", "fit_tree", "measure", "rates_of", 
 
 log = logging.getLogger("eagle.fitting")
 
-_FORMAT = 1
+_FORMAT = 2
 # Of the target's configuration, what decides how long a pass takes.
 _SIZES = (
     "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -105,12 +105,16 @@ def cost_key(
 
 
 def _describe_head(resolved: Resolved) -> Any:
-    """Return what tells a head from a slower or quicker one: its configuration or its settings."""
+    """Return what tells a head from a slower or quicker one: its configuration and settings.
+
+    Not where its weights are, which do not matter for that.
+    """
     head = resolved.head
     config = head.folder / "config.json" if isinstance(head, MeasuredHead) else None
+    settings = dict(resolved.spec.head.settings)
     if config is not None and config.is_file():
-        return hashlib.sha256(config.read_bytes()).hexdigest()
-    return resolved.spec.head.settings
+        settings["weights"] = hashlib.sha256(config.read_bytes()).hexdigest()
+    return settings
 
 
 def _path(key: Mapping[str, Any]) -> Path:

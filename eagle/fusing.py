@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eagle.packing import Switch, multiply, pack, packs, reorder
-from eagle.skinny import hooked, linear, narrow, plan_of
+from eagle.packing import Switch, hooked, multiply, pack, packs, reorder
+from eagle.skinny import linear, narrow, plan_of
 
 __all__ = ["Product", "SharedInput", "arrange", "fuse", "products"]
 

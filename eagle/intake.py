@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any, cast
 
 from pydantic import ValidationError
@@ -17,7 +18,10 @@ from eagle.target import Target
 __all__ = ["Prompt", "encode", "intake"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
-"""A user's message, token ids, or a conversation of ``{"role", "content"}`` messages."""
+"""A user's message, token ids (a tensor or array of them, too), or a conversation of
+``{"role", "content"}`` messages."""
+
+_KINDS = "a prompt is a string, a list of token ids, or a list of {'role', 'content'} messages"
 
 
 def intake(
@@ -47,8 +51,9 @@ def intake(
     Raises:
         RequestError: a prompt or a parameter is not valid.
     """
+    prompts = _listed(prompts)
     single = isinstance(prompts, str) or (
-        len(prompts) > 0 and isinstance(prompts[0], (int, Mapping))
+        len(prompts) > 0 and isinstance(prompts[0], (Integral, Mapping))
     )
     many = [cast("Prompt", prompts)] if single else list(cast("Sequence[Prompt]", prompts))
     if not many:
@@ -95,7 +100,7 @@ def encode(prompt: Prompt, tokenizer: Any, *, raw: bool, embeddings: int) -> lis
     Raises:
         RequestError: the prompt is empty, or not of a kind that can be encoded.
     """
-    ids = _ids(prompt, tokenizer, raw=raw)
+    ids = _ids(_listed(prompt), tokenizer, raw=raw)
     if not ids:
         raise RequestError("the prompt is empty; give at least one word, or token ids")
     bad = [token for token in ids if not 0 <= token < embeddings]
@@ -106,9 +111,22 @@ def encode(prompt: Prompt, tokenizer: Any, *, raw: bool, embeddings: int) -> lis
     return ids
 
 
+def _listed(prompts: Any) -> Any:
+    """Return a prompt or several of them, of a tensor or an array as lists.
+
+    Raises:
+        RequestError: they are something else.
+    """
+    if not isinstance(prompts, str) and hasattr(prompts, "tolist"):
+        prompts = prompts.tolist()
+    if not isinstance(prompts, (str, Sequence)) or isinstance(prompts, bytes):
+        raise RequestError(f"{_KINDS}, not {type(prompts).__name__}")
+    return prompts
+
+
 def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
-    if not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt):
-        return list(prompt)  # type: ignore[arg-type]
+    if not isinstance(prompt, str) and all(isinstance(token, Integral) for token in prompt):
+        return [int(token) for token in cast("Sequence[int]", prompt)]
     if isinstance(prompt, str) and not prompt.strip() and not raw:
         return []
     if tokenizer is None:
@@ -116,9 +134,7 @@ def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
     if isinstance(prompt, str) and (raw or not tokenizer.chat_template):
         return list(tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, str) and not all(isinstance(m, Mapping) for m in prompt):
-        raise RequestError(
-            "a prompt is a string, a list of token ids, or a list of {'role', 'content'} messages"
-        )
+        raise RequestError(_KINDS)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if not tokenizer.chat_template:
         raise RequestError("this target has no chat template; give the prompt as a string")

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["PackedLinear", "Switch", "multiply", "pack", "packs", "reorder"]
+__all__ = ["PackedLinear", "Switch", "hooked", "multiply", "pack", "packs", "reorder"]
 
 _ROWS = 16  # rows that the layout is made for: about a token tree
 _SHARE = 0.25  # of the free memory that the copies may take; the dense weights are kept
@@ -93,7 +93,7 @@ def pack(module: nn.Module, switch: Switch) -> bool:
     """Replace the linear layers of a frozen module, where that pays.
 
     Args:
-        module: whose children are replaced, at any depth.
+        module: whose children are replaced, at any depth. Those that are hooked stay.
         switch: shared by all layers, to turn packing off for a while.
 
     Returns:
@@ -106,10 +106,18 @@ def pack(module: nn.Module, switch: Switch) -> bool:
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear
+        if type(child) is nn.Linear and not hooked(child)
     ]
     if not found or not packs(module):
         return False
     for parent, name, child in found:
         setattr(parent, name, PackedLinear(child, switch))
     return True
+
+
+def hooked(layer: nn.Linear) -> bool:
+    """Whether somebody else has hooked a layer, or put another `forward` on it.
+
+    accelerate does, on the layers of a model that it spreads over devices.
+    """
+    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))

@@ -8,18 +8,20 @@ many of them are accepted, and never what is said.
 
 from __future__ import annotations
 
+import os
+
 import psutil
 import torch
 from torch import Tensor, nn
 
-__all__ = ["MAX_ROWS", "Int8Linear", "int8_linear"]
+from eagle.packing import PackedLinear, hooked
 
-MAX_ROWS = 16
-"""Of more rows, products with packed bfloat16 weights are as quick."""
+__all__ = ["Int8Linear", "int8_linear"]
 
 _LARGEST = 127
 _SHARE = 0.25  # of the free memory that the weights of eight bits may take
 _PIECE = 2**22  # elements that are quantized at once
+_HELD = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # where oneDNN is told which instructions to use
 
 
 class Int8Linear:
@@ -33,10 +35,11 @@ class Int8Linear:
 
     def __init__(self, dense: nn.Linear) -> None:
         columns, depth = dense.weight.shape
-        self._bias = dense.bias
-        self._scales = torch.empty(columns)
-        self._zeros = torch.zeros(columns, dtype=torch.int32)
-        weight = torch.empty(columns, depth, dtype=torch.int8)
+        device = dense.weight.device
+        self._bias, self._columns = dense.bias, columns
+        self._scales = torch.empty(columns, dtype=torch.float32, device=device)
+        self._zeros = torch.zeros(columns, dtype=torch.int32, device=device)
+        weight = torch.empty(columns, depth, dtype=torch.int8, device=device)
         rows = max(1, _PIECE // depth)  # at a time, for no float32 copy of the whole
         for start in range(0, columns, rows):
             piece, scales = _quantize(dense.weight[start : start + rows])
@@ -58,7 +61,7 @@ class Int8Linear:
             shifted, 1.0, _LARGEST + 1, self._weight, self._scales, self._zeros,
             None, 1.0, 0, torch.bfloat16, "none", [], "",
         )  # fmt: skip
-        out = (out * scales.to(out.dtype)).view(*x.shape[:-1], -1)
+        out = out.mul_(scales.to(out.dtype)).view(*x.shape[:-1], self._columns)
         return out if self._bias is None else out + self._bias
 
 
@@ -66,17 +69,19 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
     """Return a layer's products by a weight of eight bits, or None where that would not pay.
 
     Not on other devices than the CPU, in other dtypes than bfloat16, where the processor has no
-    products of bytes (VNNI), or where memory is short.
+    products of bytes (VNNI) or oneDNN is held to older instructions, or where memory is short. Not
+    of a layer that does something of its own, or that is hooked.
     """
-    weight = getattr(dense, "weight", None)
     if (
-        not isinstance(dense, nn.Linear)
-        or not isinstance(weight, Tensor)
-        or weight.dtype != torch.bfloat16
-        or weight.device.type != "cpu"
+        type(dense) not in (nn.Linear, PackedLinear)
+        or not isinstance(dense, nn.Linear)
+        or hooked(dense)
+        or dense.weight.dtype != torch.bfloat16
+        or dense.weight.device.type != "cpu"
         or not torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         or not torch.cpu._is_vnni_supported()
-        or weight.numel() > _SHARE * psutil.virtual_memory().available
+        or any(name in os.environ for name in _HELD)
+        or dense.weight.numel() > _SHARE * psutil.virtual_memory().available
     ):
         return None
     return Int8Linear(dense)

@@ -8,7 +8,7 @@ value on the host or let a shape depend on one; a component that cannot keep to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -68,11 +68,11 @@ class TargetModel(Protocol):
         """Return the frozen LM head's logits ``[B, N, V]`` for final hidden states [B, N, H]."""
         ...
 
-    def draft_logits(self, features: Tensor) -> Tensor:
-        """Return `logits` as well as drafts need them, where that is quicker; no gradients.
+    def draft_logits(self) -> Callable[[Tensor], Tensor]:
+        """Return what gives `logits` as well as drafts need them, and sooner; no gradients.
 
-        For states that a head has predicted, in decoding: a candidate that is a little off costs
-        acceptance and no exactness.
+        To be asked for once, in `DraftHead.allocate`, which training does not call. A candidate
+        that is a little off costs acceptance and no exactness.
         """
         ...
 

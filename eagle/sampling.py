@@ -28,6 +28,7 @@ __all__ = [
 ]
 
 _FUSED = ("cuda",) if find_spec("triton") else ()  # devices for which there are kernels
+_HOTTEST = 1e30  # temperature; float32 holds it, and what it leaves of scores is nothing
 
 
 class SamplingParams(BaseModel):
@@ -44,8 +45,8 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    temperature: Annotated[float, Field(ge=0, le=_HOTTEST, allow_inf_nan=False)] = 0.0
+    top_k: Annotated[int, Field(ge=0, lt=2**63)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eagle.packing import Switch
+from eagle.packing import Switch, hooked
 from eagle.surroundings import multiprocessors, shared_memory
 
 __all__ = [
@@ -161,14 +161,6 @@ def narrow(module: nn.Module, switch: Switch) -> None:
                 plan = plan_of(child.weight)
                 if plan != Plan():
                     setattr(parent, name, SkinnyLinear(child, switch, plan))
-
-
-def hooked(layer: nn.Linear) -> bool:
-    """Whether somebody else has hooked a layer, or put another `forward` on it.
-
-    accelerate does, on the layers of a model that it spreads over devices.
-    """
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
 
 
 @torch.library.custom_op("eagle::product_parts", mutates_args=())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from eagle import bridge, loading
 from eagle.cache import Step, TreeCache
 from eagle.errors import TargetError
 from eagle.fusing import arrange
-from eagle.packing import Switch
-from eagle.quantized import MAX_ROWS, Int8Linear, int8_linear
+from eagle.packing import Switch, hooked
+from eagle.quantized import Int8Linear, int8_linear
 from eagle.roles import AttentionBackend, TargetInfo
 from eagle.rotary import settle_rotary
 from eagle.schema import TargetSpec
@@ -79,6 +78,7 @@ class Target:
         self.body = model.get_decoder()
         settle_rotary(self.body)
         self._head = model.get_output_embeddings()
+        self._int8_head: Int8Linear | None = None
         self._embedding = model.get_input_embeddings()
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.heads = self.config.num_attention_heads
@@ -129,19 +129,23 @@ class Target:
         """Return logits ``[B, N, V]`` of final hidden states ``[B, N, H]``."""
         return self._scaled(self._head(features))
 
-    def draft_logits(self, features: Tensor) -> Tensor:
-        """Return `logits` nearly: by a weight of eight bits, where few rows are quicker so.
+    def draft_logits(self) -> Callable[[Tensor], Tensor]:
+        """Return what gives `logits` to drafts: on a CPU nearly, by a weight of eight bits.
 
-        For drafts alone. What is drafted decides how much of it is accepted, not what is said.
+        What is drafted decides how much of it is accepted, not what is said.
         """
-        few = features.shape[:-1].numel() <= MAX_ROWS and features.dtype == torch.bfloat16
-        if not few or self._int8_head is None or features.device.type != "cpu":
-            return self.logits(features)
-        return self._scaled(self._int8_head(features))
+        if self._int8_head is None:
+            self._int8_head = int8_linear(self._head)
+        head = self._int8_head
+        if head is None:
+            return self.logits
 
-    @cached_property
-    def _int8_head(self) -> Int8Linear | None:
-        return int8_linear(self._head)
+        def logits(features: Tensor) -> Tensor:
+            if features.dtype != self.dtype or hooked(self._head):  # converted or hooked since
+                return self.logits(features)
+            return self._scaled(head(features))
+
+        return logits
 
     def _scaled(self, out: Tensor) -> Tensor:
         """Return logits of the LM head's products."""

@@ -1,5 +1,6 @@
 """The loop as a user sees it: what is generated, when it ends, and what is refused."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,6 +156,10 @@ def test_the_answer_ends_where_the_capacity_does(spec, pair):
         ([[]], "empty"),
         ([3, 99], "token id 99"),
         ("words", "no tokenizer"),
+        (None, "list of token ids.* not NoneType"),
+        ([None], "list of token ids.* not NoneType"),
+        (b"words", "list of token ids.* not bytes"),
+        (torch.tensor([0.5, 1.5]), "no tokenizer|list of token ids"),
         ([{"role": "user", "content": "hi"}], "no tokenizer"),
     ],
 )
@@ -163,9 +168,20 @@ def test_refuses_a_prompt_that_cannot_be_answered(decoder, prompt, message):
         decoder.generate(prompt)
 
 
+@pytest.mark.parametrize("of", [torch.tensor, np.array, lambda ids: [np.int64(i) for i in ids]])
+def test_token_ids_may_be_a_tensor_or_an_array(of, decoder):
+    expected = decoder.generate(PROMPTS[0], max_new_tokens=5)
+    assert decoder.generate(of(PROMPTS[0]), max_new_tokens=5).tokens == expected.tokens
+    assert decoder.generate([of(PROMPTS[0])] * 2, max_new_tokens=5)[1].tokens == expected.tokens
+
+
 def test_refuses_wrong_parameters_before_the_first_event(decoder):
     with pytest.raises(RequestError, match="temperature"):
         decoder.stream(PROMPTS[0], temperature=-1)
+    with pytest.raises(RequestError, match="temperature"):
+        decoder.generate(PROMPTS[0], temperature=1e39)  # infinite in float32
+    with pytest.raises(RequestError, match="top_k"):
+        decoder.generate(PROMPTS[0], top_k=2**63)
     with pytest.raises(RequestError, match=r"2 sampling parameters.*3 prompts"):
         decoder.generate(PROMPTS[:3], [SamplingParams()] * 2)
     with pytest.raises(RequestError, match="stop strings need a tokenizer"):

@@ -202,6 +202,16 @@ def test_the_account_tells_what_is_lacking_and_measures_nothing(cache, measured,
     assert len(measured) == 1
 
 
+def test_costs_go_by_the_settings_of_the_head_and_not_by_its_folder(loaded, head, pair, tmp_path):
+    def key(**settings):
+        resolved = loaded(head=head | settings)
+        return cost_key(resolved, pair[0].config, pair[0].dtype, pair[0].device)
+
+    elsewhere = shutil.copytree(head["weights"], tmp_path / "elsewhere")
+    assert key(weights=str(elsewhere)) == key()
+    assert key(lm_head="exact") != key()
+
+
 class Fitting:
     """A chain of two that may be of another size; `answer` is what its `fit` does."""
 

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from eagle.packing import PackedLinear, Switch, pack
+from eagle.target import Target
 from eagle.testing import tiny_target
 
 supported = pytest.mark.skipif(
@@ -55,6 +56,31 @@ def test_the_stock_model_is_not_packed():
     with target.stock():
         assert not target.layout.on
     assert target.layout.on
+
+
+@supported
+def test_a_hooked_layer_stays():
+    net = _net()
+    net[0].register_forward_hook(lambda module, args, out: out + 1)
+    x = torch.randn(1, 5, 64).bfloat16()
+    pack(net, Switch())
+    assert type(net[0]) is nn.Linear
+    assert isinstance(net[1][0], PackedLinear)
+    assert torch.equal(net[0](x), nn.functional.linear(x, net[0].weight, net[0].bias) + 1)
+
+
+@supported
+def test_hooks_on_a_model_stay_in_force():
+    model = tiny_target().model.bfloat16()
+
+    def ban(module, args, out):
+        return out.index_fill(-1, torch.arange(32), -torch.inf)
+
+    model.lm_head.register_forward_hook(ban)
+    target = Target(model, None, "banned")
+    assert (
+        target.logits(torch.randn(1, 1, target.info.hidden_size).bfloat16()).argmax(-1) > 31
+    ).all()
 
 
 def test_float32_is_left_alone():

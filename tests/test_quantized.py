@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from eagle.decoder import Decoder
-from eagle.quantized import MAX_ROWS, Int8Linear, int8_linear
+from eagle.quantized import Int8Linear, int8_linear
 from eagle.target import Target
 from eagle.testing import tiny_target
 
@@ -26,7 +26,7 @@ def _layer(*, bias=False, size=(300, 96)):
 
 @supported
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 96), (2, 3, 96), (16, 96)])
+@pytest.mark.parametrize("shape", [(1, 1, 96), (2, 3, 96), (70, 96)])
 def test_products_are_near(bias, shape):
     layer = _layer(bias=bias)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
@@ -68,13 +68,45 @@ def test_broken_rows_stay_broken_and_alone():
 
 
 @supported
+def test_there_may_be_no_row():
+    assert Int8Linear(_layer())(torch.zeros(1, 0, 96).bfloat16()).shape == (1, 0, 300)
+
+
+@supported
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_defaults_of_pytorch_do_not_matter(dtype):
+    layer, x = _layer(), torch.ones(1, 96).bfloat16()
+    expected = Int8Linear(layer)(x)
+    torch.set_default_dtype(dtype)
+    torch.set_default_device("meta")
+    try:
+        found = Int8Linear(layer)(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+
+
+class Own(nn.Linear):
+    """Does something of its own."""
+
+
+@supported
 def test_where_it_does_not_pay(monkeypatch):
     assert int8_linear(_layer()) is not None
     assert int8_linear(_layer().float()) is None
+    assert int8_linear(_layer().to("meta")) is None
     assert int8_linear(nn.Embedding(4, 4)) is None
+    assert int8_linear(Own(4, 4).bfloat16()) is None
     with monkeypatch.context() as patch:
         patch.setattr("torch.cpu._is_vnni_supported", lambda: False)
         assert int8_linear(_layer()) is None
+    with monkeypatch.context() as patch:
+        patch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+        assert int8_linear(_layer()) is None
+    hooked = _layer()
+    hooked.register_forward_hook(lambda *args: None)
+    assert int8_linear(hooked) is None
 
     class Memory:
         available = 1000
@@ -83,33 +115,51 @@ def test_where_it_does_not_pay(monkeypatch):
     assert int8_linear(_layer()) is None
 
 
+def _features(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+
+
 @supported
-def test_drafts_of_few_rows_read_eight_bits():
+def test_drafts_read_eight_bits():
     target = tiny_target(dtype=torch.bfloat16)
-    x = torch.randn(1, MAX_ROWS, target.info.hidden_size).bfloat16()
-    rough, exact = target.draft_logits(x), target.logits(x)
+    x = _features(1, 5, target.info.hidden_size)
+    rough, exact = target.draft_logits()(x), target.logits(x)
     assert not torch.equal(rough, exact)
     assert (rough - exact).float().norm() < 0.05 * exact.float().norm()
-    many = torch.cat((x, x[:, :1]), 1)
-    assert torch.equal(target.draft_logits(many), target.logits(many))
+
+
+@supported
+def test_decoders_of_one_target_share_the_weight():
+    target = tiny_target(dtype=torch.bfloat16)
+    target.draft_logits()
+    shared = target._int8_head
+    target.draft_logits()
+    assert target._int8_head is shared
+
+
+def test_drafts_in_float32_are_exact():
+    target = tiny_target()
+    assert target.draft_logits() == target.logits
 
 
 @supported
 def test_drafts_are_scaled_as_logits_are():
     target = tiny_target(dtype=torch.bfloat16)
-    x = torch.randn(1, 2, target.info.hidden_size).bfloat16()
-    plain = target.draft_logits(x)
+    x, draft = _features(1, 2, target.info.hidden_size), target.draft_logits()
+    plain = draft(x)
     target.config.final_logit_softcapping = 0.5
-    assert torch.equal(target.draft_logits(x), torch.tanh(plain / 0.5) * 0.5)
+    assert torch.equal(draft(x), torch.tanh(plain / 0.5) * 0.5)
 
 
 @supported
-def test_a_target_that_was_converted_is_read_as_it_is():
+def test_what_becomes_of_the_target_later_is_seen():
     target = tiny_target(dtype=torch.bfloat16)
-    x = torch.randn(1, 2, target.info.hidden_size)
-    target.draft_logits(x.bfloat16())
+    x, draft = _features(1, 2, target.info.hidden_size), target.draft_logits()
+    handle = target.model.lm_head.register_forward_hook(lambda module, args, out: out + 1)
+    assert torch.equal(draft(x), target.logits(x))
+    handle.remove()
     target.model.float()
-    assert torch.equal(target.draft_logits(x), target.logits(x))
+    assert torch.equal(draft(x.float()), target.logits(x.float()))
 
 
 @supported
@@ -119,6 +169,6 @@ def test_the_spec_says_how_the_lm_head_is_read(pair, spec, lm_head, rough):
     head = {"name": "eagle", "weights": str(pair[1]), "lm_head": lm_head}
     decoder = Decoder.from_spec(spec(head=head), target=target)
     decoder.generate([[1, 2, 3]], max_new_tokens=4)
-    x = torch.randn(1, 2, target.info.hidden_size).bfloat16()
+    x = _features(1, 2, target.info.hidden_size)
     found = decoder._cycle.head.logits(x)
-    assert torch.equal(found, target.draft_logits(x) if rough else target.logits(x))
+    assert torch.equal(found, target.draft_logits()(x) if rough else target.logits(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -49,6 +50,7 @@ class EagleHead:
 
     capturable = True
     module: EagleModule
+    _logits: Callable[[Tensor], Tensor]
 
     kind: ClassVar[str] = "eagle"
     """What a checkpoint is compared with; heads that put other things into the FC have another."""
@@ -119,10 +121,11 @@ class EagleHead:
             num_hidden_layers=1,
         )
         generator = torch.Generator().manual_seed(seed)
+        std = getattr(theirs, "initializer_range", config.initializer_range)
         module = EagleModule(config, inputs=self.inputs)
         for parameter in module.parameters():
             if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=theirs.initializer_range, generator=generator)
+                torch.nn.init.normal_(parameter, std=std, generator=generator)
         self._adopt(module.to(target.device), config, target)
 
     @cached_property  # to look for it may ask a server
@@ -153,7 +156,7 @@ class EagleHead:
         # Not on loading: neither packed nor stacked weights can be trained, nor through rough ones.
         arrange(self.module, Switch())
         if self._rough:
-            self._logits = self._target.draft_logits
+            self._logits = self._target.draft_logits()
         attention = self.module.attention
         self._cache = TreeCache(
             layers=1,
