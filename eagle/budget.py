@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from eagle.errors import CheckpointError
+from eagle.files import write_text
 
 __all__ = ["RATES_FILE", "Budget", "Costs", "Curve", "Fit", "Option", "RankRates", "steady"]
 
@@ -170,13 +169,9 @@ class RankRates(_Measured):
             CheckpointError: it cannot be written.
         """
         path = folder / RATES_FILE
-        staged = folder / f".{RATES_FILE}.writing"
         try:
-            staged.write_text(self.model_dump_json() + "\n", encoding="utf-8")
-            os.replace(staged, path)
+            write_text(path, self.model_dump_json() + "\n")
         except OSError as error:
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
             raise CheckpointError(f"{path} cannot be written: {error.strerror}") from error
         return path
 

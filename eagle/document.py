@@ -65,10 +65,12 @@ class Document:
             data = _load(text, label, places)
         except yaml.YAMLError as error:
             raise SpecError(f"{label}{_line(error)}: not YAML: {_cause(error)}") from error
+        except (RecursionError, ValueError) as error:
+            raise SpecError(f"{label}: {_beyond(error)}") from error
         if not isinstance(data, dict):
             found = "empty" if data is None else f"a {_kind(data)}"
             raise SpecError(
-                f"{label}: must be a mapping such as `tree: chain`, but the file is {found}"
+                f"{label}: must be a mapping of keys to values, but the file is {found}"
             )
         return cls(label, data, places, folder or Path(), text)
 
@@ -206,6 +208,12 @@ def _cause(error: yaml.YAMLError) -> str:
     return ", ".join(part for part in parts if part) or " ".join(str(error).split())
 
 
+def _beyond(error: Exception) -> str:
+    """Return what is wrong with YAML that Python cannot hold."""
+    deep = isinstance(error, RecursionError)
+    return "is nested too deeply" if deep else f"has a value that cannot be read: {error}"
+
+
 def _assignment(text: str) -> tuple[KeyPath, Any]:
     key, equals, value = text.partition("=")
     path = tuple(key.strip().split("."))
@@ -215,6 +223,10 @@ def _assignment(text: str) -> tuple[KeyPath, Any]:
         return path, _load(value, "--set", {})
     except yaml.YAMLError as error:
         raise SpecError(f"--set {text}: the value is not YAML: {_cause(error)}") from error
+    except (RecursionError, ValueError) as error:
+        raise SpecError(f"--set {text:.60}: {_beyond(error)}") from error
+    except SpecError as error:  # a key is given twice
+        raise SpecError(f"--set {text}: {error}") from error
 
 
 def _descend(

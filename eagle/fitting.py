@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from eagle.assets.cache import cache_dir, notify
 from eagle.budget import RATES_FILE, Budget, Costs, Fit, RankRates
 from eagle.costing import measure_costs
 from eagle.errors import EagleError, PluginError
+from eagle.files import write_text
 from eagle.roles import FittedTree, MeasuredHead, Role, TreeBuilder
 from eagle.spec import Resolved
 from eagle.surroundings import hardware, versions
@@ -155,15 +155,11 @@ def measure(resolved: Resolved, target: Target) -> Costs:
 def _keep(key: Mapping[str, Any], costs: Costs) -> None:
     """Write costs to the cache, whole or not at all; without a cache they last for this process."""
     path = _path(key)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
     text = _Kept(measured_on=dict(key), costs=costs).model_dump_json(indent=1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(text + "\n", encoding="utf-8")
-        os.replace(staged, path)
+        write_text(path, text + "\n", shared=True)
     except OSError as error:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
         log.warning("measured costs cannot be kept in %s: %s", path.parent, error.strerror)
 
 

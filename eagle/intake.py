@@ -15,7 +15,7 @@ from eagle.requests import Request
 from eagle.sampling import SamplingParams
 from eagle.target import Target
 
-__all__ = ["Prompt", "encode", "intake"]
+__all__ = ["Prompt", "check_text", "encode", "intake"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A user's message, token ids (a tensor or array of them, too), or a conversation of
@@ -124,6 +124,22 @@ def _listed(prompts: Any) -> Any:
     return prompts
 
 
+def check_text(text: Any) -> None:
+    """Refuse a string that is no text, as comes of bytes that were not UTF-8.
+
+    Raises:
+        RequestError: it holds half a surrogate pair.
+    """
+    try:
+        if isinstance(text, str):
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"the prompt is not text that UTF-8 can hold: character {error.start} is "
+            f"{error.object[error.start]!a}, half of a surrogate pair or a byte that was not UTF-8"
+        ) from error
+
+
 def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
     if not isinstance(prompt, str) and all(isinstance(token, Integral) for token in prompt):
         return [int(token) for token in cast("Sequence[int]", prompt)]
@@ -132,10 +148,13 @@ def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
     if tokenizer is None:
         raise RequestError("this target has no tokenizer; give the prompt as token ids")
     if isinstance(prompt, str) and (raw or not tokenizer.chat_template):
+        check_text(prompt)
         return list(tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, str) and not all(isinstance(m, Mapping) for m in prompt):
         raise RequestError(_KINDS)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    for message in cast("list[Mapping[str, Any]]", messages):
+        check_text(message.get("content"))
     if not tokenizer.chat_template:
         raise RequestError("this target has no chat template; give the prompt as a string")
     try:

@@ -40,11 +40,19 @@ _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a target's files are: arguments of every `from_pretrained`."""
+    """Where a target's files are: arguments of every `from_pretrained`.
+
+    Attributes:
+        name: as the spec has it.
+        path: a folder, or a Hub id.
+        options: further arguments.
+        cached: whether the folder is in this package's cache, and made anew where it is missing.
+    """
 
     name: str
     path: str
     options: dict[str, Any]
+    cached: bool = False
 
 
 def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
@@ -62,7 +70,7 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
 
     asset = assets.ASSETS.get(spec.model)
     if asset is not None and asset.kind == "model":
-        return Source(spec.model, str(assets.model_folder(spec.model)), {})
+        return Source(spec.model, str(assets.model_folder(spec.model)), {}, cached=True)
     path = Path(spec.model).expanduser()
     beside = (folder or Path()) / path
     path = beside if beside.exists() else path
@@ -232,6 +240,7 @@ def load_model(
     except Exception as error:
         raise TargetError(
             f"the target {source.name!r} cannot be loaded: {_first_line(error)}"
+            + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
     model = model if spread else model.to(device)
     return model.eval().requires_grad_(False)

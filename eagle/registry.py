@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Iterable
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -113,7 +115,8 @@ class Registry:
         name, version = (point.dist.name, point.dist.version) if point.dist else ("unknown", "")
         origin = Origin(point.name, name, version)
         try:
-            plugin = point.load()
+            with redirect_stdout(sys.stderr):  # what it prints is no result of a command
+                plugin = point.load()
         except (Exception, SystemExit) as error:
             self._refuse(origin, f"importing {point.value} failed: {_describe(error)}", error)
         else:
@@ -183,10 +186,11 @@ class Registry:
             raise PluginError(f"its hook {hook!r} is a wrapper; it must return strategies")
         try:
             # Not `caller()`: an exception must be put down to the plug-in that raised it.
-            results = [impl.function() for impl in own]
-            strategies = [
-                strategy for result in results if result is not None for strategy in result
-            ]
+            with redirect_stdout(sys.stderr):
+                results = [impl.function() for impl in own]
+                strategies = [
+                    strategy for result in results if result is not None for strategy in result
+                ]
         except (Exception, SystemExit) as error:
             raise PluginError(f"its hook {hook!r} raised {_describe(error)}") from error
         if any(result is None for result in results):

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from eagle.document import Document
 from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, nearest
-from eagle.registry import Registered, Registry
+from eagle.registry import ROLE_TITLES, Registered, Registry
 from eagle.roles import (
     AcceptanceRule,
     AttentionBackend,
@@ -47,6 +47,8 @@ __all__ = [
 
 NONE = "none"
 """In the roles head and tree, the strategy that drafts nothing."""
+
+_OWN = "eagle-decoding"  # the distribution of this package
 
 _PROTOCOLS: dict[Role, type] = {
     Role.FEATURES: FeatureExtractor,
@@ -129,6 +131,9 @@ class Resolved:
     def blame(self, error: BaseException) -> PluginError | None:
         """Return an error that names the component in which an exception arose, if one did.
 
+        An exception of the loop may come of what a component returned, so it names the components
+        that are of other distributions. None where there is nobody but this package.
+
         Reading the traceback costs nothing until something is raised, unlike a wrapper around
         every call that the loop makes.
         """
@@ -142,7 +147,7 @@ class Resolved:
                 if frame.f_locals.get("self") is component:
                     where = f"{frame.f_code.co_name}()"
                     return _raised(self.strategies[role], where, error)
-        return None
+        return _suspected(self.strategies, error)
 
 
 def resolve(spec: DecoderSpec, registry: Registry, context: BuildContext | None = None) -> Resolved:
@@ -218,6 +223,21 @@ def _guarded(entry: Registered, where: str, call: Callable[[], _T]) -> _T:
 def _raised(entry: Registered, where: str, error: BaseException) -> PluginError:
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return PluginError(f"{entry}, {entry.origin}: {where} raised {text}")
+
+
+def _suspected(strategies: Mapping[Role, Registered], error: BaseException) -> PluginError | None:
+    others = {
+        role: entry for role, entry in strategies.items() if entry.origin.distribution != _OWN
+    }
+    if not others:
+        return None
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    names = " and ".join(map(str, others.values()))
+    checks = ", ".join(f"check_{'_'.join(ROLE_TITLES[role].split())}" for role in others)
+    return PluginError(
+        f"the loop raised {text}, perhaps by what {names} returned, not of this package; "
+        f"eagle.testing ({checks}) tells whether it is what its role asks for"
+    )
 
 
 def _check_pairing(resolved: Resolved) -> None:

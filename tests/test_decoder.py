@@ -6,6 +6,11 @@ import torch
 
 from eagle import Decoder, SamplingParams
 from eagle.errors import NumericalError, PluginError, RequestError
+from eagle.registry import Registry
+from eagle.roles import Strategy
+from eagle.testing import contracts
+from eagle_plugins.trees.chain import CHAIN, ChainConfig
+from tests.fakes import plugin
 from tests.test_target import reference
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9, 11], list(range(3, 63))]
@@ -324,6 +329,28 @@ def test_an_exception_in_a_cycle_names_the_plug_in(spec, pair, monkeypatch):
     with pytest.raises(PluginError) as caught:
         decoder.generate([PROMPTS[0], [3, 4]], [SamplingParams(max_new_tokens=n) for n in (1, 9)])
     assert list(caught.value.results) == [0], "it needed no cycle"
+
+
+def test_what_a_plug_in_returns_wrongly_is_put_down_to_it(spec, pair):
+    class Empty:
+        def __init__(self, config, context):
+            self._tree = CHAIN.build(config, context)
+
+        def __getattr__(self, name):
+            return getattr(self._tree, name)
+
+        def build(self, drafter, draws):
+            return None
+
+    registry = Registry.discover()
+    odd = Strategy("odd", ChainConfig, Empty, "gives no tree", laws=CHAIN.laws)
+    registry.register(plugin(tree=[odd]), "odd", "odd-trees", "0.1")
+    decoder = Decoder.from_spec(spec(tree="odd"), target=pair[0], registry=registry)
+    message = r"NoneType.*tree builder 'odd' \(odd-trees 0.1\)"
+    with pytest.raises(PluginError, match=message) as caught:
+        decoder.generate(PROMPTS[0])
+    assert "check_tree_builder" in str(caught.value)
+    assert callable(contracts.check_tree_builder)
 
 
 def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):

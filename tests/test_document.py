@@ -100,7 +100,7 @@ def test_several_mistakes_are_a_line_each():
     [
         ("a: [1", "a.yaml:1: not YAML: expected ',' or ']'"),
         ("a:\n\tb: 1", "a.yaml:2: not YAML: found character '\\t'"),
-        ("", "a.yaml: must be a mapping such as `tree: chain`, but the file is empty"),
+        ("", "a.yaml: must be a mapping of keys to values, but the file is empty"),
         ("- 1", "but the file is a list"),
         ("hello", "but the file is a string"),
         ("a: 1\n---\nb: 2", "not YAML: but found another document"),
@@ -108,6 +108,8 @@ def test_several_mistakes_are_a_line_each():
         ("a: &x [*x]", "a.yaml:1: not YAML: aliases are not allowed"),
         ("a: !!python/object:os.system {}", "a.yaml:1: not YAML: could not determine"),
         ("a: \x00", "a.yaml: not YAML: unacceptable character"),
+        ("a: " + "[" * 3000, "a.yaml: is nested too deeply"),
+        ("a: " + "9" * 5000, "a.yaml: has a value that cannot be read: Exceeds the limit"),
     ],
 )
 def test_what_is_not_a_yaml_mapping_is_refused_with_its_line(text, message):

@@ -3,6 +3,7 @@
 import pytest
 
 from eagle.errors import RequestError
+from eagle.intake import encode
 from eagle.requests import Request, stop_tokens
 from eagle.sampling import SamplingParams
 from tests.cli.conftest import word_tokenizer
@@ -45,3 +46,10 @@ def test_other_stop_strings_are_left_to_the_text(tokenizer):
     assert stop_tokens(("w5", "<bos", "bos"), tokenizer) == frozenset()
     assert stop_tokens(("<bos>", "w5", "<eos>"), tokenizer) == {BOS, EOS}
     assert stop_tokens((), None) == frozenset()
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_half_of_a_surrogate_pair_is_no_text(tokenizer, raw):
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(RequestError, match=r"character 3 is '\\udce9'"):
+        encode("caf\udce9", tokenizer, raw=raw, embeddings=64)

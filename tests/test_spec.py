@@ -329,7 +329,11 @@ def test_an_exception_while_decoding_is_put_down_to_the_component_it_arose_in():
     assert "_helper() raised IndexError: list index out of range" in str(blamed)
     with pytest.raises(IndexError) as caught:
         _ = [][0]
-    assert resolved.blame(caught.value) is None
+    suspected = str(resolved.blame(caught.value))
+    assert "the loop raised IndexError: list index out of range, perhaps by what" in suspected
+    assert "tree builder 'static' (fake-strategies 1.0)" in suspected
+    ours = resolve(DecoderSpec(), default_registry())
+    assert ours.blame(caught.value) is None, "nobody but this package can be to blame"
 
 
 # --- schema ----------------------------------------------------------------------------------

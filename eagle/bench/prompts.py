@@ -24,7 +24,7 @@ def read_prompts(path: Path) -> list[str]:
         # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text") from error
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
@@ -40,7 +40,10 @@ def read_prompts(path: Path) -> list[str]:
 def _first_turn(line: str, place: str) -> str:
     try:
         first = json.loads(line)["turns"][0]
-    except (ValueError, LookupError, TypeError) as error:
+        json.dumps(first, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place}: holds half of a surrogate pair, which is no text") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             f'{place}: should be a JSON object like {{"turns": ["the prompt"]}}'
         ) from error

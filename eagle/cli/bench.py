@@ -131,6 +131,7 @@ def speed(
         from eagle.bench.plots import require_matplotlib
 
         require_matplotlib()
+        check_files(plots / "cycle.png" if plots.exists() else None)
     check_files(as_json, as_markdown)
     settings = [*(set_ or ()), f"runtime.max_batch={batch}"]
     subjects = _prepare(specs, settings, target, wide)

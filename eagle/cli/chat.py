@@ -59,6 +59,10 @@ def chat(
     Ctrl-C stops an answer, Ctrl-D or /exit ends the conversation, /reset forgets it. Input that
     is no terminal is read as one turn a line.
     """
+    from eagle.errors import RequestError
+
+    if sys.stdin is None:
+        raise RequestError("standard input is closed, so there is nobody to talk with")
     params = sampling_params(
         max_new_tokens=max_new_tokens,
         temperature=temperature,

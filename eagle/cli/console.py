@@ -69,7 +69,8 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     """
     try:
         status = command.main(args=list(arguments), prog_name="eagle", standalone_mode=False)
-        sys.stdout.flush()  # a closed pipe shows here, where it can still be dealt with
+        if sys.stdout is not None:  # None where it was closed before the start
+            sys.stdout.flush()  # a closed pipe shows here, where it can still be dealt with
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else OWN_ERROR
     except BrokenPipeError:

@@ -46,10 +46,13 @@ def prepare(
     It can be carried to another machine and used with --set data.packed=FILE: about one byte for
     each token. No weight is loaded.
     """
+    from eagle.errors import RequestError
     from eagle.train.journal import say
     from eagle.train.prepare import make_corpus
     from eagle.train.recipe import load_train_spec
 
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder; give the file to write")
     corpus = make_corpus(load_train_spec(config, set_ or ()), say)
     corpus.save(out)
     console.out.out(f"{out}: {out.stat().st_size / 1e6:.1f} MB, digest {corpus.digest}")

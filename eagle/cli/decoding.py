@@ -127,6 +127,8 @@ def read_prompt(prompt: str, *, raw: bool) -> str:
     from eagle.errors import RequestError
 
     if prompt == "-":
+        if sys.stdin is None:
+            raise RequestError("standard input is closed, so no prompt can be read from it")
         try:
             prompt = sys.stdin.buffer.read().decode("utf-8").removesuffix("\n")
         except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from eagle.cli import console
+from eagle.files import write_text
 
 if TYPE_CHECKING:
     from eagle.bench.report import Setting, Table
@@ -33,15 +35,19 @@ def check_files(*files: Path | None) -> None:
     """Refuse, before anything is measured, files that could not be written afterwards.
 
     Raises:
-        RequestError: one is a folder, or its folder is missing.
+        RequestError: one is a folder, or its folder is missing or cannot be written to.
     """
     from eagle.errors import RequestError
 
     for file in files:
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        if file is None:
+            continue
+        if file.is_dir() or not file.parent.is_dir():
             raise RequestError(
                 f"{file} cannot be written: it is a folder, or its folder is missing"
             )
+        if not os.access(file.parent, os.W_OK):
+            raise RequestError(f"{file} cannot be written: its folder is not yours to write to")
 
 
 def show(setting: Setting, bandwidth: float, tables: Sequence[Table]) -> None:
@@ -73,10 +79,10 @@ def write(
     from eagle.bench.report import markdown
 
     if as_markdown is not None:
-        as_markdown.write_text(markdown(setting, bandwidth, tables), encoding="utf-8")
+        write_text(as_markdown, markdown(setting, bandwidth, tables))
     if as_json is not None:
         text = json.dumps(figures, ensure_ascii=False, indent=2)
-        as_json.write_text(text + "\n", encoding="utf-8")
+        write_text(as_json, text + "\n")
 
 
 def command_of(context: typer.Context) -> str:

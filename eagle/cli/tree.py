@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,7 +26,9 @@ from eagle.cli.decoding import (
     sampling_params,
     warn_if_lossy,
 )
+from eagle.cli.figures import check_files
 from eagle.cli.options import Json, Overrides
+from eagle.files import write_text
 
 if TYPE_CHECKING:
     from eagle.decoder import Decoder
@@ -75,6 +75,7 @@ def tree(
     A candidate's draft probability is the draft head's, given the node above it; its target
     probability is the target's. Both are at the request's temperature, or at 1 where that is 0.
     """
+    check_files(svg)
     prompt = read_prompt(prompt, raw=raw)
     params = sampling_params(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
@@ -101,7 +102,7 @@ def tree(
     if svg is not None:
         from eagle.cli.svg import draw
 
-        _write(svg, draw(traced, lambda token: _text(decoder, token), title))
+        write_text(svg, draw(traced, lambda token: _text(decoder, token), title))
         console.err.print(f"drawn into {escape(str(svg))}", style="dim", soft_wrap=True)
     if as_json:
         console.emit_json(_describe(decoder, traced, cycle, text))
@@ -120,23 +121,6 @@ def _text(decoder: Decoder, token: int) -> str:
         return f"#{token}"
     text = tokenizer.decode([token])
     return str(tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text else repr(text)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all.
-
-    Raises:
-        OSError: it cannot be written; the error names the file itself.
-    """
-    staged = path.parent / f".{path.name}.{os.getpid()}"
-    try:
-        staged.write_text(text, encoding="utf-8")
-        os.replace(staged, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
 
 
 def _describe(decoder: Decoder, traced: TracedCycle, cycle: int, text: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eagle.errors import DataError
+from eagle.files import replacing
 from eagle.train.template import Text
 
 __all__ = ["Corpus", "tokenizer_digest"]
@@ -130,10 +130,9 @@ class Corpus:
             DataError: it could not be written.
         """
         info = json.dumps(self.info | {"version": VERSION}).encode()
-        temporary = path.with_name(f".{path.name}.writing")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path) as place, place.open("wb") as file:
                 np.savez_compressed(
                     file,
                     tokens=self.tokens,
@@ -142,9 +141,7 @@ class Corpus:
                     groups=self.groups,
                     info=np.frombuffer(info, dtype=np.uint8),
                 )
-            os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise DataError(f"the packed text could not be written to {path}: {error}") from error
 
     @classmethod

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,24 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from eagle.errors import SpecError
+from eagle.files import write_text
 
-__all__ = ["Journal", "replace_text", "require_tensorboard", "say"]
+__all__ = ["Journal", "require_tensorboard", "say"]
 
 
 def say(message: str) -> None:
     """Print a line on stderr."""
     Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.writing")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def require_tensorboard() -> Any:
@@ -71,7 +60,7 @@ class Journal:
     ) -> None:
         self._path = path
         kept = [line for line in self._lines() if line["step"] <= step] if step else []
-        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._written = {(line["kind"], line["step"]) for line in kept}
         self._board = _board(path.parent / "tensorboard", step, tensorboard)
         console = Console(stderr=True, highlight=False)

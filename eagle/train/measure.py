@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eagle.files import write_text
 from eagle.roles import FeatureExtractor, TrainableHead
 from eagle.target import Target
 from eagle.train.config import EvaluationSpec
@@ -136,9 +136,7 @@ class Measure:
                 answers = answer(self._target, prompts, spec.max_new_tokens, spec.batch)
             known[key] = [one.answer for one in answers]
             if keep:
-                temporary = kept.with_name(f".{kept.name}.writing")
-                temporary.write_text(json.dumps(known))
-                os.replace(temporary, kept)
+                write_text(kept, json.dumps(known))
         pairs = zip(prompts, known[key], strict=True)
         return [Answer(tuple(prompt), tuple(said)) for prompt, said in pairs]
 

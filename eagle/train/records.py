@@ -64,7 +64,8 @@ def json_lines(path: Path) -> Iterator[Record]:
                 if line.strip():
                     try:
                         record = json.loads(line)
-                    except json.JSONDecodeError as error:
+                        json.dumps(record, ensure_ascii=False).encode()
+                    except (ValueError, RecursionError) as error:
                         raise DataError(f"{path}:{number}: not a line of JSON: {error}") from error
                     yield f"{path.name}:{number}", record
     except (OSError, UnicodeDecodeError) as error:

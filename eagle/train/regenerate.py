@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from eagle.decoder import Decoder
 from eagle.errors import DataError, RequestError
+from eagle.files import write_text
 from eagle.intake import encode
 from eagle.sampling import SamplingParams
 from eagle.train.fingerprint import fingerprint
@@ -244,6 +244,4 @@ def _explained(out: Path) -> Iterator[None]:
 
 def _replace(path: Path, identity: Mapping[str, Any]) -> None:
     """Leave of the kept answers, all of which are written now, only what they were made with."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(json.dumps(identity) + "\n")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(identity) + "\n")

@@ -12,13 +12,14 @@ import torch
 from eagle.decoder import resolve_for
 from eagle.document import dump
 from eagle.errors import CheckpointError, EagleError, SpecError
+from eagle.files import write_text
 from eagle.registry import Registry, default_registry
 from eagle.roles import TrainableHead
 from eagle.spec import Resolved, resolve
 from eagle.target import Target, load_target
 from eagle.train.config import TrainSpec
 from eagle.train.fit import check_head, check_target
-from eagle.train.journal import Journal, replace_text, require_tensorboard, say
+from eagle.train.journal import Journal, require_tensorboard, say
 from eagle.train.loop import Trainer, compiles
 from eagle.train.measure import Measure, Measured
 from eagle.train.packing import Packer
@@ -150,7 +151,7 @@ class _Run:
         self._text, self._best = text, state.best
         self._processes = trainer.processes
         if self._processes.main:
-            replace_text(folder / "config.yaml", dump(spec.model_dump(mode="json")))
+            write_text(folder / "config.yaml", dump(spec.model_dump(mode="json")))
 
     def go(self) -> Outcome:
         spec, trainer = self._spec, self._trainer

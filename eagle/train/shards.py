@@ -8,7 +8,6 @@ its features on the fly.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eagle.errors import DataError
+from eagle.files import replacing, write_text
 from eagle.roles import FeatureExtractor
 from eagle.target import Target
 from eagle.train.config import TrainSpec
@@ -120,7 +120,7 @@ class Shards:
         """
         path, ours = self.folder / "layout.json", {"version": VERSION, **asdict(self.layout)}
         if not path.exists():
-            _replace(path, json.dumps(ours, indent=2).encode())
+            write_text(path, json.dumps(ours, indent=2))
             return
         try:
             theirs = json.loads(path.read_text())
@@ -174,9 +174,8 @@ class Shards:
             if self.layout.last:
                 parts["last"].append(last[: len(wanted)].cpu())
         path = self._path(number)
-        temporary = path.with_name(f".{path.name}.writing")
-        save_file({name: torch.cat(part) for name, part in parts.items() if part}, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as place:
+            save_file({name: torch.cat(part) for name, part in parts.items() if part}, place)
 
     def rows(self, numbers: list[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Return the features ``[B, L, F]`` of rows, and the LM head's inputs ``[B, L, H]``.
@@ -215,12 +214,6 @@ def _writing(folder: Path) -> Iterator[None]:
             f"features could not be written to {folder}: {error}. What is whole is kept: make room "
             "and run again"
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 def kept_features(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from eagle.errors import CheckpointError, SpecError
+from eagle.files import replacing
 
 __all__ = ["RunState", "check_identity"]
 
@@ -49,16 +50,13 @@ class RunState:
         Raises:
             CheckpointError: it could not be written; the old file is untouched.
         """
-        temporary = path.with_name(f".{path.name}.writing")
         try:
-            with temporary.open("wb") as file:
+            with replacing(path) as place, place.open("wb") as file:
                 torch.save(asdict(self), file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
         # torch turns a full disk into a RuntimeError of its zip writer.
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             raise CheckpointError(
                 f"the checkpoint could not be written to {path}: {error}. The one before it is "
                 "untouched; make room and run again with --resume"

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from eagle.bench.prompts import read_prompts
+from eagle.errors import DataError
 
 # What `str.splitlines` takes for the end of a line, and a text file does not.
 ODD = ["a\u2028b", "a\u2029b", "a\x85b", "a\x0cb"]
@@ -18,3 +19,22 @@ def test_only_the_ends_of_lines_part_prompts(text, end, tmp_path):
     jsonl.write_bytes(end.join(lines).encode())
     plain.write_bytes(f"{text}{end}{end}c{end}".encode())
     assert read_prompts(jsonl) == read_prompts(plain) == [text, "c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"turns": ["\\ud800"]}', "prompts.jsonl:1: holds half of a surrogate pair"),
+        ('{"turns": ' + "[" * 100_000, "prompts.jsonl:1: should be a JSON object"),
+    ],
+)
+def test_what_is_no_text_is_refused_with_its_line(line, message, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text(line)
+    with pytest.raises(DataError, match=message):
+        read_prompts(tmp_path / "prompts.jsonl")
+
+
+def test_another_encoding_is_refused_with_its_byte(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"is not UTF-8 text \(byte 3\)"):
+        read_prompts(tmp_path / "prompts.txt")

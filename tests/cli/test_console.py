@@ -172,3 +172,21 @@ def test_a_closed_pipe_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "arguments", "status", "message"),
+    [
+        ("stdout", ("spec", "list"), 0, ""),
+        ("stdin", ("generate", "-"), 2, "standard input is closed, so no prompt can be read"),
+        ("stdin", ("chat",), 2, "standard input is closed, so there is nobody to talk with"),
+    ],
+)
+def test_streams_that_were_closed_before_the_start(
+    eagle, monkeypatch, stream, arguments, status, message
+):
+    monkeypatch.setattr(sys, stream, None)
+    ran = eagle(*arguments)
+    assert ran.status == status
+    assert message in ran.err
+    assert "mistake in this library" not in ran.err

@@ -24,6 +24,15 @@ def test_json_has_every_strategy_and_nothing_else_on_stdout(eagle):
     assert by_name["acceptance", "speculative"]["lossless"] is True
 
 
+def test_what_a_plugin_prints_is_no_result(eagle, site):
+    install(
+        site, "loud-trees", "loud_trees", "print('loud')\n" + TREE_PLUGIN.format(name="loud"), "0.1"
+    )
+    ran = eagle("plugins", "--json")
+    assert "loud_trees" in {entry["plugin"] for entry in json.loads(ran.out)["strategies"]}
+    assert "loud" in ran.err
+
+
 def test_one_role_only(eagle):
     listed = json.loads(eagle("plugins", "--role", "tree", "--json").out)
     assert {entry["role"] for entry in listed["strategies"]} == {"tree"}

@@ -77,7 +77,7 @@ def test_check_says_what_a_spec_gives_up(eagle):
     ("text", "message"),
     [
         ("tree: [1", "my.yaml:1: not YAML: expected ',' or ']'"),
-        ("", "my.yaml: must be a mapping such as `tree: chain`, but the file is empty"),
+        ("", "my.yaml: must be a mapping of keys to values, but the file is empty"),
         ("tre: chain", "my.yaml:1: tre: unknown key. Did you mean 'tree'?"),
         ("tree: chian", "my.yaml:1: tree: no tree builder is named 'chian'. Did you mean 'chain'?"),
         (
