@@ -80,6 +80,8 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
         return Source(spec.model, str(path.parent), {"gguf_file": path.name})
     if path.is_dir():
         return Source(spec.model, str(path), {})
+    if path.exists():
+        raise TargetError(f"target.model: {path} is a file; give a .gguf file or a model's folder")
     if spec.model.startswith((".", "/", "~")) or spec.model.count("/") > 1:
         raise TargetError(f"target.model: there is no folder {path}")
     return Source(spec.model, spec.model, {"revision": spec.revision} if spec.revision else {})

@@ -188,13 +188,16 @@ class Registry:
             # Not `caller()`: an exception must be put down to the plug-in that raised it.
             with redirect_stdout(sys.stderr):
                 results = [impl.function() for impl in own]
-                strategies = [
-                    strategy for result in results if result is not None for strategy in result
-                ]
+                for odd in results:
+                    if not isinstance(odd, Iterable):
+                        raise PluginError(
+                            f"its hook {hook!r} returned {odd!r} instead of a list of Strategy"
+                        )
+                strategies = [strategy for result in results for strategy in result]
+        except PluginError:
+            raise
         except (Exception, SystemExit) as error:
             raise PluginError(f"its hook {hook!r} raised {_describe(error)}") from error
-        if any(result is None for result in results):
-            raise PluginError(f"its hook {hook!r} returned None instead of a list of Strategy")
         names = set()
         for strategy in strategies:
             if problem := _problem(strategy):

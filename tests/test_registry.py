@@ -153,9 +153,9 @@ class NamesItself(StrategyConfig):
     ("returned", "reason"),
     [
         (None, "returned None instead of a list of Strategy"),
-        (5, "raised TypeError"),
+        (5, "returned 5 instead of a list of Strategy"),
         ([5], "returned 5, which is no Strategy"),
-        (strategy("bare"), "raised TypeError"),
+        (strategy("bare"), "instead of a list of Strategy"),
         ([strategy("")], "whose name is ''; it must be a word"),
         ([strategy(None)], "whose name is None"),
         ([strategy("x", config=dict)], "whose config is no subclass of StrategyConfig"),

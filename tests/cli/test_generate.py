@@ -174,6 +174,8 @@ def test_compare_prints_a_table_over_many_prompts(generate, tmp_path):
         ((PROMPT, "--set", "tree.tree=[[7, 7], [7]]"), "path"),
         ((PROMPT, "--target", "./not-there"), "there is no folder"),
         ((PROMPT, "--set", "head.weights=./not-there"), "there is no folder"),
+        ((PROMPT, "--target", "pyproject.toml"), "pyproject.toml is a file; give a .gguf file"),
+        ((PROMPT, "--set", "head.weights=pyproject.toml"), "is a file; give the folder that"),
         ((PROMPT, "--set", "runtime.max_length=3"), "this decoder holds 3"),
         ((PROMPT, "--prompts", "file.txt"), "--prompts goes with --compare only"),
         ((PROMPT, "--prompts", "file.txt", "--compare"), "either a prompt or a file"),

@@ -59,6 +59,8 @@ def locate(weights: str, target: str | None, folder: Path) -> Path:
     path = folder / Path(weights).expanduser()
     if path.is_dir():
         return path
+    if path.exists():
+        raise CheckpointError(f"head.weights: {path} is a file; give the folder that it is in")
     if weights.startswith((".", "/", "~")) or weights.count("/") != 1:
         raise CheckpointError(f"head.weights: there is no folder {path}")
     return _download(weights)
