@@ -237,7 +237,7 @@ def load_model(
     if "gguf_file" in options:
         options |= gguf_options()
     try:
-        with without_bars():
+        with without_bars(gguf="gguf_file" in options):
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
     except Exception as error:
         raise TargetError(

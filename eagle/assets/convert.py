@@ -43,7 +43,7 @@ def convert(gguf: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     tokenizer = _tokenizer(gguf)
-    with without_bars():
+    with without_bars(gguf=True):
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **gguf_options()
         )
