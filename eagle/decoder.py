@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
@@ -240,7 +239,7 @@ class Decoder:
         self._sampling = None
         read: list[int] = []
         try:
-            with torch.inference_mode(), self._blame():
+            with torch.inference_mode(), self.resolved.blaming():
                 for (slot, request), own, uniform in needs:
                     request.start()
                     batch.requests[slot] = request
@@ -262,7 +261,7 @@ class Decoder:
             feed.fill(batch.requests)
         # A cycle that started ahead may have committed what has not been delivered yet.
         committed = batch.longest + self.resolved.tree.shape.depth + 1
-        with torch.inference_mode(), self._blame():
+        with torch.inference_mode(), self.resolved.blaming():
             self._runtime.run(slots, self._sampling, committed, batch.processing())
             if not self._sampling.greedy:
                 feed.refill(batch.requests)
@@ -307,19 +306,6 @@ class Decoder:
             target=self.target,
             capacity=self.capacity,
         )
-
-    @contextmanager
-    def _blame(self) -> Iterator[None]:
-        """Let an exception that a plug-in raises name the plug-in."""
-        try:
-            yield
-        except EagleError:
-            raise
-        except Exception as error:
-            culprit = self.resolved.blame(error)
-            if culprit is None:
-                raise
-            raise culprit from error
 
 
 def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = None) -> Resolved:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from eagle.ahead import made
 from eagle.assets.cache import cache_dir, notify
 from eagle.budget import RATES_FILE, Budget, Costs, Fit, RankRates
 from eagle.costing import measure_costs
-from eagle.errors import EagleError, PluginError
+from eagle.errors import PluginError
 from eagle.files import write_text
 from eagle.roles import FittedTree, MeasuredHead, Role, TreeBuilder
 from eagle.spec import Resolved
@@ -146,7 +145,7 @@ def measure(resolved: Resolved, target: Target) -> Costs:
     Raises:
         PluginError: a component raises.
     """
-    with _blame(resolved):
+    with resolved.blaming():
         costs = measure_costs(resolved, target, lambda what: notify(f"  {what}"))
     _keep(cost_key(resolved, target.config, target.dtype, target.device), costs)
     return costs
@@ -233,7 +232,7 @@ def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
     """Ask the tree builder for its choice, and hold it to what it declared."""
     tree = resolved.tree
     assert isinstance(tree, FittedTree)
-    with _blame(resolved):
+    with resolved.blaming():
         fit = tree.fit(budget)
     if fit is None:
         return None
@@ -249,17 +248,3 @@ def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
             f"{', '.join(sorted(extra))}, which this one does not declare"
         )
     return fit
-
-
-@contextmanager
-def _blame(resolved: Resolved) -> Iterator[None]:
-    """Name the component in which an exception arises."""
-    try:
-        yield
-    except EagleError:
-        raise
-    except Exception as error:
-        culprit = resolved.blame(error)
-        if culprit is None:
-            raise
-        raise culprit from error

@@ -14,8 +14,9 @@ from eagle.processing import Processors, processors_of_each
 from eagle.requests import Request
 from eagle.sampling import SamplingParams
 from eagle.target import Target
+from eagle.text import half_surrogate
 
-__all__ = ["Prompt", "check_text", "encode", "intake"]
+__all__ = ["Prompt", "encode", "intake"]
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """A user's message, token ids (a tensor or array of them, too), or a conversation of
@@ -124,20 +125,12 @@ def _listed(prompts: Any) -> Any:
     return prompts
 
 
-def check_text(text: Any) -> None:
-    """Refuse a string that is no text, as comes of bytes that were not UTF-8.
-
-    Raises:
-        RequestError: it holds half a surrogate pair.
-    """
-    try:
-        if isinstance(text, str):
-            text.encode()
-    except UnicodeEncodeError as error:
+def _check_text(text: Any) -> None:
+    if isinstance(text, str) and (place := half_surrogate(text)) is not None:
         raise RequestError(
-            f"the prompt is not text that UTF-8 can hold: character {error.start} is "
-            f"{error.object[error.start]!a}, half of a surrogate pair or a byte that was not UTF-8"
-        ) from error
+            f"the prompt is not text that UTF-8 can hold: character {place} is "
+            f"{text[place]!a}, half of a surrogate pair or a byte that was not UTF-8"
+        )
 
 
 def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
@@ -148,13 +141,13 @@ def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool) -> list[int]:
     if tokenizer is None:
         raise RequestError("this target has no tokenizer; give the prompt as token ids")
     if isinstance(prompt, str) and (raw or not tokenizer.chat_template):
-        check_text(prompt)
+        _check_text(prompt)
         return list(tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, str) and not all(isinstance(m, Mapping) for m in prompt):
         raise RequestError(_KINDS)
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     for message in cast("list[Mapping[str, Any]]", messages):
-        check_text(message.get("content"))
+        _check_text(message.get("content"))
     if not tokenizer.chat_template:
         raise RequestError("this target has no chat template; give the prompt as a string")
     try:

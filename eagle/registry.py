@@ -17,7 +17,15 @@ from eagle.errors import PluginError, UnknownStrategyError, nearest
 from eagle.hookspecs import ENTRY_POINT_GROUP, HOOKS, EagleHooks
 from eagle.roles import Law, Role, Strategy, StrategyConfig
 
-__all__ = ["ROLE_TITLES", "Broken", "Origin", "Registered", "Registry", "default_registry"]
+__all__ = [
+    "ROLE_TITLES",
+    "Broken",
+    "Origin",
+    "Registered",
+    "Registry",
+    "default_registry",
+    "describe",
+]
 
 ROLE_TITLES = {
     Role.FEATURES: "feature extractor",
@@ -118,7 +126,7 @@ class Registry:
             with redirect_stdout(sys.stderr):  # what it prints is no result of a command
                 plugin = point.load()
         except (Exception, SystemExit) as error:
-            self._refuse(origin, f"importing {point.value} failed: {_describe(error)}", error)
+            self._refuse(origin, f"importing {point.value} failed: {describe(error)}", error)
         else:
             self._add(plugin, origin)
 
@@ -146,7 +154,7 @@ class Registry:
         try:
             found = self._strategies(plugin, f"{origin.distribution}:{origin.plugin}:{id(plugin)}")
         except Exception as error:  # looking at the object may run its code
-            self._refuse(origin, _describe(error), error.__cause__ or error)
+            self._refuse(origin, describe(error), error.__cause__ or error)
             return
         for role, strategy in found:
             entry = Registered(role, strategy, origin)
@@ -165,7 +173,7 @@ class Registry:
             self._manager.check_pending()
             return [pair for role, hook in HOOKS.items() for pair in self._call(plugin, role, hook)]
         except (pluggy.PluginValidationError, PluginError) as error:
-            reason = self._misspelt(plugin) or _describe(error)
+            reason = self._misspelt(plugin) or describe(error)
             # pluggy keeps the hooks that it took before it raised.
             if self._manager.is_registered(plugin):
                 self._manager.unregister(plugin)
@@ -188,16 +196,15 @@ class Registry:
             # Not `caller()`: an exception must be put down to the plug-in that raised it.
             with redirect_stdout(sys.stderr):
                 results = [impl.function() for impl in own]
-                for odd in results:
-                    if not isinstance(odd, Iterable):
-                        raise PluginError(
-                            f"its hook {hook!r} returned {odd!r} instead of a list of Strategy"
-                        )
-                strategies = [strategy for result in results for strategy in result]
-        except PluginError:
-            raise
+                lists = [result for result in results if isinstance(result, Iterable)]
+                strategies = [strategy for result in lists for strategy in result]
         except (Exception, SystemExit) as error:
-            raise PluginError(f"its hook {hook!r} raised {_describe(error)}") from error
+            raise PluginError(f"its hook {hook!r} raised {describe(error)}") from error
+        for odd in results:
+            if not isinstance(odd, Iterable):
+                raise PluginError(
+                    f"its hook {hook!r} returned {odd!r} instead of a list of Strategy"
+                )
         names = set()
         for strategy in strategies:
             if problem := _problem(strategy):
@@ -258,7 +265,8 @@ def default_registry() -> Registry:
     return Registry.discover()
 
 
-def _describe(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
+    """Return what a plug-in raised, in one line."""
     if isinstance(error, PluginError):
         return str(error)
     return " ".join(f"{type(error).__name__}: {error}".split())

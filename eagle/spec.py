@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 
 from eagle.document import Document
 from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, nearest
-from eagle.registry import ROLE_TITLES, Registered, Registry
+from eagle.registry import ROLE_TITLES, Registered, Registry, describe
 from eagle.roles import (
     AcceptanceRule,
     AttentionBackend,
@@ -149,6 +150,19 @@ class Resolved:
                     return _raised(self.strategies[role], where, error)
         return _suspected(self.strategies, error)
 
+    @contextmanager
+    def blaming(self) -> Iterator[None]:
+        """Let an exception that a component raises name the component; see `blame`."""
+        try:
+            yield
+        except EagleError:
+            raise
+        except Exception as error:
+            culprit = self.blame(error)
+            if culprit is None:
+                raise
+            raise culprit from error
+
 
 def resolve(spec: DecoderSpec, registry: Registry, context: BuildContext | None = None) -> Resolved:
     """Build a spec's components and check that they go together; no weight is loaded.
@@ -221,8 +235,7 @@ def _guarded(entry: Registered, where: str, call: Callable[[], _T]) -> _T:
 
 
 def _raised(entry: Registered, where: str, error: BaseException) -> PluginError:
-    text = " ".join(f"{type(error).__name__}: {error}".split())
-    return PluginError(f"{entry}, {entry.origin}: {where} raised {text}")
+    return PluginError(f"{entry}, {entry.origin}: {where} raised {describe(error)}")
 
 
 def _suspected(strategies: Mapping[Role, Registered], error: BaseException) -> PluginError | None:
@@ -231,12 +244,11 @@ def _suspected(strategies: Mapping[Role, Registered], error: BaseException) -> P
     }
     if not others:
         return None
-    text = " ".join(f"{type(error).__name__}: {error}".split())
     names = " and ".join(map(str, others.values()))
     checks = ", ".join(f"check_{'_'.join(ROLE_TITLES[role].split())}" for role in others)
     return PluginError(
-        f"the loop raised {text}, perhaps by what {names} returned, not of this package; "
-        f"eagle.testing ({checks}) tells whether it is what its role asks for"
+        f"the loop raised {describe(error)}, perhaps by what {names} returned, not of this "
+        f"package; eagle.testing ({checks}) tells whether it is what its role asks for"
     )
 
 

@@ -1,4 +1,4 @@
-"""Token ids to text as it becomes certain, token by token; knows no model and no request."""
+"""Token ids to text as it becomes certain, token by token, and what is no text; knows no model."""
 
 from __future__ import annotations
 
@@ -6,9 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Piece", "TextStream"]
+__all__ = ["Piece", "TextStream", "half_surrogate"]
 
 _LONGEST_CHARACTER = 8  # byte-level tokens that one character can need, with room to spare
+
+
+def half_surrogate(text: str) -> int | None:
+    """Return where a string that UTF-8 cannot hold has half of a surrogate pair; None if nowhere.
+
+    It comes of JSON's escapes, and of bytes that Python took for text though they were not UTF-8.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return error.start
+    return None
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,14 @@ def test_a_hook_that_raises_is_named():
     assert "hook 'eagle_tree_builders' raised KeyError: 'oops'" in message
 
 
+def test_an_error_of_this_library_that_a_hook_raises_is_its_own():
+    def raising():
+        raise PluginError("oops")
+
+    message = refusal(Registry(), plugin(tree=raising))
+    assert "hook 'eagle_tree_builders' raised oops" in message
+
+
 def test_a_generator_hook_is_read_inside_the_guard():
     def raising():
         yield strategy("fine")

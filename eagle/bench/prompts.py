@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from eagle.errors import DataError
+from eagle.text import half_surrogate
 
 __all__ = ["read_prompts"]
 
@@ -40,13 +41,12 @@ def read_prompts(path: Path) -> list[str]:
 def _first_turn(line: str, place: str) -> str:
     try:
         first = json.loads(line)["turns"][0]
-        json.dumps(first, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{place}: holds half of a surrogate pair, which is no text") from error
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise DataError(
             f'{place}: should be a JSON object like {{"turns": ["the prompt"]}}'
         ) from error
     if not isinstance(first, str) or not first.strip():
         raise DataError(f"{place}: the first of its turns should be a text that is not empty")
+    if half_surrogate(first) is not None:
+        raise DataError(f"{place}: holds half of a surrogate pair, which is no text")
     return first

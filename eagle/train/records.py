@@ -64,7 +64,6 @@ def json_lines(path: Path) -> Iterator[Record]:
                 if line.strip():
                     try:
                         record = json.loads(line)
-                        json.dumps(record, ensure_ascii=False).encode()
                     except (ValueError, RecursionError) as error:
                         raise DataError(f"{path}:{number}: not a line of JSON: {error}") from error
                     yield f"{path.name}:{number}", record

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle.errors import DataError
+from eagle.text import half_surrogate
 from eagle.train import records, tables
 from eagle.train.config import SourceSpec
 from eagle.train.records import Record
@@ -132,15 +133,23 @@ def _item(record: Any, place: str, form: str) -> Conversation | Passage:
     given = [record[key] for key in ("messages", "conversations") if record.get(key) is not None]
     turns = given[0] if given and form != "text" else None
     if turns is None and form in wanted and isinstance(record.get("text"), str):
+        _check_text(record["text"], place)
         return Passage(group, record["text"])
     try:
         named = [_turn(turn) for turn in _listed(turns)]
     except (TypeError, KeyError, ValueError) as error:
         raise mistake from error
+    for _, said in named:
+        _check_text(said, place)
     # Turns before the first question are left out.
     first = next((i for i, (role, _) in enumerate(named) if role == "user"), len(named))
     kept = [turn for turn in named[:first] if turn[0] == "system"] + named[first:]
     return Conversation(group, tuple(kept))
+
+
+def _check_text(text: str, place: str) -> None:
+    if half_surrogate(text) is not None:
+        raise DataError(f"{place}: holds half of a surrogate pair, which is no text")
 
 
 def _listed(turns: Any) -> list[Any]:

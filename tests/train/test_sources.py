@@ -139,6 +139,17 @@ def test_line_that_is_no_json_is_named(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    "record", [{"text": "a \ud800"}, {"messages": [*TALK, TALK[0] | {"content": "\ud800"}]}]
+)
+def test_half_of_a_surrogate_pair_is_no_text(tmp_path, name, record):
+    text = json.dumps([record] if name == "a.json" else record)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}:\d: holds half of a surrogate pair"):
+        read(tmp_path / name)
+
+
 @pytest.mark.parametrize("text", ["{}", "", "hello"])
 def test_file_that_is_no_list_is_refused(tmp_path, text):
     path = tmp_path / "talk.json"
