@@ -32,6 +32,8 @@ __all__ = [
     "linear",
     "narrow",
     "plan_of",
+    "product_of_bytes",
+    "reads_bytes",
     "stages_of",
 ]
 
@@ -81,18 +83,34 @@ def plan_of(weight: Tensor, *, shared: bool = False) -> Plan:
             up its parts.
     """
     if (
-        not weight.is_cuda
-        or torch.version.hip is not None
-        or weight.dtype not in _DTYPES
+        not _measured(weight)
         or weight.stride(1) != 1
         or weight.data_ptr() % _ALIGNED
         or any(rows * weight.itemsize % _ALIGNED for rows in (weight.stride(0), weight.shape[1]))
-        or find_spec("triton") is None
-        or torch.cuda.get_device_capability(weight.device) < _OLDEST
     ):
         return Plan()
     columns, depth = weight.shape
     return _plan(columns, depth, shared, multiprocessors(weight.device))
+
+
+def reads_bytes(weight: Tensor) -> bool:
+    """Whether products with a weight are quicker by `product_of_bytes`, from a copy in int8.
+
+    Args:
+        weight: ``[N, K]``.
+    """
+    return _measured(weight) and weight.numel() >= _LARGE and weight.shape[1] % _ALIGNED == 0
+
+
+def _measured(weight: Tensor) -> bool:
+    """Whether the kernels of this module run on a weight's device, and have been timed there."""
+    return (
+        weight.is_cuda
+        and torch.version.hip is None
+        and weight.dtype in _DTYPES
+        and find_spec("triton") is not None
+        and torch.cuda.get_device_capability(weight.device) >= _OLDEST
+    )
 
 
 def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
@@ -180,18 +198,47 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
         return out
     if x.data_ptr() % _ALIGNED:
         x = x.clone()
+    multiply_rows(x, weight, out, None, **_blocks(x, splits))
+    return out
+
+
+@torch.library.custom_op("eagle::product_of_bytes", mutates_args=())
+def product_of_bytes(
+    x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return ``x W^T``, ``[M, N]``, for rows and a weight that are int8 times a scale each.
+
+    Args:
+        x: int8 ``[M, K]``, at most `MAX_ROWS` rows; K is a multiple of 16.
+        row_scales: float32 ``[M]``.
+        weight: int8 ``[N, K]``, contiguous.
+        scales: float32 ``[N]``.
+        dtype: of the product.
+    """
+    from eagle.skinny_kernels import multiply_rows
+
+    x, out = x.contiguous(), x.new_empty(1, x.shape[0], weight.shape[0], dtype=dtype)
+    if x.data_ptr() % _ALIGNED:
+        x = x.clone()
+    multiply_rows(x, weight, out, (row_scales, scales), **_blocks(x, 1))
+    return out[0]
+
+
+@product_of_bytes.register_fake
+def _(x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def _blocks(x: Tensor, splits: int) -> dict[str, int]:
+    """Return how rows ``[M, K]`` are multiplied in S splits."""
     rows, depth = x.shape
     stages = stages_of(rows, depth, splits, x.itemsize, shared_memory(x.device))
-    multiply_rows(
-        x,
-        weight,
-        out,
-        block_m=block_rows(rows),
-        block_n=BLOCK_N,
-        block_k=BLOCK_K,
-        stages=stages,
-    )
-    return out
+    return {
+        "block_m": block_rows(rows),
+        "block_n": BLOCK_N,
+        "block_k": BLOCK_K,
+        "stages": stages,
+    }
 
 
 def stages_of(rows: int, depth: int, splits: int, itemsize: int, room: int) -> int:

@@ -51,9 +51,12 @@ def _few_rows(
     x,
     weight,
     out_ptr,
+    row_scales_ptr,
+    scales_ptr,
     rows,
     columns,
     depth,
+    SCALED: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -63,20 +66,26 @@ def _few_rows(
 
     The weight comes first, as the tensor cores take 64 rows of their first factor at once. Blocks
     are loaded through descriptors, which fill up with zeros past the end of a row or a column.
+    Where they are int8, what they add up to is scaled by its row of x and by that of the weight.
     """
     block, split = tl.program_id(0) // SPLITS, tl.program_id(0) % SPLITS
     share = tl.cdiv(depth, BLOCK_K * SPLITS) * BLOCK_K
     first = split * share
     last = tl.minimum(first + share, depth)
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    exact: tl.constexpr = tl.int32 if SCALED else tl.float32
+    acc = tl.zeros([BLOCK_N, BLOCK_M], exact)
     for k in range(first, last, BLOCK_K):
         read = weight.load([block * BLOCK_N, k])
-        acc = tl.dot(read, tl.trans(x.load([0, k])), acc, input_precision="ieee")
+        acc = tl.dot(read, tl.trans(x.load([0, k])), acc, "ieee", out_dtype=exact)
     m = tl.arange(0, BLOCK_M)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    out = acc.to(tl.float32)
+    if SCALED:
+        out *= tl.load(scales_ptr + n, mask=n < columns, other=0.0)[:, None]
+        out *= tl.load(row_scales_ptr + m, mask=m < rows, other=0.0)[None, :]
     tl.store(
         out_ptr + split * rows * columns + m[None, :] * columns + n[:, None],
-        acc.to(out_ptr.dtype.element_ty),
+        out.to(out_ptr.dtype.element_ty),
         mask=(m < rows)[None, :] & (n < columns)[:, None],
     )
 
@@ -104,6 +113,7 @@ def multiply_rows(
     x: torch.Tensor,
     weight: torch.Tensor,
     out: torch.Tensor,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
     *,
     block_m: int,
     block_n: int,
@@ -117,6 +127,8 @@ def multiply_rows(
             bytes.
         weight: ``[N, K]``, likewise aligned.
         out: ``[S, M, N]``.
+        scales: what rows of x ``[M]`` and of the weight ``[N]``, both int8, are to be multiplied
+            by, in float32.
         block_m: M filled up to a power of two, at least 16.
         block_n: rows of the weight that a program takes.
         block_k: columns of the weight that it reads at once.
@@ -128,9 +140,11 @@ def multiply_rows(
             TensorDescriptor.from_tensor(x, [block_m, block_k]),
             TensorDescriptor.from_tensor(weight, [block_n, block_k]),
             out,
+            *(scales or (None, None)),
             rows,
             columns,
             x.shape[1],
+            SCALED=scales is not None,
             SPLITS=splits,
             BLOCK_M=block_m,
             BLOCK_N=block_n,

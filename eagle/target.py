@@ -130,7 +130,7 @@ class Target:
         return self._scaled(self._head(features))
 
     def draft_logits(self) -> Callable[[Tensor], Tensor]:
-        """Return what gives `logits` to drafts: on a CPU nearly, by a weight of eight bits.
+        """Return what gives `logits` to drafts: nearly, by a weight of eight bits, where it pays.
 
         What is drafted decides how much of it is accepted, not what is said.
         """
@@ -141,7 +141,8 @@ class Target:
             return self.logits
 
         def logits(features: Tensor) -> Tensor:
-            if features.dtype != self.dtype or hooked(self._head):  # converted or hooked since
+            changed = features.dtype != self.dtype or hooked(self._head)  # since then
+            if changed or not head.serves(features):
                 return self.logits(features)
             return self._scaled(head(features))
 

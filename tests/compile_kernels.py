@@ -23,7 +23,10 @@ from eagle_plugins.attention.triton_kernel import _attend
 # Multiprocessors and shared memory of an RTX 4090, an H100 and an RTX 5090, by compute capability.
 GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 120: (170, 99 << 10)}
 ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128)]
-PRODUCTS = [(90, 26, 1), (90, 64, 1), (120, 64, 1), (120, 26, 2)]
+PRODUCTS = [
+    (90, 26, 1, "bf16"), (90, 64, 1, "bf16"), (120, 64, 1, "bf16"), (120, 26, 2, "bf16"),
+    (90, 4, 1, "i8"), (90, 64, 1, "i8"), (120, 64, 1, "i8"),
+]  # fmt: skip
 TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
 
 
@@ -58,19 +61,22 @@ def attention(capability, groups, head_dim):
     )
 
 
-def product(capability, rows, splits):
+def product(capability, rows, splits, dtype):
     """Return the shared memory of the kernel for some rows."""
     _, room = GPUS[capability]
-    block_m = block_rows(rows)
+    block_m, scaled = block_rows(rows), dtype == "i8"
     types = {
-        "x": f"tensordesc<bf16[{block_m},{BLOCK_K}]>",
-        "weight": f"tensordesc<bf16[{BLOCK_N},{BLOCK_K}]>",
+        "x": f"tensordesc<{dtype}[{block_m},{BLOCK_K}]>",
+        "weight": f"tensordesc<{dtype}[{BLOCK_N},{BLOCK_K}]>",
         "out_ptr": "*bf16" if splits == 1 else "*fp32",
     }
-    blocks = {"BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
-    stages = stages_of(rows, 4096, splits, 2, room)
+    constants = {"SCALED": scaled, "SPLITS": splits}
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+    for name in ("scales_ptr", "row_scales_ptr"):
+        (types if scaled else constants)[name] = "*fp32" if scaled else None
+    stages = stages_of(rows, 4096, splits, 1 if scaled else 2, room)
     aligned = ("_ptr", "columns", "depth")
-    return compiled(_few_rows, types, {"SPLITS": splits, **blocks}, aligned, capability, 4, stages)
+    return compiled(_few_rows, types, constants, aligned, capability, 4, stages)
 
 
 def compiled(kernel, types, constants, aligned, capability, num_warps, num_stages):

@@ -7,59 +7,85 @@ import torch
 from torch import nn
 
 from eagle.decoder import Decoder
-from eagle.quantized import Int8Linear, int8_linear
+from eagle.packing import Switch
+from eagle.quantized import Int8OnCpu, Int8OnGpu, int8_linear
+from eagle.skinny import MAX_ROWS, SkinnyLinear, narrow
 from eagle.target import Target
 from eagle.testing import tiny_target
+from tests.interpreted import DEVICE, needs_triton, quiet
 
 supported = pytest.mark.skipif(
     not torch.cpu._is_vnni_supported(), reason="this CPU has no products of bytes"
 )
+everywhere = pytest.mark.parametrize(
+    ("kind", "device"),
+    [
+        pytest.param(Int8OnCpu, "cpu", marks=supported, id="cpu"),
+        pytest.param(Int8OnGpu, DEVICE, marks=needs_triton, id="gpu"),
+    ],
+)
 
 
-def _layer(*, bias=False, size=(300, 96)):
+def _layer(device="cpu", *, bias=False, size=(300, 96)):
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(size[1], size[0], bias=bias)
     for parameter in layer.parameters():
         parameter.data.normal_(generator=generator)
-    return layer.bfloat16().requires_grad_(False)
+    return layer.to(device, torch.bfloat16).requires_grad_(False)
 
 
-@supported
+def _features(*shape, device="cpu"):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*shape, generator=generator).to(device, torch.bfloat16)
+
+
+@everywhere
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 1, 96), (2, 3, 96), (70, 96)])
-def test_products_are_near(bias, shape):
-    layer = _layer(bias=bias)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+@pytest.mark.parametrize("shape", [(1, 1, 96), (2, 3, 96), (64, 96)])
+def test_products_are_near(bias, shape, kind, device):
+    layer, x = _layer(device, bias=bias), _features(*shape, device=device)
+    found = kind(layer)(x)
     exact = layer.double()(x.double())
-    found = Int8Linear(_layer(bias=bias))(x)
     assert found.dtype == torch.bfloat16
     assert found.shape == exact.shape
     error = (found - exact).norm(dim=-1) / exact.norm(dim=-1)
     assert error.max() < 0.02, "eight bits are wrong by about one part in a hundred"
 
 
-@supported
-def test_a_weight_is_quantized_piece_by_piece(monkeypatch):
-    x = torch.randn(2, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
-    whole = Int8Linear(_layer())(x)
+@everywhere
+@pytest.mark.parametrize(("columns", "depth"), [(64, 128), (72, 208), (130, 16), (96, 400)])
+def test_whole_numbers_are_multiplied_exactly(columns, depth, kind, device):
+    generator = torch.Generator().manual_seed(2)
+    dtype = torch.bfloat16 if kind is Int8OnCpu else torch.float32  # interpreted, it is cut off
+    layer, x = _layer(device, size=(columns, depth)).to(dtype), torch.empty(5, depth).to(device)
+    for rows in (layer.weight, x):  # each with a 127, so that its scale is 1
+        rows.copy_(torch.randint(-3, 4, rows.shape, generator=generator))
+        rows[:, 0] = 127
+    exact = x.double() @ layer.weight.double().T
+    assert torch.equal(kind(layer)(x.to(dtype)), exact.to(dtype))
+
+
+@everywhere
+def test_a_weight_is_quantized_piece_by_piece(monkeypatch, kind, device):
+    x = _features(2, 96, device=device)
+    whole = kind(_layer(device))(x)
     monkeypatch.setattr("eagle.quantized._PIECE", 1000)
-    assert torch.equal(Int8Linear(_layer())(x), whole)
+    assert torch.equal(kind(_layer(device))(x), whole)
 
 
-@supported
-def test_a_row_does_not_depend_on_the_others():
-    product = Int8Linear(_layer())
-    x = torch.randn(8, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
+@everywhere
+def test_a_row_does_not_depend_on_the_others(kind, device):
+    product, x = kind(_layer(device)), _features(8, 96, device=device)
     x[3] *= 1000
     together = product(x)
     for row in range(8):
         assert torch.equal(product(x[row : row + 1])[0], together[row])
 
 
-@supported
-def test_broken_rows_stay_broken_and_alone():
-    product = Int8Linear(_layer())
-    x = torch.randn(4, 96, generator=torch.Generator().manual_seed(1)).bfloat16()
+@quiet
+@everywhere
+def test_broken_rows_stay_broken_and_alone(kind, device):
+    product, x = kind(_layer(device)), _features(4, 96, device=device)
     x[0, 5], x[1, 5], x[2] = torch.nan, torch.inf, 0
     out = product(x)
     assert not out[:2].isfinite().any()
@@ -69,18 +95,26 @@ def test_broken_rows_stay_broken_and_alone():
 
 @supported
 def test_there_may_be_no_row():
-    assert Int8Linear(_layer())(torch.zeros(1, 0, 96).bfloat16()).shape == (1, 0, 300)
+    product = Int8OnCpu(_layer())
+    assert product.serves(_features(1, 0, 96))
+    assert product(_features(1, 0, 96)).shape == (1, 0, 300)
+
+
+def test_many_rows_and_none_are_left_to_others_on_a_gpu():
+    product = Int8OnGpu(_layer(DEVICE))
+    served = [product.serves(_features(1, rows, 96)) for rows in (0, 1, MAX_ROWS, MAX_ROWS + 1)]
+    assert served == [False, True, True, False]
 
 
 @supported
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_defaults_of_pytorch_do_not_matter(dtype):
     layer, x = _layer(), torch.ones(1, 96).bfloat16()
-    expected = Int8Linear(layer)(x)
+    expected = Int8OnCpu(layer)(x)
     torch.set_default_dtype(dtype)
     torch.set_default_device("meta")
     try:
-        found = Int8Linear(layer)(x)
+        found = Int8OnCpu(layer)(x)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
@@ -115,8 +149,36 @@ def test_where_it_does_not_pay(monkeypatch):
     assert int8_linear(_layer()) is None
 
 
-def _features(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+@pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
+@pytest.mark.gpu
+def test_where_it_pays_on_a_gpu(monkeypatch):
+    size = (2**14, 2**9)
+    layer = _layer(DEVICE, size=size)
+    assert isinstance(int8_linear(layer), Int8OnGpu)
+    assert isinstance(int8_linear(_layer(DEVICE, size=size).half()), Int8OnGpu)
+    assert int8_linear(_layer(DEVICE, size=size).float()) is None
+    assert int8_linear(_layer(DEVICE, size=(2**10, 2**9))) is None, "it is small"
+    assert int8_linear(_layer(DEVICE, size=(2**14, 520))) is None, "its rows begin anywhere"
+    parent = nn.Sequential(_layer(DEVICE, size=(2**11, 2**12)))
+    narrow(parent, Switch())
+    assert isinstance(parent[0], SkinnyLinear)
+    assert isinstance(int8_linear(parent[0]), Int8OnGpu)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda device: (1000, 2000))
+    assert int8_linear(layer) is None
+
+
+@needs_triton
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_compiled_drafts_read_what_eager_ones_do(backend, monkeypatch):
+    monkeypatch.setattr("eagle.target.int8_linear", Int8OnGpu)
+    target = Target(tiny_target(dtype=torch.bfloat16).model.to(DEVICE), None, "tiny")
+    draft, x = target.draft_logits(), _features(1, 5, target.info.hidden_size, device=DEVICE)
+    torch._dynamo.reset()
+    compiled = torch.compile(draft, backend=backend, fullgraph=True, dynamic=False)
+    assert torch.equal(compiled(x), draft(x))
+    assert not torch.equal(draft(x), target.logits(x))
+    many = _features(1, MAX_ROWS + 1, target.info.hidden_size, device=DEVICE)
+    assert torch.equal(draft(many), target.logits(many))
 
 
 @supported

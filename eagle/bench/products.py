@@ -19,6 +19,7 @@ from eagle.bench.quartiles import Quartiles
 from eagle.errors import RequestError
 from eagle.graphs import Graphs
 from eagle.packing import multiply, packs, reorder
+from eagle.quantized import int8_linear, quantize
 from eagle.skinny import plan_of, product_parts
 from eagle.stopwatch import Job
 
@@ -37,12 +38,14 @@ class Product:
         columns: N, what they give together.
         depth: K, what they read.
         shared: whether several layers take their part of it.
+        drafts: whether it is for drafts, which may read a weight of eight bits instead.
     """
 
     name: str
     columns: int
     depth: int
     shared: bool = False
+    drafts: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,11 @@ class ProductTime:
         product: which.
         rows: M, of its input.
         plain: microseconds by PyTorch alone, which asks cuBLAS or oneDNN.
-        ours: microseconds as passes of this library make it; the adding up of parts, which is left
-            to what follows in a pass, is left out.
+        ours: microseconds as passes of this library make it. On a GPU the quantizing of rows and
+            the adding up of parts, which are left to what surrounds them in a pass, are left out.
         ratio: of the two, round by round: above 1 where ours is quicker.
-        floor: microseconds that reading the weight takes at the measured bandwidth.
+        floor: microseconds that reading the weight, as passes read it, takes at the measured
+            bandwidth.
     """
 
     product: Product
@@ -108,7 +112,12 @@ def products_of(config: Any) -> list[Product]:
             Product("gate, up", 2 * config.intermediate_size, hidden, shared=True),
             Product("down", hidden, config.intermediate_size),
         ]
-    return [*found, Product("LM head", config.vocab_size, hidden)]
+    vocabulary = config.vocab_size
+    return [
+        *found,
+        Product("LM head", vocabulary, hidden),
+        Product("LM head for drafts", vocabulary, hidden, drafts=True),
+    ]
 
 
 @torch.inference_mode()
@@ -146,15 +155,16 @@ def product_times(
         weights = [normal(product.columns, product.depth) for _ in range(sets)]
         for count in rows:
             x = normal(count, product.depth)
-            works = (partial(F.linear, x), _ours(x, weights, product))
+            work, read = _ours(x, weights, product)
+            works = (partial(F.linear, x), work)
             graphs = Graphs(device) if device.type == "cuda" else None
-            jobs = [Job(partial(_all, work, weights), graphs, device, 1) for work in works]
+            jobs = [Job(partial(_all, each, weights), graphs, device, 1) for each in works]
             for _ in range(repeats):
                 for job in jobs:
                     job.time()
             plain, ours = ([1e3 * ms / sets for ms in job.times] for job in jobs)
             ratio = Quartiles.of(one / other for one, other in zip(plain, ours, strict=True))
-            floor = 1e6 * nbytes / bandwidth
+            floor = 1e6 * read / bandwidth
             times.append(
                 ProductTime(product, count, Quartiles.of(plain), Quartiles.of(ours), ratio, floor)
             )
@@ -162,19 +172,34 @@ def product_times(
     return ProductTimes(tuple(times), bandwidth)
 
 
-def _ours(x: Tensor, weights: list[Tensor], product: Product) -> Callable[[Tensor], Tensor]:
-    """Return how a pass multiplies by one of these weights."""
+def _ours(
+    x: Tensor, weights: list[Tensor], product: Product
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Return how a pass multiplies by one of these weights, and how many bytes of it are read."""
+    nbytes, size = weights[0].nbytes, weights[0].numel()
+    if product.drafts:
+        found = {id(weight): int8_linear(_layer(weight)) for weight in weights}
+        rough = {key: each for key, each in found.items() if each and each.serves(x)}
+        if len(rough) == len(found):
+            if not x.is_cuda:
+                return lambda weight: rough[id(weight)](x), size
+            values, scales = quantize(x)
+            return lambda weight: rough[id(weight)].product(values, scales, x.dtype), size
     if x.device.type == "cpu":
-        layer = nn.Linear(1, 1, bias=False)
-        layer.weight = nn.Parameter(weights[0], requires_grad=False)
-        if not packs(layer):
-            return partial(F.linear, x)
+        if not packs(_layer(weights[0])):
+            return partial(F.linear, x), nbytes
         packed = {id(weight): reorder(weight) for weight in weights}
-        return lambda weight: multiply(x, packed[id(weight)], None)
+        return lambda weight: multiply(x, packed[id(weight)], None), nbytes
     splits = plan_of(weights[0], shared=product.shared).parts(len(x))
     if not splits:
-        return partial(F.linear, x)
-    return lambda weight: product_parts(x, weight, splits)
+        return partial(F.linear, x), nbytes
+    return lambda weight: product_parts(x, weight, splits), nbytes
+
+
+def _layer(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(1, 1, bias=False, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    return layer
 
 
 def _all(work: Callable[[Tensor], Tensor], weights: list[Tensor]) -> None:

@@ -9,6 +9,7 @@ from eagle.bench import products as module
 from eagle.bench.products import Product, product_times, products_of
 from eagle.errors import RequestError
 from eagle.packing import packs
+from eagle.quantized import int8_linear
 from tests.interpreted import DEVICE
 
 SMALL = {
@@ -28,12 +29,13 @@ def test_the_products_of_a_layer_are_stacked_as_passes_stack_them():
         Product("gate, up", 192, 64, shared=True),
         Product("down", 64, 96),
         Product("LM head", 300, 64),
+        Product("LM head for drafts", 300, 64, drafts=True),
     ]
 
 
 def test_experts_are_left_out():
     names = [product.name for product in products_of(MixtralConfig(**SMALL))]
-    assert names == ["q, k, v", "o", "LM head"]
+    assert names == ["q, k, v", "o", "LM head", "LM head for drafts"]
 
 
 def test_another_kind_of_model_is_refused():
@@ -48,7 +50,7 @@ def test_every_product_is_timed_for_every_number_of_rows(monkeypatch):
 
     def ours(x, weights, product):
         asked.append((len(x), len(weights), product.name))
-        return lambda weight: F.linear(x, weight)
+        return lambda weight: F.linear(x, weight), weights[0].nbytes
 
     monkeypatch.setattr(module, "_ours", ours)
     found = product_times(
@@ -73,7 +75,9 @@ def test_every_product_is_timed_for_every_number_of_rows(monkeypatch):
 def test_what_is_timed_is_the_product(rows, columns, depth):
     weight = torch.randn(columns, depth).to(DEVICE, torch.bfloat16)
     x = torch.randn(rows, depth).to(DEVICE, torch.bfloat16)
-    found = module._ours(x, [weight], Product("any", columns, depth))(weight)
+    work, read = module._ours(x, [weight], Product("any", columns, depth))
+    found = work(weight)
+    assert read == weight.nbytes
     if found.dim() == 3:
         found = found.double().sum(0)
     expected = x.double() @ weight.double().T
@@ -83,5 +87,19 @@ def test_what_is_timed_is_the_product(rows, columns, depth):
 def test_a_cpu_is_timed_as_its_passes_multiply():
     layer = torch.nn.Linear(64, 64, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     x = torch.randn(2, 64, dtype=torch.bfloat16)
-    work = module._ours(x, [layer.weight], Product("o", 64, 64))
+    work, _ = module._ours(x, [layer.weight], Product("o", 64, 64))
     assert hasattr(work, "func") != packs(layer), "dense where passes are, else packed"
+
+
+@pytest.mark.parametrize("rows", [1, 65])
+def test_drafts_read_a_byte_for_a_number_where_they_are_faster(rows):
+    weights = [torch.randn(2**14, 2**9).to(DEVICE, torch.bfloat16) for _ in range(2)]
+    x = torch.randn(rows, 2**9).to(DEVICE, torch.bfloat16)
+    work, read = module._ours(x, weights, Product("LM head", 2**14, 2**9, drafts=True))
+    rough = int8_linear(module._layer(weights[0]))
+    if rough is None or not rough.serves(x):
+        assert read == weights[0].nbytes
+        return
+    assert read == weights[0].numel()
+    for weight in weights:
+        assert torch.equal(work(weight), int8_linear(module._layer(weight))(x))
