@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.markup import escape
 from rich.table import Table as RichTable
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from eagle.bench.report import Setting, Table
 
 __all__ = ["JsonFile", "MarkdownFile", "check_files", "command_of", "show", "write"]
+
+_GAP = 2  # characters between columns
 
 JsonFile = Annotated[
     Path | None,
@@ -51,20 +54,37 @@ def check_files(*files: Path | None) -> None:
 
 
 def show(setting: Setting, bandwidth: float, tables: Sequence[Table]) -> None:
-    """Print tables, what they were measured on above them."""
+    """Print tables, what they were measured on above them.
+
+    On a narrow terminal cells take several lines, elsewhere lines are as long as need be: no figure
+    is cut off.
+    """
     console.out.print(setting.sentence, style="bold", soft_wrap=True, markup=False)
-    for headings, *rows in tables:
-        shown = RichTable(box=None, pad_edge=False)
-        for number, heading in enumerate(headings):
-            shown.add_column(
-                escape(heading), justify="right" if number else "left", no_wrap=not number
-            )
-        for row in rows:
-            shown.add_row(*map(escape, row))
+    for table in tables:
         console.out.print()
-        console.out.print(shown)
+        console.out.print(_shown(table), crop=False)
     console.out.print()
     console.out.print(f"read bandwidth {bandwidth / 1e9:.0f} GB/s", style="dim", soft_wrap=True)
+
+
+def _shown(table: Table) -> RichTable:
+    headings, *rows = table
+    columns = list(zip(headings, *rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    if console.out.is_terminal and _width(widths) > console.out.width:
+        words = [[word for cell in column for word in cell.split()] for column in columns[1:]]
+        widths[1:] = [max(map(cell_len, each), default=0) for each in words]
+    # Rich would cut figures off to keep to the width of a terminal.
+    shown = RichTable(box=None, pad_edge=False, width=_width(widths))
+    for number, (heading, width) in enumerate(zip(headings, widths, strict=True)):
+        shown.add_column(escape(heading), justify="right" if number else "left", width=width)
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    return shown
+
+
+def _width(widths: list[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
 
 
 def write(
