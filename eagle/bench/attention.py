@@ -17,7 +17,7 @@ from eagle.cache import Step
 from eagle.errors import RequestError
 from eagle.graphs import Graphs
 from eagle.roles import AttentionBackend
-from eagle.stopwatch import seconds_of
+from eagle.stopwatch import Job
 from eagle.tree import ancestor_mask
 
 __all__ = ["AttentionShape", "AttentionTime", "AttentionTimes", "attention_times"]
@@ -75,11 +75,13 @@ class AttentionTime:
         name: its name.
         microseconds: of one call for one layer; its plan, made once a pass, is left out.
         bandwidth: bytes that must be read, over the median time; per second.
+        launched: whether calls were launched one by one on a GPU, as they cannot be captured.
     """
 
     name: str
     microseconds: Quartiles
     bandwidth: float
+    launched: bool
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def attention_times(
 ) -> AttentionTimes:
     """Time attention backends on the same random tensors, taking turns.
 
-    On CUDA, calls are captured and replayed as a graph, as decoders do.
+    On CUDA, calls are captured and replayed as a graph where they can be, as decoders do.
 
     Args:
         backends: by name.
@@ -129,23 +131,17 @@ def attention_times(
     inputs = [_inputs(shape, dtype, device, seed) for seed in range(sets)]
     step = _step(shape, device)
     works = {name: _work(backend, inputs, step, shape, dtype) for name, backend in backends.items()}
-    if device.type == "cuda":
-        graphs = Graphs(device)
-        for name, work in works.items():
-            graphs.capture(name, work)
-        # The plans that graphs find by address live as long as the works that hold them.
-        timed = {name: _replay(graphs, name) for name in works}
-    else:
-        timed = works
-    samples: dict[str, list[float]] = {name: [] for name in works}
-    for done in range(repeats + 1):
-        for name, work in timed.items():
-            samples[name].append(1e6 * seconds_of(device, work) / len(inputs))
+    graphs = Graphs(device) if device.type == "cuda" else None
+    jobs = {name: Job(work, graphs, device, 1) for name, work in works.items()}
+    for done in range(1, repeats + 1):
+        for job in jobs.values():
+            job.time()
         progress("timing", done, repeats)
     times = []
-    for name, found in samples.items():
-        quartiles = Quartiles.of(found[1:])  # the first of all is a warm-up
-        times.append(AttentionTime(name, quartiles, 1e6 * size / quartiles.median))
+    for name, job in jobs.items():
+        microseconds = Quartiles.of(1e3 * ms / sets for ms in job.times)
+        launched = graphs is not None and not job.captured
+        times.append(AttentionTime(name, microseconds, 1e6 * size / microseconds.median, launched))
     return AttentionTimes(tuple(times), read_bandwidth(device))
 
 
@@ -185,7 +181,3 @@ def _work(
             backend.attend(query, keys, values, plan, shape.head_dim**-0.5)
 
     return work
-
-
-def _replay(graphs: Graphs, name: str) -> Callable[[], None]:
-    return lambda: graphs.replay(name)

@@ -154,7 +154,8 @@ def attention_table(found: AttentionTimes) -> Table:
         ratio = first.microseconds.median / each.microseconds.median
         share = each.bandwidth / found.bandwidth
         speed = f"{each.bandwidth / 1e9:.0f}"
-        table.append([each.name, each.microseconds.show(1), speed, f"{share:.0%}", f"{ratio:.2f}"])
+        name = f"{each.name} (not captured)" if each.launched else each.name
+        table.append([name, each.microseconds.show(1), speed, f"{share:.0%}", f"{ratio:.2f}"])
     return table
 
 

@@ -5,7 +5,14 @@ import json
 import pytest
 import torch
 
-from eagle.bench.attention import AttentionShape, attention_times
+from eagle.bench.attention import (
+    AttentionShape,
+    AttentionTime,
+    AttentionTimes,
+    attention_times,
+)
+from eagle.bench.quartiles import Quartiles
+from eagle.bench.report import attention_table
 from eagle.cli import main
 from eagle.errors import RequestError
 from eagle.roles import BuildContext
@@ -37,8 +44,19 @@ def test_backends_take_turns_on_tensors_of_the_shape():
     assert [each.name for each in found.times] == ["one", "two"]
     assert one.seen == two.seen == [((2, 4, 5, 16), (2, 2, 64, 16), 0.25)] * 4
     for each in found.times:
+        assert not each.launched
         bytes_read = 2 * 2 * 2 * 45 * 16 * 4
         assert each.bandwidth == pytest.approx(1e6 * bytes_read / each.microseconds.median)
+
+
+def test_what_cannot_be_captured_is_timed_and_marked():
+    quartiles = Quartiles(1, 2, 3)
+    times = (
+        AttentionTime("one", quartiles, 1e9, False),
+        AttentionTime("two", quartiles, 5e8, True),
+    )
+    names = [row[0] for row in attention_table(AttentionTimes(times, 2e9))]
+    assert names == ["", "one", "two (not captured)"]
 
 
 def test_a_nodes_mask_is_that_of_a_tree():
