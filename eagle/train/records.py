@@ -24,7 +24,7 @@ def json_list(path: Path) -> Iterator[Record]:
     A list that is cut off, as the embedded one is, gives all its whole elements.
 
     Raises:
-        DataError: it cannot be read, or is no list.
+        DataError: it cannot be read, is no list, or an element is nested too deep.
     """
     text = _read(path)
     decoder = json.JSONDecoder()
@@ -38,6 +38,8 @@ def json_list(path: Path) -> Iterator[Record]:
             record, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError:
             return
+        except RecursionError as error:
+            raise DataError(f"{path}: element {number} is nested too deep: {error}") from error
         yield f"{path.name}:{number}", record
         number += 1
         position = _skip(text, position)

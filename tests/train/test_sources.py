@@ -139,6 +139,15 @@ def test_line_that_is_no_json_is_named(tmp_path):
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("a.json", "element 0 is nested"), ("a.jsonl", "1: not a line of JSON")]
+)
+def test_what_is_nested_too_deep_is_refused(tmp_path, name, message):
+    (tmp_path / name).write_text("[" * 100_000 + "]" * 100_000)
+    with pytest.raises(DataError, match=message):
+        read(tmp_path / name)
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize(
     "record", [{"text": "a \ud800"}, {"messages": [*TALK, TALK[0] | {"content": "\ud800"}]}]
