@@ -2,11 +2,12 @@
 
 A verification multiplies a tree's nodes by every weight, so its time is that of reading them, or
 where they are small, that of one load after another. cuBLAS is made for more rows: on an H100 it
-takes 42.8, 69.2 and 38.6 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 39.9,
-66.4 and 35.4, and reading 32.8, 58.7 and 29.4 (`eagle bench products`); on an H200, for 26 rows and
+takes 42.8, 68.9 and 37.9 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 39.9,
+66.4 and 34.7, and reading 32.6, 58.4 and 29.2 (`eagle bench products`); on an H200, for 26 rows and
 SmolLM2-135M's down projection 4.9 and 3.1 us, for one row 4.9 and 2.5. Long and narrow
 weights are also cut along their length, so that more of the device reads; what follows in the
-compiled pass adds up the parts.
+compiled pass adds up the parts. Of a weight kept in int8, which drafts may read, half as many bytes
+are read.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ _OLDEST = (9, 0)  # compute capability, of which this has been measured
 _LARGE, _LONG = 2**23, 2048
 _SMALL = 2**22
 # Columns that the kernel of one row takes at once. Where a long row is no multiple of them, it is
-# no quicker than cuBLAS: for 4,096 x 11,008, 38.1 and 37.2 us, while 26 rows in parts take 35.4.
+# no quicker than cuBLAS: for 4,096 x 11,008, 38.1 and 37.2 us, where two parts take 33.7.
 _STRIDE, _VERY_LONG = 2048, 8192
 
 
@@ -220,7 +221,7 @@ def product_of_bytes(
     x, out = x.contiguous(), x.new_empty(1, x.shape[0], weight.shape[0], dtype=dtype)
     if x.data_ptr() % _ALIGNED:
         x = x.clone()
-    multiply_rows(x, weight, out, (row_scales, scales), **_blocks(x, 1))
+    multiply_rows(x, weight, out, (row_scales.contiguous(), scales), **_blocks(x, 1))
     return out[0]
 
 

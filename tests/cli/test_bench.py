@@ -175,7 +175,8 @@ def test_products_prints_a_row_for_each_number_of_rows(bench, tmp_path):
     assert ran.status == 0, ran.err
     assert "q, k, v" in ran.out
     shown = json.loads(file.read_text())
-    assert [each["rows"] for each in shown["times"]] == [1, 5] * 5
+    assert [each["rows"] for each in shown["times"]] == [1, 5] * 6
+    assert [each["product"]["drafts"] for each in shown["times"]] == [False] * 10 + [True] * 2
     assert shown["bandwidth"] > 0
 
 

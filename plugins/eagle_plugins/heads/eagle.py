@@ -42,7 +42,7 @@ class EagleConfig(StrategyConfig):
     """Checkpoint: ``auto`` (the shipped one for the target), a folder, or a Hub id."""
 
     lm_head: Literal["auto", "exact"] = "auto"
-    """How drafts read the LM head: ``auto`` (weights of eight bits on a CPU) or ``exact``."""
+    """How drafts read the LM head: ``auto`` (with eight bits where that pays) or ``exact``."""
 
 
 class EagleHead:
