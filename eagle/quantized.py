@@ -94,7 +94,7 @@ class Int8OnCpu(Int8Linear):
 
 
 class Int8OnGpu(Int8Linear):
-    """By a kernel of `eagle.skinny`, in eager passes too: drafts are the same in all."""
+    """By a kernel of `eagle.skinny`, in eager passes too: compiling them only rounds otherwise."""
 
     def serves(self, x: Tensor) -> bool:
         """Whether there are few rows: the time of many is not that of reading the weight."""
@@ -138,7 +138,7 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
 
 
 def _free(device: torch.device) -> int:
-    """Return the bytes of memory that are free."""
+    """Return the bytes of memory that are free; what PyTorch keeps of a GPU's is not."""
     cuda = device.type == "cuda"
     free: int = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
     return free

@@ -47,7 +47,7 @@ BLOCK_N, BLOCK_K = 64, 128
 _DTYPES = (torch.bfloat16, torch.float16)
 _RESERVED = 2048  # bytes of shared memory for what is not a block
 _ALIGNED = 16  # bytes: where a row may begin for the copy engine of the device
-_OLDEST = (9, 0)  # compute capability, of which this has been measured
+_OLDEST = (9, 0)  # compute capability; of older ones none has been measured
 # Elements, and columns, of the weights of which it has been.
 _LARGE, _LONG = 2**23, 2048
 _SMALL = 2**22
@@ -104,7 +104,7 @@ def reads_bytes(weight: Tensor) -> bool:
 
 
 def _measured(weight: Tensor) -> bool:
-    """Whether the kernels of this module run on a weight's device, and have been timed there."""
+    """Whether the kernels of this module run on a weight's device: timed on H100 and H200."""
     return (
         weight.is_cuda
         and torch.version.hip is None

@@ -79,6 +79,7 @@ class Target:
         settle_rotary(self.body)
         self._head = model.get_output_embeddings()
         self._int8_head: Int8Linear | None = None
+        self._int8_of: tuple[int, int] | None = None
         self._embedding = model.get_input_embeddings()
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
         self.heads = self.config.num_attention_heads
@@ -132,10 +133,13 @@ class Target:
     def draft_logits(self) -> Callable[[Tensor], Tensor]:
         """Return what gives `logits` to drafts: nearly, by a weight of eight bits, where it pays.
 
-        What is drafted decides how much of it is accepted, not what is said.
+        What is drafted decides how much of it is accepted, not what is said. The weight is copied
+        once, and anew where it has been changed since; what was returned before keeps the old one.
         """
-        if self._int8_head is None:
-            self._int8_head = int8_linear(self._head)
+        weight: Tensor = self._head.weight
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self._int8_head is None or self._int8_of != state:
+            self._int8_head, self._int8_of = int8_linear(self._head), state
         head = self._int8_head
         if head is None:
             return self.logits

@@ -20,12 +20,13 @@ from eagle.skinny_kernels import _few_rows
 from eagle_plugins.attention.tiling import choose_tiling
 from eagle_plugins.attention.triton_kernel import _attend
 
-# Multiprocessors and shared memory of an RTX 4090, an H100 and an RTX 5090, by compute capability.
-GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 120: (170, 99 << 10)}
+# Multiprocessors and shared memory, by compute capability, of an RTX 4090, an H100, a B200 and an
+# RTX 5090.
+GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 100: (148, 227 << 10), 120: (170, 99 << 10)}
 ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128)]
 PRODUCTS = [
     (90, 26, 1, "bf16"), (90, 64, 1, "bf16"), (120, 64, 1, "bf16"), (120, 26, 2, "bf16"),
-    (90, 4, 1, "i8"), (90, 64, 1, "i8"), (120, 64, 1, "i8"),
+    (90, 4, 1, "i8"), (90, 64, 1, "i8"), (100, 4, 1, "i8"), (120, 64, 1, "i8"),
 ]  # fmt: skip
 TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
 

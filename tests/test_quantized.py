@@ -225,6 +225,17 @@ def test_what_becomes_of_the_target_later_is_seen():
 
 
 @supported
+def test_weights_that_were_changed_are_copied_anew():
+    target = tiny_target(dtype=torch.bfloat16)
+    x, before = _features(1, 2, target.info.hidden_size), target.draft_logits()
+    kept = before(x)
+    head = target._head
+    head.load_state_dict({"weight": -head.weight})
+    assert torch.equal(before(x), kept)
+    assert torch.equal(target.draft_logits()(x), -kept)
+
+
+@supported
 @pytest.mark.parametrize(("lm_head", "rough"), [("auto", True), ("exact", False)])
 def test_the_spec_says_how_the_lm_head_is_read(pair, spec, lm_head, rough):
     target = Target(copy.deepcopy(pair[0].model).bfloat16(), None, "tiny-pair")

@@ -7,7 +7,15 @@ from torch import nn
 
 from eagle import skinny
 from eagle.packing import Switch
-from eagle.skinny import Plan, SkinnyLinear, linear, narrow, plan_of, product_parts
+from eagle.skinny import (
+    Plan,
+    SkinnyLinear,
+    linear,
+    narrow,
+    plan_of,
+    product_of_bytes,
+    product_parts,
+)
 from tests.interpreted import DEVICE, needs_triton
 
 DTYPES = [torch.bfloat16, torch.float16] if DEVICE == "cuda" else [torch.float32, torch.float16]
@@ -67,6 +75,20 @@ def test_rows_may_begin_anywhere():
     flat[1:] = x.flatten()
     found = product_parts(flat[1:].view(3, 256), weight, 1)[0]
     assert distance(found, x.double() @ weight.double().T) < CLOSE[DTYPES[0]]
+
+
+@needs_triton
+def test_rows_of_bytes_may_begin_anywhere():
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.randint(-9, 10, (1 + 3 * 256,), generator=generator).to(DEVICE, torch.int8)
+    weight = torch.randint(-9, 10, (64, 256), generator=generator).to(DEVICE, torch.int8)
+    x, scales = flat[1:].view(3, 256), torch.arange(1.0, 65, device=DEVICE)
+    found = product_of_bytes(x, scales[:3], weight, scales, torch.float32)
+    expected = (x.double() @ weight.double().T) * scales[:3, None] * scales
+    assert torch.equal(found.double(), expected)
+    wide = torch.stack((flat[1:].view(3, 256), flat[1:].view(3, 256)), dim=1)[:, 0]
+    strided = torch.stack((scales[:3], scales[:3]), dim=1)[:, 0]
+    assert torch.equal(product_of_bytes(wide, strided, weight, scales, torch.float32), found)
 
 
 def test_a_cpu_leaves_its_layers_alone():

@@ -61,6 +61,7 @@ class ProductTime:
         ratio: of the two, round by round: above 1 where ours is quicker.
         floor: microseconds that reading the weight, as passes read it, takes at the measured
             bandwidth.
+        int8: whether they read a copy of eight bits.
     """
 
     product: Product
@@ -69,6 +70,7 @@ class ProductTime:
     ours: Quartiles
     ratio: Quartiles
     floor: float
+    int8: bool
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def product_times(
         weights = [normal(product.columns, product.depth) for _ in range(sets)]
         for count in rows:
             x = normal(count, product.depth)
-            work, read = _ours(x, weights, product)
+            work, int8 = _ours(x, weights, product)
             works = (partial(F.linear, x), work)
             graphs = Graphs(device) if device.type == "cuda" else None
             jobs = [Job(partial(_all, each, weights), graphs, device, 1) for each in works]
@@ -164,36 +166,34 @@ def product_times(
                     job.time()
             plain, ours = ([1e3 * ms / sets for ms in job.times] for job in jobs)
             ratio = Quartiles.of(one / other for one, other in zip(plain, ours, strict=True))
-            floor = 1e6 * read / bandwidth
-            times.append(
-                ProductTime(product, count, Quartiles.of(plain), Quartiles.of(ours), ratio, floor)
-            )
+            floor = 1e6 * (weights[0].numel() if int8 else nbytes) / bandwidth
+            found = (Quartiles.of(plain), Quartiles.of(ours), ratio)
+            times.append(ProductTime(product, count, *found, floor, int8))
             progress("timing", len(times), len(products) * len(rows))
     return ProductTimes(tuple(times), bandwidth)
 
 
 def _ours(
     x: Tensor, weights: list[Tensor], product: Product
-) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Return how a pass multiplies by one of these weights, and how many bytes of it are read."""
-    nbytes, size = weights[0].nbytes, weights[0].numel()
+) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """Return how a pass multiplies by one of these weights, and whether by one of eight bits."""
     if product.drafts:
         found = {id(weight): int8_linear(_layer(weight)) for weight in weights}
         rough = {key: each for key, each in found.items() if each and each.serves(x)}
         if len(rough) == len(found):
             if not x.is_cuda:
-                return lambda weight: rough[id(weight)](x), size
+                return lambda weight: rough[id(weight)](x), True
             values, scales = quantize(x)
-            return lambda weight: rough[id(weight)].product(values, scales, x.dtype), size
+            return lambda weight: rough[id(weight)].product(values, scales, x.dtype), True
     if x.device.type == "cpu":
         if not packs(_layer(weights[0])):
-            return partial(F.linear, x), nbytes
+            return partial(F.linear, x), False
         packed = {id(weight): reorder(weight) for weight in weights}
-        return lambda weight: multiply(x, packed[id(weight)], None), nbytes
+        return lambda weight: multiply(x, packed[id(weight)], None), False
     splits = plan_of(weights[0], shared=product.shared).parts(len(x))
     if not splits:
-        return partial(F.linear, x), nbytes
-    return lambda weight: product_parts(x, weight, splits), nbytes
+        return partial(F.linear, x), False
+    return lambda weight: product_parts(x, weight, splits), False
 
 
 def _layer(weight: Tensor) -> nn.Linear:

@@ -166,7 +166,7 @@ def products_table(found: ProductTimes) -> Table:
         product, ours = each.product, each.ours.median
         table.append(
             [
-                f"{product.name}, {product.columns} x {product.depth}",
+                f"{product.name}, {product.columns} x {product.depth}{', int8' * each.int8}",
                 str(each.rows),
                 f"{each.plain.median:.1f}",
                 f"{ours:.1f}",

@@ -17,10 +17,10 @@ from eagle.errors import EagleError
 
 __all__ = ["GROUP", "emit_json", "err", "examples", "fail", "help_if_bare", "out", "run"]
 
-out = Console(highlight=False)
+out = Console(highlight=False, emoji=False)
 """For results."""
 
-err = Console(stderr=True, highlight=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 """For everything else: progress, notes, errors."""
 
 GROUP: dict[str, Any] = {

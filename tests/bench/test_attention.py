@@ -59,6 +59,27 @@ def test_what_cannot_be_captured_is_timed_and_marked():
     assert names == ["", "one", "two (not captured)"]
 
 
+class Reading(Sdpa):
+    """Waits for the device, which no graph can."""
+
+    def attend(self, query, keys, values, plan, scaling):
+        if keys.sum().item() == 0:
+            return query
+        return super().attend(query, keys, values, plan, scaling)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+def test_a_backend_that_waits_for_the_device_is_launched_call_by_call():
+    backends = {
+        "reading": Reading(SdpaConfig(), BuildContext()), "sdpa": Sdpa(SdpaConfig(), BuildContext())
+    }  # fmt: skip
+    found = attention_times(
+        backends, SHAPE, dtype=torch.float32, device=torch.device("cuda"), repeats=2
+    )
+    assert [each.launched for each in found.times] == [True, False]
+
+
 def test_a_nodes_mask_is_that_of_a_tree():
     from eagle.bench.attention import _step
 

@@ -7,6 +7,7 @@ from transformers import GPT2Config, LlamaConfig, MixtralConfig
 
 from eagle.bench import products as module
 from eagle.bench.products import Product, product_times, products_of
+from eagle.bench.report import products_table
 from eagle.errors import RequestError
 from eagle.packing import packs
 from eagle.quantized import int8_linear
@@ -50,11 +51,11 @@ def test_every_product_is_timed_for_every_number_of_rows(monkeypatch):
 
     def ours(x, weights, product):
         asked.append((len(x), len(weights), product.name))
-        return lambda weight: F.linear(x, weight), weights[0].nbytes
+        return lambda weight: F.linear(x, weight), product.drafts
 
     monkeypatch.setattr(module, "_ours", ours)
     found = product_times(
-        [Product("o", 64, 128), Product("all", 128, 128)],
+        [Product("o", 64, 128), Product("all", 128, 128, drafts=True)],
         [1, 5],
         dtype=torch.float32,
         device=torch.device("cpu"),
@@ -65,7 +66,9 @@ def test_every_product_is_timed_for_every_number_of_rows(monkeypatch):
     assert [(each.product.name, each.rows) for each in found.times] == [
         (name, rows) for rows, _, name in asked
     ]
-    assert [each.floor for each in found.times] == pytest.approx([32.768] * 2 + [65.536] * 2)
+    assert [each.int8 for each in found.times] == [False] * 2 + [True] * 2
+    assert [each.floor for each in found.times] == pytest.approx([32.768] * 2 + [65.536 / 4] * 2)
+    assert [row[0] for row in products_table(found)[2:4]] == ["o, 64 x 128", "all, 128 x 128, int8"]
     assert told[-1] == ("timing", 4, 4)
     assert all(each.plain.low > 0 and each.ratio.low > 0 for each in found.times)
 
@@ -75,9 +78,9 @@ def test_every_product_is_timed_for_every_number_of_rows(monkeypatch):
 def test_what_is_timed_is_the_product(rows, columns, depth):
     weight = torch.randn(columns, depth).to(DEVICE, torch.bfloat16)
     x = torch.randn(rows, depth).to(DEVICE, torch.bfloat16)
-    work, read = module._ours(x, [weight], Product("any", columns, depth))
+    work, int8 = module._ours(x, [weight], Product("any", columns, depth))
     found = work(weight)
-    assert read == weight.nbytes
+    assert not int8
     if found.dim() == 3:
         found = found.double().sum(0)
     expected = x.double() @ weight.double().T
@@ -95,11 +98,11 @@ def test_a_cpu_is_timed_as_its_passes_multiply():
 def test_drafts_read_a_byte_for_a_number_where_they_are_faster(rows):
     weights = [torch.randn(2**14, 2**9).to(DEVICE, torch.bfloat16) for _ in range(2)]
     x = torch.randn(rows, 2**9).to(DEVICE, torch.bfloat16)
-    work, read = module._ours(x, weights, Product("LM head", 2**14, 2**9, drafts=True))
+    work, int8 = module._ours(x, weights, Product("LM head", 2**14, 2**9, drafts=True))
     rough = int8_linear(module._layer(weights[0]))
-    if rough is None or not rough.serves(x):
-        assert read == weights[0].nbytes
+    assert int8 == (rough is not None and rough.serves(x))
+    if not int8:
+        assert torch.equal(work(weights[0]).view(rows, -1), F.linear(x, weights[0]))
         return
-    assert read == weights[0].numel()
     for weight in weights:
         assert torch.equal(work(weight), int8_linear(module._layer(weight))(x))
