@@ -24,7 +24,8 @@ __all__ = ["Journal", "require_tensorboard", "say"]
 
 def say(message: str) -> None:
     """Print a line on stderr."""
-    Console(stderr=True, highlight=False).print(message, markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, emoji=False)
+    console.print(message, markup=False, soft_wrap=True)
 
 
 def require_tensorboard() -> Any:
