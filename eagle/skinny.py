@@ -191,16 +191,13 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
         weight: ``[N, K]``, aligned as `plan_of` asks.
         splits: S.
     """
-    from eagle.skinny_kernels import multiply_row, multiply_rows
+    from eagle.skinny_kernels import multiply_row
 
-    x, out = x.contiguous(), _made(x, weight, splits)
+    out = _made(x, weight, splits)
     if x.shape[0] == splits == 1:
-        multiply_row(x, weight, out)
+        multiply_row(x.contiguous(), weight, out)
         return out
-    if x.data_ptr() % _ALIGNED:
-        x = x.clone()
-    multiply_rows(x, weight, out, None, **_blocks(x, splits))
-    return out
+    return _multiply(x, weight, out)
 
 
 @torch.library.custom_op("eagle::product_of_bytes", mutates_args=())
@@ -216,13 +213,8 @@ def product_of_bytes(
         scales: float32 ``[N]``.
         dtype: of the product.
     """
-    from eagle.skinny_kernels import multiply_rows
-
-    x, out = x.contiguous(), x.new_empty(1, x.shape[0], weight.shape[0], dtype=dtype)
-    if x.data_ptr() % _ALIGNED:
-        x = x.clone()
-    multiply_rows(x, weight, out, (row_scales.contiguous(), scales), **_blocks(x, 1))
-    return out[0]
+    out = x.new_empty(1, x.shape[0], weight.shape[0], dtype=dtype)
+    return _multiply(x, weight, out, (row_scales.contiguous(), scales))[0]
 
 
 @product_of_bytes.register_fake
@@ -230,16 +222,27 @@ def _(x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torc
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
 
 
-def _blocks(x: Tensor, splits: int) -> dict[str, int]:
-    """Return how rows ``[M, K]`` are multiplied in S splits."""
+def _multiply(
+    x: Tensor, weight: Tensor, out: Tensor, scales: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Write ``x W^T`` to ``[S, M, N]`` by the kernel of few rows, and return that."""
+    from eagle.skinny_kernels import multiply_rows
+
+    x = x.contiguous()
+    if x.data_ptr() % _ALIGNED:
+        x = x.clone()
     rows, depth = x.shape
-    stages = stages_of(rows, depth, splits, x.itemsize, shared_memory(x.device))
-    return {
-        "block_m": block_rows(rows),
-        "block_n": BLOCK_N,
-        "block_k": BLOCK_K,
-        "stages": stages,
-    }
+    multiply_rows(
+        x,
+        weight,
+        out,
+        scales,
+        block_m=block_rows(rows),
+        block_n=BLOCK_N,
+        block_k=BLOCK_K,
+        stages=stages_of(rows, depth, out.shape[0], x.itemsize, shared_memory(x.device)),
+    )
+    return out
 
 
 def stages_of(rows: int, depth: int, splits: int, itemsize: int, room: int) -> int:
