@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from eagle.surroundings import free_memory
 
 __all__ = ["PackedLinear", "Switch", "hooked", "multiply", "pack", "packs", "reorder"]
 
@@ -85,7 +86,7 @@ def packs(module: nn.Module) -> bool:
     return (
         all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        and sum(w.nbytes for w in weights) <= _SHARE * psutil.virtual_memory().available
+        and sum(w.nbytes for w in weights) <= _SHARE * free_memory(torch.device("cpu"))
     )
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from eagle.packing import PackedLinear, hooked
 from eagle.skinny import MAX_ROWS, SkinnyLinear, product_of_bytes, reads_bytes
+from eagle.surroundings import free_memory
 
 __all__ = ["Int8Linear", "Int8OnCpu", "Int8OnGpu", "int8_linear", "quantize"]
 
@@ -121,7 +121,7 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
         type(dense) not in (nn.Linear, PackedLinear, SkinnyLinear)
         or not isinstance(dense, nn.Linear)
         or hooked(dense)
-        or dense.weight.numel() > _SHARE * _free(dense.weight.device)
+        or dense.weight.numel() > _SHARE * free_memory(dense.weight.device)
     ):
         return None
     if dense.weight.is_cuda:
@@ -135,13 +135,6 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
     ):
         return None
     return Int8OnCpu(dense)
-
-
-def _free(device: torch.device) -> int:
-    """Return the bytes of memory that are free; what PyTorch keeps of a GPU's is not."""
-    cuda = device.type == "cuda"
-    free: int = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-    return free
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

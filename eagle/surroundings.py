@@ -6,9 +6,17 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+import psutil
 import torch
 
-__all__ = ["hardware", "instructions", "multiprocessors", "shared_memory", "versions"]
+__all__ = [
+    "free_memory",
+    "hardware",
+    "instructions",
+    "multiprocessors",
+    "shared_memory",
+    "versions",
+]
 
 _PACKAGES = ("eagle-decoding", "torch", "transformers", "triton")
 
@@ -19,6 +27,13 @@ def hardware(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that are free; what PyTorch keeps of a GPU's is not."""
+    cuda = device.type == "cuda"
+    free: int = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    return free
 
 
 def multiprocessors(device: torch.device) -> int:

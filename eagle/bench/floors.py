@@ -12,6 +12,7 @@ import psutil
 import torch
 
 from eagle.stopwatch import seconds_of
+from eagle.surroundings import free_memory
 from eagle.target import Target
 
 __all__ = ["peak_memory", "read_bandwidth", "reset_peak_memory", "weight_bytes"]
@@ -59,9 +60,7 @@ def read_bandwidth(device: torch.device, size: int | None = None) -> float:
         size: bytes of the buffer; by default several GB, or half of the memory that is free.
     """
     if size is None:
-        cuda = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-        size = min(_BUFFER[device.type], int(_SHARE * free))
+        size = min(_BUFFER[device.type], int(_SHARE * free_memory(device)))
     rows = max(size // (4 * _WIDTH), 1)
     buffer = torch.ones(rows, _WIDTH, device=device)
     vector = torch.ones(_WIDTH, device=device)

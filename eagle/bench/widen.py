@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.errors import TargetError
+from eagle.surroundings import free_memory
 
 __all__ = ["fill_layer", "label", "widen_model"]
 
@@ -104,10 +104,8 @@ def _require_memory(model: Any, shape: Shape, device: torch.device) -> None:
         TargetError: with the bytes needed and free.
     """
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    if device.type == "cuda":
-        free, where = torch.cuda.mem_get_info(device)[0], torch.cuda.get_device_name(device)
-    else:
-        free, where = psutil.virtual_memory().available, "this machine"
+    free = free_memory(device)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
     if needed * (1 + _RESERVE) > free:
         raise TargetError(
             f"--shape {shape.name}: its weights take {needed / 1e9:.1f} GB in "
