@@ -6,10 +6,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eagle.decoder import Decoder
+    from eagle.decoding import Decoder, Event, Result, Stats
     from eagle.errors import EagleError
-    from eagle.requests import Event, Result, Stats
-    from eagle.sampling import SamplingParams
+    from eagle.plugin import SamplingParams
     from eagle.spec import DecoderSpec, load_spec
 
 __all__ = [
@@ -30,13 +29,13 @@ except PackageNotFoundError:  # a source tree that was not installed
     __version__ = "0+unknown"
 
 _HOMES = {
-    "Decoder": "eagle.decoder",
+    "Decoder": "eagle.decoding",
     "DecoderSpec": "eagle.spec",
     "EagleError": "eagle.errors",
-    "Event": "eagle.requests",
-    "Result": "eagle.requests",
-    "SamplingParams": "eagle.sampling",
-    "Stats": "eagle.requests",
+    "Event": "eagle.decoding",
+    "Result": "eagle.decoding",
+    "SamplingParams": "eagle.plugin",
+    "Stats": "eagle.decoding",
     "load_spec": "eagle.spec",
 }
 

@@ -15,8 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from eagle.skinny import BLOCK_K, BLOCK_N, block_rows, stages_of
-from eagle.skinny_kernels import _few_rows
+from eagle.kernels.few_rows import BLOCK_K, BLOCK_N, block_rows, stages_of
+from eagle.kernels.few_rows_triton import _few_rows
 from eagle_plugins.attention.tiling import choose_tiling
 from eagle_plugins.attention.triton_kernel import _attend
 

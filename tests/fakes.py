@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import Field
 
-from eagle.hookspecs import hookimpl
-from eagle.registry import Registry
-from eagle.roles import Law, Role, Strategy, StrategyConfig
-from eagle.tree import TreeShape
+from eagle.plugin.hooks import hookimpl
+from eagle.plugin.registry import Registry
+from eagle.plugin.roles import Law, Role, Strategy, StrategyConfig
+from eagle.plugin.tree import TreeShape
 
 
 class Size(StrategyConfig):
@@ -144,8 +144,8 @@ def install(
 
 
 TREE_PLUGIN = """
-from eagle.hookspecs import hookimpl
-from eagle.roles import Law, Strategy, StrategyConfig
+from eagle.plugin import hookimpl
+from eagle.plugin import Law, Strategy, StrategyConfig
 
 @hookimpl
 def eagle_tree_builders():

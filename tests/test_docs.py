@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from eagle.hookspecs import ENTRY_POINT_GROUP, HOOKS
-from eagle.schema import DecoderSpec
-from eagle.spec import shipped_specs
+from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS
+from eagle.spec.building import shipped_specs
+from eagle.spec.schema import DecoderSpec
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -35,9 +35,9 @@ def test_every_name_that_a_page_gives_exists(page):
 @pytest.mark.parametrize(
     "name",
     [
-        "eagle.roles.FittedTree", "eagle.roles.MeasuredHead", "eagle.roles.TrainableHead",
-        "eagle.budget.Budget", "eagle.budget.Costs", "eagle.budget.Fit", "eagle.budget.Option",
-        "eagle.budget.RankRates",
+        "eagle.plugin.FittedTree", "eagle.plugin.MeasuredHead", "eagle.plugin.TrainableHead",
+        "eagle.plugin.Budget", "eagle.plugin.Costs", "eagle.plugin.Fit", "eagle.plugin.Option",
+        "eagle.plugin.RankRates",
     ],
 )  # fmt: skip
 def test_every_optional_capability_is_documented(name):

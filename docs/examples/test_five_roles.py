@@ -10,11 +10,11 @@ from five_roles.head import Echo, EchoConfig
 from five_roles.tree import Fan, FanConfig
 
 from eagle import Decoder, DecoderSpec
-from eagle.budget import Budget, Costs, Curve, RankRates
 from eagle.errors import IncompatibleError, SpecError
-from eagle.registry import Registry
-from eagle.roles import BuildContext, StrategyConfig
-from eagle.spec import resolve
+from eagle.plugin.budget import Budget, Costs, Curve, RankRates
+from eagle.plugin.registry import Registry
+from eagle.plugin.roles import BuildContext, StrategyConfig
+from eagle.spec.building import resolve
 from eagle.testing import (
     check_acceptance_rule,
     check_attention_backend,

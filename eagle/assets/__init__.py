@@ -5,7 +5,7 @@ placed atomically in one cache folder, checked against a digest, and never fetch
 is there, no network is needed.
 """
 
-from eagle.assets.cache import cache_dir
+from eagle.assets.cache import cache_dir, exclusive, notify, staging
 from eagle.assets.convert import gguf_options
 from eagle.assets.obtain import dataset_file, model_folder
 from eagle.assets.table import ASSETS, DATASETS, MODELS, Asset
@@ -17,6 +17,9 @@ __all__ = [
     "Asset",
     "cache_dir",
     "dataset_file",
+    "exclusive",
     "gguf_options",
     "model_folder",
+    "notify",
+    "staging",
 ]

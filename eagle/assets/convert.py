@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eagle.errors import AssetError
-from eagle.quiet import without_bars
+from eagle.host import without_bars
 
 __all__ = ["convert", "gguf_options"]
 

@@ -15,10 +15,8 @@ from eagle.bench.floors import read_bandwidth
 from eagle.bench.quartiles import Quartiles
 from eagle.cache import Step
 from eagle.errors import RequestError
-from eagle.graphs import Graphs
-from eagle.roles import AttentionBackend
-from eagle.stopwatch import Job
-from eagle.tree import ancestor_mask
+from eagle.plugin import AttentionBackend, ancestor_mask
+from eagle.runtime import Graphs, Job
 
 __all__ = ["AttentionShape", "AttentionTime", "AttentionTimes", "attention_times"]
 

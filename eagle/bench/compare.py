@@ -13,9 +13,8 @@ from itertools import islice
 from typing import Literal
 
 from eagle.bench.stock import stock_texts
-from eagle.decoder import Decoder
-from eagle.intake import Prompt, encode
-from eagle.sampling import SamplingParams
+from eagle.decoding import Decoder, Prompt, encode
+from eagle.plugin import SamplingParams
 from eagle.spec import NONE, DecoderSpec
 from eagle.target import Target
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import psutil
 import torch
 
-from eagle.stopwatch import seconds_of
-from eagle.surroundings import free_memory
+from eagle.host import free_memory
+from eagle.runtime import seconds_of
 from eagle.target import Target
 
 __all__ = ["peak_memory", "read_bandwidth", "reset_peak_memory", "weight_bytes"]

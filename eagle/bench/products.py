@@ -17,11 +17,8 @@ from torch import Tensor, nn
 from eagle.bench.floors import read_bandwidth
 from eagle.bench.quartiles import Quartiles
 from eagle.errors import RequestError
-from eagle.graphs import Graphs
-from eagle.packing import multiply, packs, reorder
-from eagle.quantized import int8_linear, quantize
-from eagle.skinny import plan_of, product_parts
-from eagle.stopwatch import Job
+from eagle.kernels import int8_linear, multiply, packs, plan_of, product_parts, quantize, reorder
+from eagle.runtime import Graphs, Job
 
 __all__ = ["Product", "ProductTime", "ProductTimes", "product_times", "products_of"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from eagle.decoding import half_surrogate
 from eagle.errors import DataError
-from eagle.text import half_surrogate
 
 __all__ = ["read_prompts"]
 

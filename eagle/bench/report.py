@@ -13,8 +13,8 @@ from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.products import ProductTimes
 from eagle.bench.subjects import Subjects
 from eagle.bench.sweep import Sweep
+from eagle.host import hardware, versions
 from eagle.spec import DecoderSpec
-from eagle.surroundings import hardware, versions
 
 __all__ = [
     "Setting",

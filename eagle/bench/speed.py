@@ -15,10 +15,9 @@ from eagle.bench.floors import peak_memory, read_bandwidth, reset_peak_memory, w
 from eagle.bench.outcome import Row, Speed, Trial
 from eagle.bench.stock import stock_texts
 from eagle.bench.timing import phase_times
-from eagle.decoder import Decoder
+from eagle.decoding import Decoder, Prompt, encode
 from eagle.errors import RequestError, nearest
-from eagle.intake import Prompt, encode
-from eagle.sampling import SamplingParams
+from eagle.plugin import SamplingParams
 from eagle.target import Target
 
 __all__ = ["BASELINES", "check_baselines", "speed"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.sampling import SamplingParams
+from eagle.plugin import SamplingParams
 from eagle.target import Target
 
 __all__ = ["configured", "left_padded", "stock_texts", "until_end"]

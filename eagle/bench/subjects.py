@@ -7,17 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from eagle import loading
 from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
 from eagle.bench.widen_head import widen_head
-from eagle.budget import RankRates
-from eagle.decoder import Decoder, resolve_for
+from eagle.decoding import Decoder, resolve_for
 from eagle.errors import RequestError
-from eagle.registry import default_registry
-from eagle.roles import MeasuredHead
+from eagle.plugin import MeasuredHead, RankRates, default_registry
 from eagle.spec import NONE, ComponentSpec, DecoderSpec
-from eagle.target import Target, load_target, resolve_device, resolve_dtype
+from eagle.target import Target, load_target, loading, resolve_device, resolve_dtype
 
 __all__ = ["Subjects", "prepare"]
 

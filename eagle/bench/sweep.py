@@ -13,12 +13,11 @@ import torch
 
 from eagle.bench.floors import read_bandwidth, weight_bytes
 from eagle.bench.quartiles import Quartiles
-from eagle.costing import bushy_tree
-from eagle.decoder import Decoder
+from eagle.decoding import Decoder
 from eagle.errors import RequestError
-from eagle.graphs import Graphs
-from eagle.sampling import Sampling, SamplingParams
-from eagle.stopwatch import Job
+from eagle.plugin import Sampling, SamplingParams
+from eagle.runtime import Graphs, Job
+from eagle.sizing import bushy_tree
 
 __all__ = ["PassTime", "Sweep", "sweep"]
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from eagle.cycle import PHASES
-from eagle.decoder import Decoder
-from eagle.sampling import SamplingParams
+from eagle.decoding import Decoder
+from eagle.plugin import SamplingParams
 
 __all__ = ["PhaseClock", "phase_times"]
 

@@ -15,11 +15,9 @@ from eagle.bench.contexts import draws_of
 from eagle.bench.identity import Agreement, Choice, agreement, evidence, strays
 from eagle.bench.passes import stock_answers
 from eagle.bench.significance import Significance, check_alpha, examine
-from eagle.decoder import Decoder
+from eagle.decoding import Decoder, Prompt, Result, encode
 from eagle.errors import RequestError
-from eagle.intake import Prompt, encode
-from eagle.requests import Result
-from eagle.sampling import SamplingParams
+from eagle.plugin import SamplingParams
 
 __all__ = ["PROMPTS", "Identity", "Progress", "Sampled", "verify_greedy", "verify_sampled"]
 

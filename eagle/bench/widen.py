@@ -15,7 +15,7 @@ from torch import Tensor
 from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.errors import TargetError
-from eagle.surroundings import free_memory
+from eagle.host import free_memory
 
 __all__ = ["fill_layer", "label", "widen_model"]
 

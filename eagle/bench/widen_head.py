@@ -13,7 +13,7 @@ from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.bench.widen import fill_layer
 from eagle.errors import RequestError
-from eagle.roles import DraftHead
+from eagle.plugin import DraftHead
 
 __all__ = ["widen_head"]
 

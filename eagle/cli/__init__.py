@@ -14,19 +14,12 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import (
-    bench,
-    chat,
-    compiling,
-    console,
-    data,
-    generate,
-    plugins,
-    spec,
-    train,
-    tree,
-    verify,
-)
+from eagle.cli import chat, compiling, console, generate, plugins, spec
+from eagle.cli.bench import commands as bench
+from eagle.cli.data import commands as data
+from eagle.cli.train import commands as train
+from eagle.cli.tree import command as tree
+from eagle.cli.verify import command as verify
 
 __all__ = ["main"]
 

@@ -10,9 +10,8 @@ from rich.table import Table
 from eagle.cli import console
 
 if TYPE_CHECKING:
-    from eagle.budget import Costs, Fit, RankRates
-    from eagle.fitting import Account
-    from eagle.roles import TreeBuilder
+    from eagle.plugin import Costs, Fit, RankRates, TreeBuilder
+    from eagle.sizing import Account
     from eagle.spec import DecoderSpec, Resolved
 
 __all__ = ["show_choice"]
@@ -28,11 +27,10 @@ def show_choice(spec: DecoderSpec, *, measure: bool) -> None:
     Raises:
         SpecError: something is to be measured for a tree that takes no notice of it, or for a head
             of which too little is known.
-        EagleError: see `eagle.decoder.Decoder.from_spec`, where something is measured.
+        EagleError: see `eagle.decoding.Decoder.from_spec`, where something is measured.
     """
     from eagle.errors import EagleError, SpecError
-    from eagle.registry import default_registry
-    from eagle.roles import FittedTree
+    from eagle.plugin import FittedTree, default_registry
     from eagle.spec import resolve
 
     try:
@@ -59,14 +57,13 @@ def show_choice(spec: DecoderSpec, *, measure: bool) -> None:
 
 
 def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
-    from eagle import loading
     from eagle.cli.decoding import working
-    from eagle.decoder import resolve_for
+    from eagle.decoding import resolve_for
     from eagle.errors import SpecError
-    from eagle.fitting import account, cost_key, rates_of, recall
-    from eagle.fitting import measure as measure_costs
-    from eagle.registry import default_registry
-    from eagle.target import load_target, resolve_device, resolve_dtype
+    from eagle.plugin import default_registry
+    from eagle.sizing import account, cost_key, rates_of, recall
+    from eagle.sizing import measure as measure_costs
+    from eagle.target import load_target, loading, resolve_device, resolve_dtype
 
     source = loading.locate(spec.target, spec.folder)
     resolved = resolve_for(spec, default_registry())

@@ -30,8 +30,8 @@ from eagle.cli.decoding import (
 from eagle.cli.options import Overrides
 
 if TYPE_CHECKING:
-    from eagle.decoder import Decoder
-    from eagle.sampling import SamplingParams
+    from eagle.decoding import Decoder
+    from eagle.plugin import SamplingParams
 
 EXAMPLES = console.examples(
     "eagle chat",
@@ -138,7 +138,7 @@ class Conversation:
 
     def _forget_oldest(self) -> None:
         """Drop the oldest turns until the conversation leaves room for an answer."""
-        from eagle.intake import encode
+        from eagle.decoding import encode
 
         target, capacity = self.decoder.target, self.decoder.capacity
         room = capacity - min(self.params.max_new_tokens, capacity // 2)

@@ -12,7 +12,7 @@ from eagle.cli.decoding import Target, load_decoder, working
 from eagle.cli.options import Overrides, SpecName
 
 if TYPE_CHECKING:
-    from eagle.decoder import Decoder
+    from eagle.decoding import Decoder
 
 __all__ = ["EXAMPLES", "compile_", "suggest"]
 
@@ -30,8 +30,8 @@ def compile_(spec: SpecName = "eagle", set_: Overrides = None, target: Target = 
     Specs with the same target, attention backend and features share it, and so do models of the
     same sizes, whatever their weights.
     """
-    from eagle.ahead import AheadPass
     from eagle.errors import SpecError
+    from eagle.runtime import AheadPass
 
     decoder = load_decoder(spec, [*(set_ or ()), "runtime.compile=false"], target)
     if decoder.target.device.type != "cpu":
@@ -58,8 +58,8 @@ def suggest(decoder: Decoder) -> None:
     """Mention the command where it would help: on a terminal, once a week at most."""
     if not console.err.is_terminal or decoder.target.device.type != "cpu":
         return
-    from eagle.ahead import compiler, made
-    from eagle.assets.cache import cache_dir
+    from eagle.assets import cache_dir
+    from eagle.runtime import compiler, made
 
     target = decoder.target
     automatic = decoder.spec.runtime.compile == "auto"

@@ -92,7 +92,7 @@ def _of_option(error: Exception) -> str | None:
         return None
     from pydantic import ValidationError
 
-    from eagle.explain import explain_value
+    from eagle.spec import explain_value
 
     cause, options = error.__cause__, getattr(error.param, "opts", None)
     if not isinstance(cause, ValidationError) or not options:

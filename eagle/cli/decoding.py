@@ -21,11 +21,9 @@ from eagle.cli.options import settings_of
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from eagle.decoder import Decoder
-    from eagle.requests import Stats
-    from eagle.sampling import SamplingParams
+    from eagle.decoding import Decoder, Stats, Trace
+    from eagle.plugin import SamplingParams
     from eagle.spec import DecoderSpec
-    from eagle.trace import Trace
 
 __all__ = [
     "MaxNewTokens",
@@ -106,8 +104,8 @@ def sampling_params(**given: Any) -> SamplingParams:
     from pydantic import ValidationError
 
     from eagle.errors import RequestError
-    from eagle.explain import explain
-    from eagle.sampling import SamplingParams
+    from eagle.plugin import SamplingParams
+    from eagle.spec import explain
 
     try:
         return SamplingParams(**given)
@@ -161,16 +159,16 @@ def load_decoder(
     # Ordered so that a mistake in the spec shows before transformers is imported, which takes
     # most of the start, and before the embedded model is fetched.
     with working("loading"), _without_collection():
-        from eagle.registry import default_registry
+        from eagle.plugin import default_registry
         from eagle.spec import load_spec, resolve
 
         loaded = load_spec(spec, settings)
         resolve(loaded, default_registry())
-        from eagle import loading
+        from eagle.target import loading
     # The first time ever it fetches, with a progress bar of its own.
     loading.locate(loaded.target, loaded.folder)
     with working(f"loading {loaded.target.model}"), _without_collection():
-        from eagle.decoder import Decoder
+        from eagle.decoding import Decoder
 
         if tokens is not None and tokens < _WORTH_COMPILING:
             loaded = uncompiled(loaded)

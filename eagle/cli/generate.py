@@ -34,9 +34,8 @@ from eagle.cli.options import Json, Overrides
 
 if TYPE_CHECKING:
     from eagle.bench.compare import Against, Comparison, Side
-    from eagle.decoder import Decoder
-    from eagle.requests import Result
-    from eagle.sampling import SamplingParams
+    from eagle.decoding import Decoder, Result
+    from eagle.plugin import SamplingParams
 
 EXAMPLES = console.examples(
     'eagle generate "Why is the sky blue?"',

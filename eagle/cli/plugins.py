@@ -13,8 +13,7 @@ from eagle.cli.options import Json
 from eagle.errors import nearest
 
 if TYPE_CHECKING:
-    from eagle.registry import Registered, Registry
-    from eagle.roles import Role
+    from eagle.plugin import Registered, Registry, Role
 
 EXAMPLES = console.examples("eagle plugins", "eagle plugins --role tree", "eagle plugins --json")
 
@@ -31,7 +30,7 @@ def plugins(
     as_json: Json = False,
 ) -> None:
     """List the installed strategies by role, and the plug-ins that are broken, with the reason."""
-    from eagle.registry import default_registry
+    from eagle.plugin import default_registry
 
     registry, chosen = default_registry(), _role(role)
     if as_json:
@@ -41,7 +40,7 @@ def plugins(
 
 
 def _role(name: str | None) -> Role | None:
-    from eagle.roles import Role
+    from eagle.plugin import Role
 
     known = [role.value for role in Role]
     if name is not None and name not in known:
@@ -84,7 +83,7 @@ def _lossless(entry: Registered) -> bool | None:
 
 
 def _print(registry: Registry, role: Role | None) -> None:
-    from eagle.registry import ROLE_TITLES
+    from eagle.plugin import ROLE_TITLES
 
     table = Table.grid(padding=(0, 2))
     heading = None

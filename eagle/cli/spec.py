@@ -14,7 +14,7 @@ from eagle.cli.options import Json, Overrides, SpecName
 if TYPE_CHECKING:
     import torch
 
-    from eagle.roles import TreeBuilder
+    from eagle.plugin import TreeBuilder
 
 app = typer.Typer(
     **console.GROUP,
@@ -63,9 +63,8 @@ def show(
     Where the tree's size is chosen for this machine, how it was is shown on stderr.
     """
     from eagle.cli.budget import show_choice
-    from eagle.document import dump
-    from eagle.registry import default_registry
-    from eagle.spec import load_spec, resolve
+    from eagle.plugin import default_registry
+    from eagle.spec import dump, load_spec, resolve
 
     loaded = load_spec(spec, set_ or ())
     text = loaded.document.text
@@ -86,8 +85,7 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
 
     What is `auto` in it is described as it would run on this machine.
     """
-    from eagle.registry import default_registry
-    from eagle.roles import BuildContext, Role
+    from eagle.plugin import BuildContext, Role, default_registry
     from eagle.spec import load_spec, resolve
 
     loaded = load_spec(spec, set_ or ())
@@ -107,7 +105,7 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
 
 
 def _size(tree: TreeBuilder) -> str:
-    from eagle.roles import FittedTree
+    from eagle.plugin import FittedTree
 
     if isinstance(tree, FittedTree):
         return "tree of the size that fits the machine (`eagle spec show` says which)"
@@ -132,7 +130,7 @@ def schema() -> None:
     An editor with YAML support completes and checks a spec with it, if its first line is
     # yaml-language-server: $schema=eagle-spec.schema.json
     """
-    from eagle.registry import default_registry
+    from eagle.plugin import default_registry
     from eagle.spec import json_schema
 
     console.emit_json(json_schema(default_registry()))

@@ -10,13 +10,7 @@ from eagle.testing.contracts import (
 from eagle.testing.drafters import RandomDrafter
 from eagle.testing.exact_decoder import assert_decoder_lossless
 from eagle.testing.exactness import assert_lossless
-from eagle.testing.models import (
-    ARCHITECTURES,
-    tiny_head,
-    tiny_pair,
-    tiny_target,
-    tiny_text,
-)
+from eagle.testing.models import ARCHITECTURES, tiny_head, tiny_pair, tiny_target, tiny_text
 
 __all__ = [
     "ARCHITECTURES",

@@ -13,19 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.roles import (
+from eagle.plugin import (
     AcceptanceRule,
     AttentionBackend,
     Drafter,
     DraftHead,
     FeatureExtractor,
     Law,
+    Sampling,
+    SamplingParams,
     TargetModel,
+    TargetProbs,
+    TokenTree,
     TreeBuilder,
+    TreeShape,
+    UniformDraws,
+    ancestor_mask,
 )
-from eagle.sampling import Sampling, SamplingParams, TargetProbs, UniformDraws
 from eagle.testing.drafters import RandomDrafter
-from eagle.tree import TokenTree, TreeShape, ancestor_mask
 
 if TYPE_CHECKING:
     from hypothesis import settings as Settings

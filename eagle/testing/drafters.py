@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.sampling import Sampling
+from eagle.plugin import Sampling
 
 __all__ = ["RandomDrafter"]
 
 
 class RandomDrafter:
-    """Stands in for `eagle.roles.Drafter`: random draft logits, and a check of what is asked for.
+    """Stands in for `eagle.plugin.Drafter`: random draft logits, and a check of what is asked for.
 
     Args:
         sampling: the slots' parameters.

@@ -12,11 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.roles import AcceptanceRule, TreeBuilder
-from eagle.sampling import Sampling, TargetProbs
+from eagle.plugin import (
+    Acceptance,
+    AcceptanceRule,
+    Law,
+    Sampling,
+    TargetProbs,
+    TokenTree,
+    TreeBuilder,
+    TreeShape,
+    ancestor_mask,
+)
 from eagle.testing.oracle import EnumeratingDraws, TableDrafter, enumerate_draws
 from eagle.testing.worlds import World, difference
-from eagle.tree import Acceptance, Law, TokenTree, TreeShape, ancestor_mask
 
 __all__ = ["check_world"]
 

@@ -10,9 +10,9 @@ from itertools import product
 
 import torch
 
-from eagle.decoder import Decoder
-from eagle.processing import Processors
-from eagle.sampling import Sampling, SamplingParams, probabilities
+from eagle.cycle import Processors
+from eagle.decoding import Decoder
+from eagle.plugin import Sampling, SamplingParams, probabilities
 from eagle.testing.lanes import decoder_distribution
 
 __all__ = ["assert_decoder_lossless", "decoder_distribution", "target_distribution"]

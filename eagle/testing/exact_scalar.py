@@ -11,9 +11,9 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
+from eagle.plugin import Law
 from eagle.testing.oracle import ScalarEnumeratingDraws, enumerate_scalar_draws
 from eagle.testing.worlds import World, difference
-from eagle.tree import Law
 
 __all__ = ["check_world_scalar"]
 

@@ -1,7 +1,7 @@
 """`assert_lossless`: enumerates what an acceptance rule puts out, and compares with the target.
 
 It knows rules and tree builders by their roles alone. Randomness goes through
-`eagle.sampling.Draws`, so an oracle in its place visits every branch and multiplies
+`eagle.plugin.Draws`, so an oracle in its place visits every branch and multiplies
 probabilities: what is compared are whole distributions, not samples.
 """
 
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eagle.roles import AcceptanceRule, TreeBuilder
+from eagle.plugin import AcceptanceRule, Law, TreeBuilder
 from eagle.testing.exact_batched import check_world
 from eagle.testing.exact_scalar import check_world_scalar
 from eagle.testing.worlds import World, worlds
-from eagle.tree import Law
 
 if TYPE_CHECKING:
     from hypothesis import settings as Settings

@@ -16,13 +16,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from eagle.cycle import Cycle
-from eagle.decoder import Decoder
-from eagle.processing import Processing, Processors
-from eagle.roles import AcceptanceRule
-from eagle.sampling import Draws, Sampling, SamplingParams, TargetProbs
+from eagle.cycle import Cycle, Processing, Processors
+from eagle.decoding import Decoder
+from eagle.plugin import (
+    Acceptance,
+    AcceptanceRule,
+    Draws,
+    Sampling,
+    SamplingParams,
+    TargetProbs,
+    TokenTree,
+    TreeShape,
+)
 from eagle.testing.oracle import EnumeratingDraws
-from eagle.tree import Acceptance, TokenTree, TreeShape
 
 __all__ = ["LaneDraws", "decoder_distribution"]
 
@@ -65,11 +71,11 @@ class LaneDraws:
         self._oracle, self._lanes, self._active = oracle, lanes, active.cpu()
 
     def bernoulli(self, probs: Tensor) -> Tensor:
-        """See `eagle.sampling.Draws.bernoulli`."""
+        """See `eagle.plugin.Draws.bernoulli`."""
         return self._oracle.bernoulli(self._spread(probs))[self._lanes].to(probs.device)
 
     def categorical(self, weights: Tensor) -> Tensor:
-        """See `eagle.sampling.Draws.categorical`."""
+        """See `eagle.plugin.Draws.categorical`."""
         return self._oracle.categorical(self._spread(weights))[self._lanes].to(weights.device)
 
     def _spread(self, asked: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from eagle.roles import BuildContext, Role, TrainableHead
+from eagle.plugin import BuildContext, Role, TrainableHead
 from eagle.target import Target
 
 __all__ = ["ARCHITECTURES", "tiny_head", "tiny_pair", "tiny_target", "tiny_text"]
@@ -89,7 +89,7 @@ def tiny_text(batch: int, length: int, generator: torch.Generator) -> torch.Tens
 
 def tiny_head(target: Target, *, name: str = "eagle", seed: int = 0) -> TrainableHead:
     """Return an untrained head for a target, chosen by name from the installed plug-ins."""
-    from eagle.registry import default_registry
+    from eagle.plugin import default_registry
 
     strategy = default_registry().get(Role.HEAD, name).strategy
     head: TrainableHead = strategy.build(strategy.config(), BuildContext(target.info))

@@ -1,6 +1,6 @@
 """Oracles in the place of chance: every outcome of every draw, with its probability.
 
-They know the seam that all randomness goes through (`eagle.sampling.Draws` and its scalar twin);
+They know the seam that all randomness goes through (`eagle.plugin.Draws` and its scalar twin);
 they do not know what draws from it. `TableDrafter` stands in for a draft head.
 """
 
@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from eagle.sampling import Sampling
+from eagle.plugin import Sampling
 
 __all__ = [
     "EnumeratingDraws",
@@ -62,7 +62,7 @@ class EnumeratingDraws:
         return self._trace.shape[0]
 
     def bernoulli(self, probs: Tensor) -> Tensor:
-        """See `eagle.sampling.Draws.bernoulli`.
+        """See `eagle.plugin.Draws.bernoulli`.
 
         Raises:
             AssertionError: a probability is NaN or outside [0, 1].
@@ -78,7 +78,7 @@ class EnumeratingDraws:
         return self._follow(torch.stack((1 - true, true), 1)) == 1
 
     def categorical(self, weights: Tensor) -> Tensor:
-        """See `eagle.sampling.Draws.categorical`.
+        """See `eagle.plugin.Draws.categorical`.
 
         Raises:
             AssertionError: a weight is NaN, infinite or negative.
@@ -210,7 +210,7 @@ def enumerate_scalar_draws(
 
 
 class TableDrafter:
-    """An `eagle.roles.Drafter` whose draft logits are looked up by the drafted text.
+    """An `eagle.plugin.Drafter` whose draft logits are looked up by the drafted text.
 
     A text of d tokens behind the root has the code ``sum(token[i] * V ** (d - 1 - i))``.
 
@@ -230,11 +230,11 @@ class TableDrafter:
         self._depths = torch.zeros(slots, 1, dtype=torch.int64)
 
     def begin(self) -> Tensor:
-        """See `eagle.roles.Drafter.begin`."""
+        """See `eagle.plugin.Drafter.begin`."""
         return self._tables[0][self._codes[:, :1]]
 
     def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        """See `eagle.roles.Drafter.expand`.
+        """See `eagle.plugin.Drafter.expand`.
 
         Raises:
             AssertionError: a token is not in the vocabulary, or a parent was not yet expanded.

@@ -14,8 +14,7 @@ from functools import cached_property
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
-from eagle.roles import TreeBuilder
-from eagle.tree import Law, TreeShape
+from eagle.plugin import Law, TreeBuilder, TreeShape
 
 if TYPE_CHECKING:
     from hypothesis import strategies as st
@@ -28,7 +27,7 @@ Weights = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Processors:
-    """Sampling parameters; `apply` is the naive twin of `eagle.sampling.probabilities`.
+    """Sampling parameters; `apply` is the naive twin of `eagle.plugin.probabilities`.
 
     Attributes:
         temperature: 0, or a power of two, by which floats divide exactly.

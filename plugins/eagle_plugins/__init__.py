@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from eagle.hookspecs import hookimpl
-from eagle.roles import (
+from eagle.plugin import (
     AcceptanceRule,
     AttentionBackend,
     DraftHead,
     FeatureExtractor,
     Strategy,
     TreeBuilder,
+    hookimpl,
 )
 from eagle_plugins import acceptance, attention, features, heads, trees
 

@@ -15,7 +15,7 @@ from eagle.bench.quartiles import Quartiles
 from eagle.bench.report import attention_table
 from eagle.cli import main
 from eagle.errors import RequestError
-from eagle.roles import BuildContext
+from eagle.plugin.roles import BuildContext
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 
 SHAPE = AttentionShape(

@@ -9,8 +9,8 @@ from eagle.bench import products as module
 from eagle.bench.products import Product, product_times, products_of
 from eagle.bench.report import products_table
 from eagle.errors import RequestError
-from eagle.packing import packs
-from eagle.quantized import int8_linear
+from eagle.kernels.int8 import int8_linear
+from eagle.kernels.prepacked import packs
 from tests.interpreted import DEVICE
 
 SMALL = {

@@ -12,9 +12,9 @@ from eagle.bench.stock import stock_texts
 from eagle.bench.subjects import prepare
 from eagle.bench.sweep import sweep
 from eagle.bench.timing import PhaseClock, phase_times
-from eagle.cycle import PHASES
+from eagle.cycle.cycle import PHASES
 from eagle.errors import RequestError
-from eagle.spec import DecoderSpec
+from eagle.spec.building import DecoderSpec
 from eagle.testing import tiny_target
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 41]]

@@ -14,9 +14,9 @@ from eagle.bench.identity import Evidence, agreement, evidence, first_difference
 from eagle.bench.passes import cached_passes, full_pass, stock_answers
 from eagle.bench.significance import Draws, examine
 from eagle.bench.verify import verify_greedy, verify_sampled
-from eagle.cache import Step
+from eagle.cache.store import Step
 from eagle.errors import RequestError
-from eagle.target import Target
+from eagle.target.causal_lm import Target
 from eagle.testing import tiny_target
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9], [20, 22], list(range(3, 40))]
@@ -135,7 +135,7 @@ def test_an_answer_ends_where_the_capacity_does(spec, pair):
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_decoder_is_no_tie_in_float32(mutant, decoder, monkeypatch):
-    monkeypatch.setattr("eagle.cycle.Step", mutant)
+    monkeypatch.setattr("eagle.cycle.cycle.Step", mutant)
     found = verify_greedy(decoder, PROMPTS, max_new_tokens=40)
     assert not found.holds
     assert found.plain.identical < len(PROMPTS)
@@ -146,7 +146,7 @@ def test_a_wrong_decoder_is_no_tie_in_float32(mutant, decoder, monkeypatch):
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_wrong_decoder_is_no_tie_in_bfloat16(mutant, half_decoder, monkeypatch):
-    monkeypatch.setattr("eagle.cycle.Step", mutant)
+    monkeypatch.setattr("eagle.cycle.cycle.Step", mutant)
     found = verify_greedy(half_decoder, PROMPTS, max_new_tokens=40)
     assert not found.holds
     assert len(found.mistakes) > len(found.choices) / 2
@@ -246,7 +246,7 @@ def test_typical_is_caught(seed, spec, pair):
 
 def test_a_wrong_decoder_is_not_consistent(spec, pair, monkeypatch):
     decoder = Decoder.from_spec(spec(runtime={"max_batch": 64}), target=pair[0])
-    monkeypatch.setattr("eagle.cycle.Step", WrongMask)
+    monkeypatch.setattr("eagle.cycle.cycle.Step", WrongMask)
     assert not verify_sampled(decoder, PROMPTS, seed=0, **SAMPLED).holds
 
 

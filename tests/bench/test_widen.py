@@ -8,13 +8,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from eagle import Decoder, loading
+from eagle import Decoder
 from eagle.bench.shapes import SHAPES, Shape, find_shape
 from eagle.bench.widen import label, widen_model
 from eagle.bench.widen_head import widen_head
 from eagle.errors import RequestError, TargetError
-from eagle.schema import TargetSpec
-from eagle.target import Target
+from eagle.spec.schema import TargetSpec
+from eagle.target import loading
+from eagle.target.causal_lm import Target
 from eagle.testing import tiny_target
 
 # The tiny source has 2 layers, 4 query heads, 2 key-value heads of 16, and an MLP of 128.

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from eagle.cli import main
-from eagle.registry import default_registry
+from eagle.plugin.registry import default_registry
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from eagle.bench.shapes import SHAPES, Shape
-from eagle.budget import Costs, Curve, RankRates
+from eagle.plugin.budget import Costs, Curve, RankRates
 
 SPECS = {
     "tree": "head: eagle\ntree: {name: static, branching: [3, 2]}\n",
@@ -89,7 +89,7 @@ def test_a_tree_that_fits_is_fitted_to_the_wide_shape(bench, folders, tmp_path, 
         measured.append(target.info.hidden_size)
         return costs
 
-    monkeypatch.setattr("eagle.fitting.measure_costs", measure)
+    monkeypatch.setattr("eagle.sizing.fitting.measure_costs", measure)
     monkeypatch.setenv("EAGLE_CACHE", str(tmp_path / "cache"))
     shutil.copytree(folders.head, tmp_path / "head")
     rates.write(tmp_path / "head")

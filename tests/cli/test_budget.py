@@ -7,8 +7,8 @@ import shutil
 import pytest
 import yaml
 
-from eagle.budget import Costs, Curve, RankRates
-from eagle.spec import load_spec
+from eagle.plugin.budget import Costs, Curve, RankRates
+from eagle.spec.building import load_spec
 
 COSTS = Costs(
     verify=Curve.of([(1, 10.0), (61, 20.0)]),
@@ -40,7 +40,7 @@ def measured(monkeypatch, tmp_path):
         tell("timing this and that")
         return COSTS
 
-    monkeypatch.setattr("eagle.fitting.measure_costs", measure)
+    monkeypatch.setattr("eagle.sizing.fitting.measure_costs", measure)
     return times
 
 

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from eagle.bench.report import Setting
 from eagle.cli import console
-from eagle.cli.figures import show
+from eagle.cli.bench.figures import show
 
 TABLES = [
     [

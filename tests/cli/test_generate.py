@@ -245,9 +245,9 @@ def test_a_truncated_safetensors_file_is_refused(which, generate, folders, tmp_p
 
 
 RAISING = """
-from eagle.hookspecs import hookimpl
-from eagle.roles import Strategy, StrategyConfig
-from eagle.tree import Law, TreeShape
+from eagle.plugin import hookimpl
+from eagle.plugin import Strategy, StrategyConfig
+from eagle.plugin import Law, TreeShape
 
 
 class Clumsy:

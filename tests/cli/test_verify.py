@@ -43,7 +43,7 @@ def test_a_right_decoder_holds_with_status_0(verify):
 
 
 def test_a_wrong_decoder_does_not_hold_with_status_1(verify, monkeypatch):
-    monkeypatch.setattr("eagle.cycle.Step", WrongPositions)
+    monkeypatch.setattr("eagle.cycle.cycle.Step", WrongPositions)
     ran = verify()
     assert ran.status == 1
     assert "mistake" in ran.out
@@ -64,7 +64,7 @@ def test_the_json_at_temperature_0(verify, monkeypatch):
     assert found["plain"] == found["hf"] == {"prompts": 4, "identical": 4, "divergences": []}
     assert (found["prompts"], found["mistakes"], found["strays"]) == (4, 0, [])
 
-    monkeypatch.setattr("eagle.cycle.Step", WrongPositions)
+    monkeypatch.setattr("eagle.cycle.cycle.Step", WrongPositions)
     ran = verify("--json")
     assert ran.status == 1
     shown = json.loads(ran.out)

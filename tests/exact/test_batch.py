@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eagle import Decoder, SamplingParams
-from eagle.target import Target
+from eagle.target.causal_lm import Target
 from eagle.testing import tiny_text
 from tests.exact.tiny import DEVICES
 

@@ -13,12 +13,12 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
-from eagle import processing
-from eagle.cache import Step, TreeCache
-from eagle.cycle import Cycle
-from eagle.processing import Processing
-from eagle.requests import Request
-from eagle.sampling import SamplingParams, UniformDraws
+from eagle.cache.store import Step, TreeCache
+from eagle.cycle import processing
+from eagle.cycle.cycle import Cycle
+from eagle.cycle.processing import Processing
+from eagle.decoding.requests import Request
+from eagle.plugin.sampling import SamplingParams, UniformDraws
 from eagle.testing import assert_decoder_lossless
 from tests.exact.test_mutants import BonusWithoutTemperature
 from tests.exact.test_states import (

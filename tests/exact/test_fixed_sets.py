@@ -16,10 +16,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle.sampling import UniformDraws
+from eagle.plugin.sampling import UniformDraws
+from eagle.plugin.tree import Law, TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
 from eagle.testing.oracle import enumerate_scalar_draws
-from eagle.tree import Law, TokenTree, TreeShape
 from eagle_plugins.acceptance import scalar
 from eagle_plugins.acceptance.scalar import speculative
 from eagle_plugins.acceptance.speculative import SpeculativeRule

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eagle import Decoder, SamplingParams
-from eagle import sampling as seam
+from eagle.plugin import sampling as seam
 from eagle_plugins.acceptance import deciding
 from eagle_plugins.trees import drawing
 from tests.interpreted import DEVICE, INTERPRETED, quick, quiet

@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 
-from eagle.sampling import Sampling, probabilities
+from eagle.plugin.sampling import Sampling, probabilities
+from eagle.plugin.tree import Law
 from eagle.testing.exactness import assert_lossless
 from eagle.testing.oracle import (
     EnumeratingDraws,
@@ -16,7 +17,6 @@ from eagle.testing.oracle import (
     enumerate_scalar_draws,
 )
 from eagle.testing.worlds import World, worlds
-from eagle.tree import Law
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
 from eagle_plugins.trees.dynamic import DynamicConfig, DynamicTree

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
-from eagle.sampling import TargetProbs, UniformDraws
+from eagle.plugin.sampling import TargetProbs, UniformDraws
+from eagle.plugin.tree import Law, TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
-from eagle.tree import Law, TokenTree, TreeShape
 from eagle_plugins.acceptance import scalar
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.trees.static import StaticTree

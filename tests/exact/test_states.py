@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from eagle import SamplingParams
-from eagle.drafter import CycleDrafter
-from eagle.sampling import UniformDraws
+from eagle.cycle.drafter import CycleDrafter
+from eagle.plugin.sampling import UniformDraws
 from tests.exact.tiny import DEVICES, PROMPTS, exact_decoder
 
 FORK = {"name": "static", "tree": [[0], [1], [0, 0], [0, 1], [1, 0], [1, 0, 0]]}
@@ -82,7 +82,7 @@ def assert_drafts_are_the_heads_along_each_path(decoder):
     texts = [list(prompt) for prompt in PROMPTS]
     compared = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eagle.cycle.CycleDrafter", Recorder)
+        patch.setattr("eagle.cycle.cycle.CycleDrafter", Recorder)
         for event in decoder.stream(PROMPTS, PARAMS):
             for number in range(len(drafters[-1].asked) if drafters else 0):
                 path = drafters[-1].paths[event.index][number]

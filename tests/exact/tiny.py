@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eagle import Decoder, DecoderSpec
-from eagle.target import Target
+from eagle.target.causal_lm import Target
 from eagle.testing import tiny_head, tiny_target
 
 # Texts of different lengths, so that no two slots of a batch stand at the same row.

@@ -6,8 +6,8 @@ import logging
 import pytest
 import torch
 
-from eagle.decoder import Decoder
-from eagle.target import Target
+from eagle.decoding.decoder import Decoder
+from eagle.target.causal_lm import Target
 
 
 def pytest_collection_modifyitems(items):

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from eagle import Decoder, DecoderSpec
-from eagle.sampling import SamplingParams
-from eagle.target import Target
+from eagle.plugin.sampling import SamplingParams
+from eagle.target.causal_lm import Target
 from eagle.testing import tiny_head, tiny_target
 
 TREES = {

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from eagle import costing
-from eagle.budget import RankRates
-from eagle.roles import FittedTree
-from eagle.stopwatch import Job
+from eagle.plugin.budget import RankRates
+from eagle.plugin.roles import FittedTree
+from eagle.runtime.stopwatch import Job
+from eagle.sizing import costing
 
 RATES = RankRates(levels=((0.7, 0.2), (0.6, 0.2), (0.5, 0.2)), positions=100, source="made up")
 

@@ -3,7 +3,7 @@
 import logging
 from dataclasses import replace
 
-from eagle.decoder import Decoder
+from eagle.decoding.decoder import Decoder
 
 PROMPT = [3, 4, 5, 6, 7]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from eagle.sampling import SamplingParams
+from eagle.plugin.sampling import SamplingParams
 
 PROMPTS = [[3, 4, 5, 6, 7], [10, 12, 14], [20, 23, 26, 29, 32, 35, 38], [5], [9, 9, 9, 9]]
 TREES = {
@@ -50,9 +50,9 @@ def test_padded_prompts_are_read_right(make, length):
 
 
 def test_prompts_of_several_pieces_are_read_right(make, monkeypatch):
-    monkeypatch.setattr("eagle.cycle.PREFILL", 64)
-    monkeypatch.setattr("eagle.runtime.PREFILL", 64)
-    monkeypatch.setattr("eagle.runtime._PIECES", (16, 64))
+    monkeypatch.setattr("eagle.cycle.cycle.PREFILL", 64)
+    monkeypatch.setattr("eagle.runtime.runtime.PREFILL", 64)
+    monkeypatch.setattr("eagle.runtime.runtime._PIECES", (16, 64))
     for length in (63, 64, 65, 128, 150):
         prompt = [3 + (7 * place) % 60 for place in range(length)]
         eager, graph = (make(m).generate([prompt], max_new_tokens=20) for m in ("eager", "graph"))

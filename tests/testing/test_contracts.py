@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import settings
 
-from eagle.registry import default_registry
-from eagle.roles import BuildContext, Law, Role
-from eagle.sampling import Draws
+from eagle.plugin.registry import default_registry
+from eagle.plugin.roles import BuildContext, Law, Role
+from eagle.plugin.sampling import Draws
+from eagle.plugin.tree import Acceptance
 from eagle.testing import (
     check_acceptance_rule,
     check_attention_backend,
@@ -18,7 +19,6 @@ from eagle.testing import (
     tiny_head,
     tiny_target,
 )
-from eagle.tree import Acceptance
 
 TREES = [
     ("none", {}),

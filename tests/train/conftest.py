@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from eagle.testing import tiny_target
-from eagle.train.corpus import Corpus
-from eagle.train.template import Text
+from eagle.train.data.corpus import Corpus
+from eagle.train.data.template import Text
 
 
 @pytest.fixture(scope="session")

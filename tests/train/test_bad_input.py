@@ -8,10 +8,10 @@ import torch
 
 from eagle.errors import IncompatibleError
 from eagle.testing import tiny_head, tiny_target
-from eagle.train import run as module
-from eagle.train.fit import check_head
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
+from eagle.train.run import run as module
+from eagle.train.run.checks import check_head
+from eagle.train.run.run import train
+from eagle.train.spec.recipe import load_train_spec
 from tests.train.words import write_project
 
 CONFIG = """

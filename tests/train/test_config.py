@@ -1,8 +1,8 @@
 import pytest
 
 from eagle.errors import SpecError
-from eagle.train.config import TrainSpec
-from eagle.train.recipe import load_train_spec, shipped_train_specs
+from eagle.train.spec.config import TrainSpec
+from eagle.train.spec.recipe import load_train_spec, shipped_train_specs
 
 
 @pytest.mark.parametrize("name", list(shipped_train_specs()))

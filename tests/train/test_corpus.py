@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from eagle.errors import DataError
-from eagle.train.corpus import Corpus
-from eagle.train.template import Text
+from eagle.train.data.corpus import Corpus
+from eagle.train.data.template import Text
 
 
 def test_comes_back_from_its_file(tmp_path, corpus):

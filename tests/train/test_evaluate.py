@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eagle.train.evaluate import file_prompts
+from eagle.train.evaluation.answers import file_prompts
 from tests.cli.conftest import word_tokenizer
 
 

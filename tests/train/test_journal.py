@@ -4,9 +4,9 @@ import sys
 import pytest
 
 from eagle.errors import SpecError
-from eagle.train.journal import Journal
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
+from eagle.train.run.journal import Journal
+from eagle.train.run.run import train
+from eagle.train.spec.recipe import load_train_spec
 
 
 def lines(path):
@@ -100,7 +100,7 @@ def test_tensorboard_forgets_what_a_killed_run_wrote_behind_its_checkpoint(tmp_p
 
 
 def test_tensorboard_may_be_missing_unless_it_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("eagle.train.journal.find_spec", lambda _: None)
+    monkeypatch.setattr("eagle.train.run.journal.find_spec", lambda _: None)
     Journal(tmp_path / "log.jsonl", 0, 10, tensorboard="auto")
     assert not (tmp_path / "tensorboard").exists()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

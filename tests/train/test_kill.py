@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle.train.state import RunState
+from eagle.train.run.state import RunState
 from tests.train.words import write_project
 
 CONFIG = """

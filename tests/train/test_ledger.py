@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from eagle.train.ledger import Ledger
+from eagle.train.data.ledger import Ledger
 
 
 def test_lines_come_back_in_their_order(tmp_path):

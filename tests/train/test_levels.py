@@ -5,14 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle.cache import Step
-from eagle.registry import default_registry
-from eagle.roles import BuildContext, Role
+from eagle.cache.store import Step
+from eagle.plugin.registry import default_registry
+from eagle.plugin.roles import BuildContext, Role
 from eagle.testing import tiny_head, tiny_pair, tiny_target
-from eagle.train.config import LossSpec
-from eagle.train.levels import Levels, level_states, level_weights
-from eagle.train.losses import Loss
-from eagle.train.packing import visibility
+from eagle.train.data.packing import visibility
+from eagle.train.objective.levels import Levels, level_states, level_weights
+from eagle.train.objective.losses import Loss
+from eagle.train.spec.config import LossSpec
 
 
 @pytest.fixture(scope="module")

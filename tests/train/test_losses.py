@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from eagle.train.config import LossSpec
-from eagle.train.losses import Loss
+from eagle.train.objective.losses import Loss
+from eagle.train.spec.config import LossSpec
 
 
 def inputs(requires_grad=True):

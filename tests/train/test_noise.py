@@ -1,7 +1,7 @@
 import torch
 
-from eagle.train.config import NoiseSpec
-from eagle.train.noise import Noise
+from eagle.train.objective.noise import Noise
+from eagle.train.spec.config import NoiseSpec
 
 CPU = torch.device("cpu")
 DOCUMENTS = torch.tensor([[0] * 8 + [1] * 24, [0] * 32])

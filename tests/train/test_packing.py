@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from eagle.errors import DataError
-from eagle.train.packing import Packer, visibility
+from eagle.train.data.packing import Packer, visibility
 
 
 def packer(corpus, length=16, batch=2, chunk=1, seed=0, documents=None):

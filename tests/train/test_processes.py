@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from eagle.errors import SpecError
-from eagle.schema import TargetSpec
-from eagle.train.processes import Processes
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
+from eagle.spec.schema import TargetSpec
+from eagle.train.run.processes import Processes
+from eagle.train.run.run import train
+from eagle.train.spec.recipe import load_train_spec
 from tests.train.together import BASE, figures, run_two, weights
 
 

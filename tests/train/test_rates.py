@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle.decoder import resolve_for
+from eagle.decoding.decoder import resolve_for
 from eagle.errors import DataError, PluginError
-from eagle.registry import default_registry
-from eagle.schema import TargetSpec
-from eagle.spec import DecoderSpec
+from eagle.plugin.registry import default_registry
+from eagle.spec.building import DecoderSpec
+from eagle.spec.schema import TargetSpec
 from eagle.testing import tiny_pair
-from eagle.train.rates import embedded_prompts, measure_rates, rank_rates
-from eagle.train.replay import Replay
+from eagle.train.evaluation.rates import embedded_prompts, measure_rates, rank_rates
+from eagle.train.evaluation.replay import Replay
 
 PROMPTS = [[4, 6, 8], [10, 11, 12, 13], [40, 43]]
 
@@ -113,7 +113,7 @@ def test_embedded_prompts_are_beginnings_of_what_is_held_out(make_corpus, monkey
         asked.append(spec)
         return corpus
 
-    monkeypatch.setattr("eagle.train.rates.make_corpus", made)
+    monkeypatch.setattr("eagle.train.evaluation.rates.make_corpus", made)
     target = TargetSpec(model="some/model")
     prompts = embedded_prompts(target, 2, lambda what: None)
     (spec,) = asked

@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 
 from eagle.testing import tiny_head, tiny_target
-from eagle.train import run as module
-from eagle.train.average import Average
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
-from eagle.train.state import RunState
+from eagle.train.objective.average import Average
+from eagle.train.run import run as module
+from eagle.train.run.run import train
+from eagle.train.run.state import RunState
+from eagle.train.spec.recipe import load_train_spec
 
 BASE = """
 data: {packed: text.npz, length: 32, heldout: 0.1}
@@ -128,8 +128,10 @@ def test_a_run_from_a_checkpoint_trains_its_weights(spec, tmp_path, dtype):
 
 def test_only_the_last_evaluation_uses_all_prompts(spec, target, tmp_path, monkeypatch):
     prompts = {"held-out": [[4, 5, 6]], "other": [[7, 8]]}
-    monkeypatch.setattr("eagle.train.measure.heldout_prompts", lambda *_: prompts["held-out"])
-    monkeypatch.setattr("eagle.train.measure.file_prompts", lambda *_: prompts["other"])
+    monkeypatch.setattr(
+        "eagle.train.evaluation.measure.heldout_prompts", lambda *_: prompts["held-out"]
+    )
+    monkeypatch.setattr("eagle.train.evaluation.measure.file_prompts", lambda *_: prompts["other"])
     outcome = train(spec('evaluation.prompts={"other": "x.jsonl"}'), target=target)
     measured = [list(line["n_alpha"]) for line in log(outcome, "evaluation")]
     assert measured == [["held-out"], ["held-out", "other"]]

@@ -3,15 +3,15 @@ import json
 import pytest
 from filelock import FileLock
 
-from eagle.decoder import Decoder
+from eagle.decoding.decoder import Decoder
 from eagle.errors import DataError
-from eagle.sampling import SamplingParams
-from eagle.target import Target
-from eagle.train import regenerate as module
-from eagle.train.config import SourceSpec
-from eagle.train.regenerate import regenerate
-from eagle.train.sources import Conversation, Passage, read_sources
-from eagle.train.talks import talks_of
+from eagle.plugin.sampling import SamplingParams
+from eagle.target.causal_lm import Target
+from eagle.train.data import regeneration as module
+from eagle.train.data.regeneration import regenerate
+from eagle.train.data.sources import Conversation, Passage, read_sources
+from eagle.train.data.talks import talks_of
+from eagle.train.spec.config import SourceSpec
 from tests.train.words import word_tokenizer, write_talks
 
 GREEDY = SamplingParams(max_new_tokens=12)

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from eagle.decoder import Decoder
+from eagle.decoding.decoder import Decoder
 from eagle.errors import SpecError
-from eagle.registry import default_registry
-from eagle.roles import BuildContext, Role
-from eagle.spec import DecoderSpec, resolve
+from eagle.plugin.registry import default_registry
+from eagle.plugin.roles import BuildContext, Role
+from eagle.spec.building import DecoderSpec, resolve
 from eagle.testing import tiny_pair
-from eagle.train.evaluate import Answer, answer, replay_answers
-from eagle.train.features import Features
-from eagle.train.levels import level_mask, level_states
-from eagle.train.packing import visibility
-from eagle.train.replay import Replay, fixed_paths, n_alpha, tau
+from eagle.train.data.packing import visibility
+from eagle.train.evaluation.answers import Answer, answer, replay_answers
+from eagle.train.evaluation.replay import Replay, fixed_paths, n_alpha, tau
+from eagle.train.features.features import Features
+from eagle.train.objective.levels import level_mask, level_states
 
 
 class LastHidden:

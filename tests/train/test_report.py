@@ -7,10 +7,10 @@ import pytest
 
 from eagle.cli import main
 from eagle.errors import DataError
-from eagle.train.report import read_run, run_names
+from eagle.train.evaluation.report import read_run, run_names
 
 pytest.importorskip("matplotlib")
-from eagle.train.figure import draw, picture
+from eagle.train.evaluation.figure import draw, picture
 
 
 def train_line(step, **changes):

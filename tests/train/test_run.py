@@ -6,10 +6,10 @@ import torch
 
 from eagle.errors import CheckpointError, DataError, NumericalError, SpecError
 from eagle.testing import tiny_target
-from eagle.train import run as module
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
-from eagle.train.state import RunState
+from eagle.train.run import run as module
+from eagle.train.run.run import train
+from eagle.train.run.state import RunState
+from eagle.train.spec.recipe import load_train_spec
 
 BASE = """
 data: {packed: text.npz, length: 32, heldout: 0.1}

@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from eagle.schema import TargetSpec
+from eagle.spec.schema import TargetSpec
 from eagle.testing import tiny_head, tiny_target
-from eagle.train.processes import Processes
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
-from eagle.train.sharding import Sharded, weights_of
+from eagle.train.run.processes import Processes
+from eagle.train.run.run import train
+from eagle.train.run.sharding import Sharded, weights_of
+from eagle.train.spec.recipe import load_train_spec
 from tests.train.together import BASE, assert_same_run, checkpoint, run_together, run_two, weights
 
 # Tight enough that the gradients of every step are cut by both.

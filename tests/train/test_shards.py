@@ -8,13 +8,13 @@ import torch
 
 from eagle.errors import DataError, SpecError
 from eagle.testing import tiny_target
-from eagle.train import layout
-from eagle.train import shards as module
-from eagle.train.fingerprint import fingerprint
-from eagle.train.layout import Layout
-from eagle.train.packing import Packer
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
+from eagle.train.data.fingerprints import fingerprint
+from eagle.train.data.packing import Packer
+from eagle.train.features import layout
+from eagle.train.features.layout import Layout
+from eagle.train.run import shards as module
+from eagle.train.run.run import train
+from eagle.train.spec.recipe import load_train_spec
 
 BASE = """
 data: {packed: text.npz, length: 32, heldout: 0.1, features: cached}

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from eagle.errors import DataError
-from eagle.train.config import SourceSpec
-from eagle.train.sources import Conversation, Passage, read_sources
+from eagle.train.data.sources import Conversation, Passage, read_sources
+from eagle.train.spec.config import SourceSpec
 
 TALK = [{"from": "human", "value": "a"}, {"from": "gpt", "value": " b\n"}]
 

@@ -6,14 +6,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eagle import Decoder, DecoderSpec
 from eagle.errors import DataError, SpecError, TargetError
-from eagle.loading import check_split
-from eagle.schema import TargetSpec
-from eagle.spec import load_spec
-from eagle.target import Target, load_target
+from eagle.spec.building import load_spec
+from eagle.spec.schema import TargetSpec
+from eagle.target.causal_lm import Target, load_target
+from eagle.target.loading import check_split
 from eagle.testing import tiny_head, tiny_target
-from eagle.train.processes import Processes
-from eagle.train.recipe import load_train_spec
-from eagle.train.run import train
+from eagle.train.run.processes import Processes
+from eagle.train.run.run import train
+from eagle.train.spec.recipe import load_train_spec
 from tests.train.together import BASE, assert_same_run, run_together, run_two
 
 # Half of it is on disk, and comes into memory when its turn is.

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from eagle.errors import DataError
-from eagle.train.config import SourceSpec
-from eagle.train.sources import Passage, read_sources
+from eagle.train.data.sources import Passage, read_sources
+from eagle.train.spec.config import SourceSpec
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402

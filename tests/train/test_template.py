@@ -2,8 +2,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from eagle.errors import DataError
-from eagle.train.sources import Conversation, Passage
-from eagle.train.template import Encoder
+from eagle.train.data.sources import Conversation, Passage
+from eagle.train.data.template import Encoder
 
 CHAT = (
     ("user", "Hi there"),

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from eagle.testing import tiny_target
-from eagle.train.run import train
-from eagle.train.state import RunState
+from eagle.train.run.run import train
+from eagle.train.run.state import RunState
 
 BASE = """
 target: {dtype: float32}

@@ -10,10 +10,19 @@ import torch
 from pydantic import Field, model_validator
 
 from eagle.errors import IncompatibleError
-from eagle.hookspecs import hookimpl
-from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
-from eagle.sampling import Draws
-from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle.plugin import (
+    BuildContext,
+    Drafter,
+    Draws,
+    Law,
+    Strategy,
+    StrategyConfig,
+    TokenTree,
+    TreeBuilder,
+    TreeShape,
+    ancestor_mask,
+    hookimpl,
+)
 
 
 class AdaptiveConfig(StrategyConfig):

@@ -1,6 +1,6 @@
 """A plug-in with a small strategy for every role; the page "Write a plug-in" quotes these files."""
 
-from eagle.hookspecs import hookimpl
+from eagle.plugin import hookimpl
 from five_roles.acceptance import MATCH
 from five_roles.attention import NAIVE
 from five_roles.features import JOINED

@@ -6,8 +6,7 @@ is lossless under every law. It accepts less than `speculative` at temperature a
 
 import torch
 
-from eagle.roles import Law, Strategy, StrategyConfig
-from eagle.tree import Acceptance
+from eagle.plugin import Acceptance, Law, Strategy, StrategyConfig
 
 
 class MatchConfig(StrategyConfig):

@@ -1,6 +1,6 @@
 """Tree attention written out: slow, short, and what a kernel would be compared with."""
 
-from eagle.roles import Strategy, StrategyConfig
+from eagle.plugin import Strategy, StrategyConfig
 
 
 class NaiveConfig(StrategyConfig):

@@ -4,7 +4,7 @@ import torch
 from pydantic import Field
 
 from eagle.errors import SpecError
-from eagle.roles import Strategy, StrategyConfig
+from eagle.plugin import Strategy, StrategyConfig
 
 
 class JoinedConfig(StrategyConfig):

@@ -1,7 +1,6 @@
 """The fan of `five_roles.tree`, as wide as pays on the machine that it runs on."""
 
-from eagle.budget import Fit, Option
-from eagle.roles import Law, Strategy, StrategyConfig
+from eagle.plugin import Fit, Law, Option, Strategy, StrategyConfig
 from five_roles.tree import Fan, FanConfig
 
 

@@ -1,6 +1,6 @@
 """A draft head without weights: the next feature is the present one. EAGLE's has to beat it."""
 
-from eagle.roles import Strategy, StrategyConfig
+from eagle.plugin import Strategy, StrategyConfig
 
 
 class EchoConfig(StrategyConfig):

@@ -3,8 +3,7 @@
 import torch
 from pydantic import Field
 
-from eagle.roles import Law, Strategy, StrategyConfig
-from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle.plugin import Law, Strategy, StrategyConfig, TokenTree, TreeShape, ancestor_mask
 
 
 class FanConfig(StrategyConfig):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.roles import AcceptanceRule, BuildContext, Law, Strategy, StrategyConfig
+from eagle.plugin import AcceptanceRule, BuildContext, Law, Strategy, StrategyConfig
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.drawing import padded, rows_of
-from eagle.sampling import TargetProbs, UniformDraws
-from eagle.tree import Acceptance, Law, TokenTree, TreeShape
+from eagle.kernels import padded, rows_of
+from eagle.plugin import Acceptance, Law, TargetProbs, TokenTree, TreeShape, UniformDraws
 
 __all__ = ["accept"]
 

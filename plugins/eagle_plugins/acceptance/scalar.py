@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Protocol
 
-from eagle.roles import Law
+from eagle.plugin import Law
 
 __all__ = ["Node", "Number", "ScalarDraws", "speculative"]
 
@@ -42,7 +42,7 @@ class Node(Protocol):
 
 
 class ScalarDraws(Protocol):
-    """The scalar twin of `eagle.sampling.Draws`."""
+    """The scalar twin of `eagle.plugin.Draws`."""
 
     def bernoulli(self, prob: Number) -> bool:
         """Return True with a probability."""

@@ -10,9 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.roles import Law
-from eagle.sampling import Draws, TargetProbs, fusible
-from eagle.tree import Acceptance, TokenTree, TreeShape
+from eagle.plugin import Acceptance, Draws, Law, TargetProbs, TokenTree, TreeShape, fusible
 from eagle_plugins.acceptance import deciding
 from eagle_plugins.acceptance.scalar import speculative
 

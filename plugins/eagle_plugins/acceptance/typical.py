@@ -7,9 +7,16 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from eagle.roles import Law, StrategyConfig
-from eagle.sampling import Draws, TargetProbs, probabilities
-from eagle.tree import Acceptance, TokenTree, TreeShape
+from eagle.plugin import (
+    Acceptance,
+    Draws,
+    Law,
+    StrategyConfig,
+    TargetProbs,
+    TokenTree,
+    TreeShape,
+    probabilities,
+)
 
 __all__ = ["TypicalConfig", "TypicalRule"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.roles import AttentionBackend, Strategy
+from eagle.plugin import AttentionBackend, Strategy
 from eagle_plugins.attention.auto import Auto, AutoConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.triton import Triton, TritonConfig

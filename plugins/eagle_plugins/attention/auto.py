@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.roles import BuildContext, StrategyConfig
+from eagle.plugin import BuildContext, StrategyConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.triton import DTYPES, MAX_HEAD_DIM, TreePlan, Triton, TritonConfig
 
@@ -50,7 +50,7 @@ class Auto:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
     ) -> Tensor:
-        """See `eagle.roles.AttentionBackend.attend`."""
+        """See `eagle.plugin.AttentionBackend.attend`."""
         if isinstance(plan, TreePlan) and query.shape[3] > MAX_HEAD_DIM:
             # A plan does not know the size of the heads, which may differ from layer to layer.
             plan = self._sdpa.plan(plan.step, query.shape[1], keys.shape[1], query.dtype)

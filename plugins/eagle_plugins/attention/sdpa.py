@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.roles import BuildContext, StrategyConfig
+from eagle.plugin import BuildContext, StrategyConfig
 
 __all__ = ["Sdpa", "SdpaConfig"]
 
@@ -43,7 +43,7 @@ class Sdpa:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, plan: Tensor, scaling: float
     ) -> Tensor:
-        """See `eagle.roles.AttentionBackend.attend`."""
+        """See `eagle.plugin.AttentionBackend.attend`."""
         slots, heads, nodes, size = query.shape
         stacked = query.reshape(slots, keys.shape[1], -1, size)
         out = F.scaled_dot_product_attention(stacked, keys, values, attn_mask=plan, scale=scaling)

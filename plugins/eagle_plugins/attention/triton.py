@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.roles import BuildContext, StrategyConfig
-from eagle.surroundings import multiprocessors, shared_memory
+from eagle.host import multiprocessors, shared_memory
+from eagle.plugin import BuildContext, StrategyConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.tiling import choose_tiling, most_tiles
 
@@ -120,7 +120,7 @@ class Triton:
     def attend(
         self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
     ) -> Tensor:
-        """See `eagle.roles.AttentionBackend.attend`."""
+        """See `eagle.plugin.AttentionBackend.attend`."""
         if isinstance(plan, Tensor):
             return self._sdpa.attend(query, keys, values, plan, scaling)
         step = plan.step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.roles import FeatureExtractor, Strategy
+from eagle.plugin import FeatureExtractor, Strategy
 from eagle_plugins.features.last_hidden import LastHidden, LastHiddenConfig
 
 __all__ = ["STRATEGIES", "LastHidden", "LastHiddenConfig"]

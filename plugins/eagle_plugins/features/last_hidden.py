@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from eagle.roles import BuildContext, StrategyConfig, TargetInfo
+from eagle.plugin import BuildContext, StrategyConfig, TargetInfo
 
 __all__ = ["LastHidden", "LastHiddenConfig"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.roles import DraftHead, Strategy
+from eagle.plugin import DraftHead, Strategy
 from eagle_plugins.heads.ablation import FeatureHead, TokenHead, UnshiftedHead
 from eagle_plugins.heads.eagle import EagleConfig, EagleHead
 from eagle_plugins.heads.none import NoHead, NoHeadConfig

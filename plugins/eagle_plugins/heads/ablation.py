@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.roles import TargetInfo
+from eagle.plugin import TargetInfo
 from eagle_plugins.heads.eagle import EagleHead
 
 __all__ = ["FeatureHead", "TokenHead", "UnshiftedHead"]
@@ -60,21 +60,21 @@ class UnshiftedHead(EagleHead):
         self._given = torch.zeros(slots, rows, dtype=torch.int64, device=self._target.device)
 
     def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
-        """See `eagle.roles.DraftHead.absorb`."""
+        """See `eagle.plugin.DraftHead.absorb`."""
         self._given[step.slots, step.rows] = tokens
         own = self._given[step.slots, (step.rows - 1).clamp(min=0)]
         joined = self._pair(own, step.rows == 0, features)
         return self._state(self._cached(joined, step), tokens)
 
     def extend(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
-        """See `eagle.roles.DraftHead.extend`."""
+        """See `eagle.plugin.DraftHead.extend`."""
         predicted, own = states.chunk(2, dim=-1)
         return self._state(self._cached(torch.cat((own, predicted), dim=-1), step), tokens)
 
     def train_states(
         self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
     ) -> Tensor:
-        """See `eagle.roles.TrainableHead.train_states`."""
+        """See `eagle.plugin.TrainableHead.train_states`."""
         joined = self._pair(tokens.roll(1, dims=1), positions == 0, features)
         return self._state(self._parallel(joined, positions, visible), tokens)
 

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eagle.budget import RATES_FILE
 from eagle.errors import CheckpointError
-from eagle.loading import rotary_depends_on_length
+from eagle.plugin import RATES_FILE
+from eagle.target import rotary_depends_on_length
 
 __all__ = ["locate", "read_config", "read_tensors", "write_checkpoint"]
 

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from eagle.cache import Step, TreeCache
 from eagle.errors import CheckpointError
-from eagle.fusing import arrange
-from eagle.packing import Switch
-from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle.kernels import Switch, arrange
+from eagle.plugin import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
 from eagle_plugins.heads.checkpoint import (
     check_tensors,
     locate,
@@ -108,7 +107,7 @@ class EagleHead:
             )
 
     def initialise(self, target: TargetModel, seed: int) -> None:
-        """See `eagle.roles.TrainableHead.initialise`; normal weights of the target's own scale."""
+        """See `eagle.plugin.TrainableHead.initialise`; normal weights of the target's own scale."""
         from transformers import LlamaConfig
 
         theirs = target.config
@@ -130,7 +129,7 @@ class EagleHead:
 
     @cached_property  # to look for it may ask a server
     def folder(self) -> Path:
-        """Where its checkpoint is; see `eagle.roles.MeasuredHead`."""
+        """Where its checkpoint is; see `eagle.plugin.MeasuredHead`."""
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
 
@@ -169,7 +168,7 @@ class EagleHead:
         )
 
     def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
-        """See `eagle.roles.DraftHead.absorb`."""
+        """See `eagle.plugin.DraftHead.absorb`."""
         return self._cached(self._join(tokens, features), step)
 
     # A predicted feature takes the true one's place: what was absorbed is extended the same way.
@@ -182,7 +181,7 @@ class EagleHead:
     def train_states(
         self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
     ) -> Tensor:
-        """See `eagle.roles.TrainableHead.train_states`."""
+        """See `eagle.plugin.TrainableHead.train_states`."""
         return self._parallel(self._join(tokens, features), positions, visible)
 
     def _join(self, tokens: Tensor, features: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle.plugin import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
 
 __all__ = ["NoHead", "NoHeadConfig"]
 

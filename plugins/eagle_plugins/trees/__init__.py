@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.roles import Strategy, TreeBuilder
+from eagle.plugin import Strategy, TreeBuilder
 from eagle_plugins.trees.chain import CHAIN
 from eagle_plugins.trees.dynamic import DYNAMIC
 from eagle_plugins.trees.none import NONE

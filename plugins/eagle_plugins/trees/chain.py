@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eagle.roles import BuildContext, Law, Strategy, StrategyConfig, TreeBuilder
+from eagle.plugin import BuildContext, Law, Strategy, StrategyConfig, TreeBuilder
 from eagle_plugins.trees.static import SamplingLaw, StaticTree, build_checked
 from eagle_plugins.trees.topology import MAX_NODES, Topology
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.drawing import padded, rows_of
-from eagle.ranking import top_k
-from eagle.sampling import Draws, Sampling, fusible, probabilities
+from eagle.kernels import padded, rows_of, top_k
+from eagle.plugin import Draws, Sampling, fusible, probabilities
 from eagle_plugins.trees.indices import LevelIndex
 
 __all__ = ["draw_level", "likeliest"]

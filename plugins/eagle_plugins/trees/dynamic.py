@@ -15,12 +15,22 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from eagle.budget import Budget, Fit
 from eagle.errors import IncompatibleError
-from eagle.ranking import top_k
-from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
-from eagle.sampling import Draws
-from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle.kernels import top_k
+from eagle.plugin import (
+    Budget,
+    BuildContext,
+    Drafter,
+    Draws,
+    Fit,
+    Law,
+    Strategy,
+    StrategyConfig,
+    TokenTree,
+    TreeBuilder,
+    TreeShape,
+    ancestor_mask,
+)
 from eagle_plugins.trees.sizes import WIDTHS, Size, dynamic_options
 from eagle_plugins.trees.topology import MAX_NODES
 
@@ -105,7 +115,7 @@ class _Numbering:
     Attributes:
         depths: levels below the root.
         ranks: order among all drafted siblings.
-        above: number of the expanded node above, as `eagle.roles.Drafter` counts: -1 is the root.
+        above: number of the expanded node above, as `eagle.plugin.Drafter` counts: -1 is the root.
     """
 
     depths: Tensor
@@ -142,7 +152,7 @@ class DynamicTree:
 
     @property
     def shape(self) -> TreeShape:
-        """See `eagle.roles.TreeBuilder`."""
+        """See `eagle.plugin.TreeBuilder`."""
         config = self.config
         return TreeShape(config.nodes + 1, config.depth, config.top_k, config.expansions)
 
@@ -252,7 +262,7 @@ class FittedDynamic(DynamicTree):
             self._widths = tuple(width for width in WIDTHS if width <= vocab)
 
     def fit(self, budget: Budget) -> Fit[DynamicTree] | None:
-        """See `eagle.roles.FittedTree`: the best nodes and levels, and `top_k` unless given."""
+        """See `eagle.plugin.FittedTree`: the best nodes and levels, and `top_k` unless given."""
         return Fit.best(
             dynamic_options(budget, self._widths),
             lambda option: DynamicTree(DynamicConfig(**option.settings)),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from eagle.tree import ancestor_mask
+from eagle.plugin import ancestor_mask
 from eagle_plugins.trees.topology import Level, Topology
 
 __all__ = ["LevelIndex", "TreeIndex"]

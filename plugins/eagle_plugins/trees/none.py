@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.roles import BuildContext, Law, Strategy, StrategyConfig, TreeBuilder
+from eagle.plugin import BuildContext, Law, Strategy, StrategyConfig, TreeBuilder
 from eagle_plugins.trees.static import StaticTree
 from eagle_plugins.trees.topology import Topology
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from eagle.budget import Budget, Option
+from eagle.plugin import Budget, Option
 
 __all__ = ["WIDTHS", "Size", "dynamic_options", "static_options"]
 

@@ -7,11 +7,20 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, StrictInt, model_validator
 
-from eagle.budget import Budget, Fit
 from eagle.errors import IncompatibleError, SpecError
-from eagle.roles import BuildContext, Drafter, Law, Strategy, StrategyConfig, TreeBuilder
-from eagle.sampling import Draws
-from eagle.tree import TokenTree, TreeShape
+from eagle.plugin import (
+    Budget,
+    BuildContext,
+    Drafter,
+    Draws,
+    Fit,
+    Law,
+    Strategy,
+    StrategyConfig,
+    TokenTree,
+    TreeBuilder,
+    TreeShape,
+)
 from eagle_plugins.trees.drawing import draw_level, likeliest
 from eagle_plugins.trees.indices import TreeIndex
 from eagle_plugins.trees.named import AUTO, fitting, paths_of
@@ -99,17 +108,17 @@ class StaticTree:
 
     @property
     def laws(self) -> frozenset[Law]:
-        """See `eagle.roles.TreeBuilder`; top-k is always among them, for temperature 0."""
+        """See `eagle.plugin.TreeBuilder`; top-k is always among them, for temperature 0."""
         return frozenset({Law.TOP_K, self.sampling}) if self.topology.depth else frozenset()
 
     @property
     def uniforms(self) -> int:
-        """See `eagle.roles.TreeBuilder`: one for each drafted node, under a sampled law."""
+        """See `eagle.plugin.TreeBuilder`: one for each drafted node, under a sampled law."""
         return 0 if self.sampling is Law.TOP_K else self.topology.nodes - 1
 
     @property
     def shape(self) -> TreeShape:
-        """See `eagle.roles.TreeBuilder`."""
+        """See `eagle.plugin.TreeBuilder`."""
         inner = len(self.topology.inner)
         return TreeShape(
             nodes=self.topology.nodes,
@@ -194,7 +203,7 @@ class FittedStatic(StaticTree):
             self.check_vocab(context.target.vocab_size)
 
     def fit(self, budget: Budget) -> Fit[StaticTree] | None:
-        """See `eagle.roles.FittedTree`: the best number of the likeliest paths."""
+        """See `eagle.plugin.FittedTree`: the best number of the likeliest paths."""
         given = self._config.model_dump(include={"sampling"}, exclude_unset=True)
         return Fit.best(
             static_options(budget, given),

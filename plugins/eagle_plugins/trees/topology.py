@@ -24,7 +24,7 @@ class Level:
 
     Attributes:
         parents: indices of the nodes one level up that have children.
-        expanded: their numbers in order of expansion, as `eagle.roles.Drafter` counts.
+        expanded: their numbers in order of expansion, as `eagle.plugin.Drafter` counts.
         above: the numbers of the expanded nodes above `parents`, -1 for the root.
         slots: for each node of this level, the place of its parent in `parents`.
         ranks: for each node of this level, its rank among all continuations of its parent.

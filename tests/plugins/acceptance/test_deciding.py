@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle import sampling as seam
-from eagle.sampling import Sampling, TargetProbs, UniformDraws
-from eagle.tree import Law, TokenTree, TreeShape
+from eagle.plugin import sampling as seam
+from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.tree import Law, TokenTree, TreeShape
 from eagle_plugins.acceptance import deciding, kernels
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from tests.interpreted import DEVICE, move, needs_triton, quick, quiet

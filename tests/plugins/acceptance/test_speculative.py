@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle.sampling import Sampling, TargetProbs, UniformDraws
-from eagle.tree import Law, TokenTree, TreeShape, ancestor_mask
+from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.tree import Law, TokenTree, TreeShape, ancestor_mask
 from eagle_plugins.acceptance.scalar import speculative
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from eagle.roles import BuildContext, Law
-from eagle.sampling import Sampling, TargetProbs, UniformDraws
-from eagle.tree import TokenTree, TreeShape, ancestor_mask
+from eagle.plugin.roles import BuildContext, Law
+from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
 from eagle_plugins.acceptance import STRATEGIES
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
 

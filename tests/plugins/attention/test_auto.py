@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from eagle.cache import Step
-from eagle.roles import BuildContext
+from eagle.cache.store import Step
+from eagle.plugin.roles import BuildContext
 from eagle.testing import check_attention_backend
 from eagle_plugins.attention.auto import Auto, AutoConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle import Decoder
-from eagle.cache import Step
+from eagle.cache.store import Step
 from eagle.errors import TargetError
-from eagle.roles import BuildContext
+from eagle.plugin.roles import BuildContext
+from eagle.plugin.tree import ancestor_mask
 from eagle.testing import check_attention_backend
-from eagle.tree import ancestor_mask
 from eagle_plugins.attention.naive import naive_attention
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.tiling import Tiling

@@ -6,20 +6,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from eagle.decoder import Decoder
+from eagle.decoding.decoder import Decoder
 from eagle.errors import CheckpointError
-from eagle.registry import default_registry
-from eagle.roles import BuildContext, Role
-from eagle.spec import DecoderSpec, resolve
+from eagle.plugin.registry import default_registry
+from eagle.plugin.roles import BuildContext, Role
+from eagle.spec.building import DecoderSpec, resolve
 from eagle.testing import check_draft_head, tiny_head, tiny_target, tiny_text
-from eagle.train.corpus import Corpus
-from eagle.train.evaluate import Answer, replay_answers
-from eagle.train.features import Features
-from eagle.train.levels import level_states
-from eagle.train.recipe import load_train_spec
-from eagle.train.replay import fixed_paths, tau
-from eagle.train.run import train
-from eagle.train.template import Text
+from eagle.train.data.corpus import Corpus
+from eagle.train.data.template import Text
+from eagle.train.evaluation.answers import Answer, replay_answers
+from eagle.train.evaluation.replay import fixed_paths, tau
+from eagle.train.features.features import Features
+from eagle.train.objective.levels import level_states
+from eagle.train.run.run import train
+from eagle.train.spec.recipe import load_train_spec
 
 KINDS = ["token", "feature", "feature-unshifted"]
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from eagle.budget import RankRates
 from eagle.errors import CheckpointError
-from eagle.registry import default_registry
-from eagle.roles import BuildContext, Role
+from eagle.plugin.budget import RankRates
+from eagle.plugin.registry import default_registry
+from eagle.plugin.roles import BuildContext, Role
 from eagle.testing import tiny_head, tiny_target
 
 LAYOUT = {
@@ -195,7 +195,7 @@ def test_the_shipped_head_is_small_and_without_bias():
 
 
 def test_states_agree_between_absorbing_and_training(target, folder):
-    from eagle.cache import Step
+    from eagle.cache.store import Step
 
     head = load(target, folder)
     head.allocate(1, 16)

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle import sampling as seam
-from eagle.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin import sampling as seam
+from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.tree import TreeShape
 from eagle.testing import RandomDrafter
-from eagle.tree import TreeShape
 from eagle_plugins.acceptance import deciding
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.trees import drawing

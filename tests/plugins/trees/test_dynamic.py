@@ -15,10 +15,10 @@ from pydantic import ValidationError
 
 from eagle import Decoder
 from eagle.errors import IncompatibleError
-from eagle.roles import BuildContext, Law, TargetInfo
-from eagle.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin.roles import BuildContext, Law, TargetInfo
+from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin.tree import TreeShape, ancestor_mask
 from eagle.testing import check_tree_builder
-from eagle.tree import TreeShape, ancestor_mask
 from eagle_plugins.trees.dynamic import DYNAMIC, DynamicConfig, DynamicTree
 
 FIELDS = ("tokens", "parents", "depths", "ranks", "ancestors")

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from eagle.budget import Budget, Costs, Curve, RankRates
 from eagle.errors import IncompatibleError
-from eagle.roles import BuildContext, FittedTree, Law, TargetInfo
-from eagle.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin.budget import Budget, Costs, Curve, RankRates
+from eagle.plugin.roles import BuildContext, FittedTree, Law, TargetInfo
+from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
 from eagle.testing import check_tree_builder
 from eagle_plugins.trees.dynamic import DYNAMIC, DynamicConfig
 from eagle_plugins.trees.sizes import WIDTHS, dynamic_options, static_options

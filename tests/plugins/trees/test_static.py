@@ -5,10 +5,10 @@ import torch
 from pydantic import ValidationError
 
 from eagle.errors import IncompatibleError, SpecError
-from eagle.roles import BuildContext, Law, TargetInfo
-from eagle.sampling import Sampling, UniformDraws
+from eagle.plugin.roles import BuildContext, Law, TargetInfo
+from eagle.plugin.sampling import Sampling, UniformDraws
+from eagle.plugin.tree import TreeShape, ancestor_mask
 from eagle.testing.oracle import TableDrafter
-from eagle.tree import TreeShape, ancestor_mask
 from eagle_plugins.trees.chain import CHAIN, ChainConfig
 from eagle_plugins.trees.none import NONE
 from eagle_plugins.trees.static import STATIC, StaticConfig, StaticTree

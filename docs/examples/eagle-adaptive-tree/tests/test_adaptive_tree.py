@@ -8,10 +8,10 @@ import torch
 
 from eagle import Decoder, DecoderSpec
 from eagle.errors import IncompatibleError, SpecError
-from eagle.registry import Registry
-from eagle.roles import BuildContext, Role, TargetInfo
-from eagle.sampling import Sampling, SamplingParams, UniformDraws
-from eagle.spec import resolve
+from eagle.plugin.registry import Registry
+from eagle.plugin.roles import BuildContext, Role, TargetInfo
+from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.spec.building import resolve
 from eagle.testing import check_tree_builder
 
 NO_DRAWS = UniformDraws(torch.empty(2, 0))

@@ -1,0 +1,118 @@
+"""What ``eagle bench`` prints and writes, and the command that would do it again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from eagle.cli import console
+
+if TYPE_CHECKING:
+    from eagle.bench.report import Setting, Table
+
+__all__ = ["JsonFile", "MarkdownFile", "check_files", "command_of", "show", "write"]
+
+_GAP = 2  # characters between columns
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write all figures.", show_default=False),
+]
+MarkdownFile = Annotated[
+    Path | None,
+    typer.Option("--markdown", metavar="FILE", help="Write the tables.", show_default=False),
+]
+
+
+def check_files(*files: Path | None) -> None:
+    """Refuse, before anything is measured, files that could not be written afterwards.
+
+    Raises:
+        RequestError: one is a folder, or its folder is missing or cannot be written to.
+    """
+    from eagle.errors import RequestError
+
+    for file in files:
+        if file is None:
+            continue
+        if file.is_dir() or not file.parent.is_dir():
+            raise RequestError(
+                f"{file} cannot be written: it is a folder, or its folder is missing"
+            )
+        if not os.access(file.parent, os.W_OK):
+            raise RequestError(f"{file} cannot be written: its folder is not yours to write to")
+
+
+def show(setting: Setting, bandwidth: float, tables: Sequence[Table]) -> None:
+    """Print tables, what they were measured on above them.
+
+    On a narrow terminal cells take several lines, elsewhere lines are as long as need be: no figure
+    is cut off.
+    """
+    console.out.print(setting.sentence, style="bold", soft_wrap=True, markup=False)
+    for table in tables:
+        console.out.print()
+        console.out.print(_shown(table), crop=False)
+    console.out.print()
+    console.out.print(f"read bandwidth {bandwidth / 1e9:.0f} GB/s", style="dim", soft_wrap=True)
+
+
+def _shown(table: Table) -> RichTable:
+    headings, *rows = table
+    columns = list(zip(headings, *rows, strict=True))
+    widths = [max(map(cell_len, column)) for column in columns]
+    if console.out.is_terminal and _width(widths) > console.out.width:
+        words = [[word for cell in column for word in cell.split()] for column in columns[1:]]
+        widths[1:] = [max(map(cell_len, each), default=0) for each in words]
+    # Rich would cut figures off to keep to the width of a terminal.
+    shown = RichTable(box=None, pad_edge=False, width=_width(widths))
+    for number, (heading, width) in enumerate(zip(headings, widths, strict=True)):
+        shown.add_column(escape(heading), justify="right" if number else "left", width=width)
+    for row in rows:
+        shown.add_row(*map(escape, row))
+    return shown
+
+
+def _width(widths: list[int]) -> int:
+    return sum(widths) + _GAP * (len(widths) - 1)
+
+
+def write(
+    setting: Setting,
+    bandwidth: float,
+    tables: list[Table],
+    figures: Any,
+    as_json: Path | None,
+    as_markdown: Path | None,
+) -> None:
+    """Write the files that were asked for: all figures as JSON, tables as Markdown."""
+    from eagle.bench.report import markdown
+    from eagle.host import write_text
+
+    if as_markdown is not None:
+        write_text(as_markdown, markdown(setting, bandwidth, tables))
+    if as_json is not None:
+        text = json.dumps(figures, ensure_ascii=False, indent=2)
+        write_text(as_json, text + "\n")
+
+
+def command_of(context: typer.Context) -> str:
+    """Return the command as it could be given again: what differs from the defaults."""
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        if value is None or value == parameter.default:
+            continue
+        flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            words += [*flag, str(each)]
+    return shlex.join(words)

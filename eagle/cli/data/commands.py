@@ -1,0 +1,109 @@
+"""``eagle data``: training text, made and looked at before any GPU hour is spent on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from eagle.cli import console
+from eagle.cli.data import regenerate
+from eagle.cli.options import ConfigOverrides
+
+if TYPE_CHECKING:
+    from eagle.train.data import Corpus
+
+app = typer.Typer(
+    **console.GROUP,
+    help="Make and look at training text.",
+    epilog=console.examples(
+        "eagle data prepare eagle-smollm2 --out text.npz",
+        "eagle data inspect tiny",
+        "eagle data regenerate sharegpt --out answers.jsonl",
+    ),
+)
+app.command(epilog=regenerate.EXAMPLES)(regenerate.regenerate)
+
+Config = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="A training config, or a shipped recipe's name.")
+]
+
+
+@app.callback()
+def _root(context: typer.Context) -> None:
+    console.help_if_bare(context)
+
+
+@app.command(epilog=console.examples("eagle data prepare eagle-smollm2 --out text.npz"))
+def prepare(
+    config: Config,
+    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The file to write.")],
+    set_: ConfigOverrides = None,
+) -> None:
+    """Tokenise the conversations of a training config into one file.
+
+    It can be carried to another machine and used with --set data.packed=FILE: about one byte for
+    each token. No weight is loaded.
+    """
+    from eagle.errors import RequestError
+    from eagle.train.data import make_corpus
+    from eagle.train.run import say
+    from eagle.train.spec import load_train_spec
+
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder; give the file to write")
+    corpus = make_corpus(load_train_spec(config, set_ or ()), say)
+    corpus.save(out)
+    console.out.out(f"{out}: {out.stat().st_size / 1e6:.1f} MB, digest {corpus.digest}")
+
+
+@app.command(epilog=console.examples("eagle data inspect tiny --sample 2"))
+def inspect(
+    config: Config,
+    set_: ConfigOverrides = None,
+    sample: Annotated[
+        int, typer.Option("--sample", metavar="N", help="Which conversation to show, from 0.")
+    ] = 0,
+    tokens: Annotated[
+        int, typer.Option("--tokens", metavar="N", help="How many of its tokens.")
+    ] = 400,
+) -> None:
+    """Show counts, lengths, the share of tokens with a loss, and a sample with those in green."""
+    from eagle.target import loading
+    from eagle.train.data import Corpus, make_corpus
+    from eagle.train.run import say
+    from eagle.train.spec import load_train_spec
+
+    spec = load_train_spec(config, set_ or ())
+    corpus = (
+        Corpus.load(spec.path(spec.data.packed)) if spec.data.packed else make_corpus(spec, say)
+    )
+    if not 0 <= sample < len(corpus.ends):
+        raise typer.BadParameter(
+            f"there are {len(corpus.ends)} conversations, counted from 0", param_hint="--sample"
+        )
+    for line in _summary(corpus, spec.data.heldout, spec.data.seed):
+        console.out.out(line)
+    tokenizer = loading.load_tokenizer(loading.locate(spec.target))
+    ids, answers = corpus.text(sample)
+    text = Text()
+    for token, answered in list(zip(ids.tolist(), answers.tolist(), strict=True))[:tokens]:
+        text.append(tokenizer.decode([token]), style="green" if answered else "dim")
+    console.out.print(text)
+
+
+def _summary(corpus: Corpus, heldout: float, seed: int) -> list[str]:
+    import numpy as np
+
+    lengths = corpus.ends - corpus.starts
+    quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(lengths, (5, 25, 50, 75, 95)))
+    _, held = corpus.split(heldout, seed)
+    return [
+        f"conversations        {len(lengths):,} ({len(held):,} held out)",
+        f"tokens               {len(corpus.tokens):,}",
+        f"with a loss          {corpus.answers.mean():.1%}",
+        f"length               {quartiles} (5, 25, 50, 75, 95 %), at most {lengths.max():,}",
+        f"digest               {corpus.digest}",
+    ]

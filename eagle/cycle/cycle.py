@@ -1,0 +1,297 @@
+"""One cycle: draft, verify, accept, commit. Knows the five roles and none of their strategies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.cycle.drafter import CycleDrafter
+from eagle.cycle.processing import Processing
+from eagle.kernels import argmax
+from eagle.plugin import (
+    Acceptance,
+    AcceptanceRule,
+    AttentionBackend,
+    DraftHead,
+    Draws,
+    FeatureExtractor,
+    Sampling,
+    SamplingParams,
+    TargetProbs,
+    TokenTree,
+    TreeBuilder,
+    UniformDraws,
+    probabilities,
+)
+from eagle.target import Forward, Target
+
+__all__ = ["PHASES", "PREFILL", "Cycle", "Slots"]
+
+PHASES = ("draft", "verify", "accept", "commit")
+"""The parts of a cycle, in order: methods of `Cycle`."""
+
+PREFILL = 512  # tokens of a prompt read in one pass: bounds the memory that logits and masks take
+_SPAN = 64  # spans are rounded up to this, so that few different shapes occur
+
+
+@dataclass(frozen=True)
+class Slots:
+    """What B slots carry from cycle to cycle: tensors at fixed addresses, changed in place.
+
+    Attributes:
+        lengths: int64 ``[B]``, rows committed to the caches: the text without the root.
+        root: int64 ``[B]``, the last committed token, not cached yet.
+        state: ``[B, S]``, the head's state after the root.
+        active: bool ``[B]``; an idle slot stays where it is.
+        uniforms: float64 ``[B, U]``, the randomness of the next cycle.
+        outcome: int64 ``[B, D + 3]``, the one thing read back: tokens committed, whether NaN
+            or infinity decided it (1 the target's, 2 the head's, 3 both; plus 4 where logits
+            processors left nothing to choose from), and the committed tokens.
+        sampling: the slots' parameters, to be changed with `Sampling.become`.
+    """
+
+    lengths: Tensor
+    root: Tensor
+    state: Tensor
+    active: Tensor
+    uniforms: Tensor
+    outcome: Tensor
+    sampling: Sampling
+
+    @property
+    def carried(self) -> tuple[Tensor, ...]:
+        """What a cycle changes, beside caches behind the committed rows."""
+        return (self.lengths, self.root, self.state, self.active, self.outcome)
+
+
+class Cycle:
+    """The components of a decoder and the cycle they run, free of host reads.
+
+    Only a cycle with `Processing` reads device values: it runs processors on the host.
+
+    Attributes:
+        draws: makes the draws of a pass from its uniforms; an oracle may take its place.
+        timer: called with the name of each phase as it begins, and with ``end``.
+        compiled: what to call in place of the methods of these names, the cycle first.
+        ahead: the target's pass compiled ahead of time, in place of its `forward`.
+    """
+
+    draws: Callable[[Tensor], Draws] = UniformDraws
+
+    def __init__(
+        self,
+        target: Target,
+        features: FeatureExtractor,
+        head: DraftHead,
+        tree: TreeBuilder,
+        attention: AttentionBackend,
+        acceptance: AcceptanceRule,
+    ) -> None:
+        self.target, self.features, self.head = target, features, head
+        self.tree, self.attention, self.acceptance = tree, attention, acceptance
+        self.shape = tree.shape
+        self.draws_per_cycle = tree.uniforms + acceptance.uniforms(tree.shape)
+        # Rows behind the committed ones that a cycle writes, in a slot that is at its end too:
+        # a cycle that was started ahead may go on from there.
+        written = max(self.shape.nodes, self.shape.expansions, self.shape.depth + 1)
+        self.headroom = self.shape.depth + 1 + written
+        self.timer: Callable[[str], None] | None = None
+        self.compiled: dict[str, Callable[..., object]] = {}
+        self.ahead: Forward | None = None
+
+    def allocate(self, slots: int, rows: int) -> Slots:
+        """Allocate caches of *rows* committed rows per slot, and the slots."""
+        device = self.target.device
+        self.rows = -(-(rows + self.headroom) // _SPAN) * _SPAN
+        self.cache = self.target.make_cache(slots, self.rows)
+        self.head.allocate(slots, self.rows)
+
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        return Slots(
+            lengths=integers(slots),
+            root=integers(slots),
+            state=torch.zeros(
+                slots,
+                self.head.state_size(self.target.info),
+                dtype=self.target.dtype,
+                device=device,
+            ),
+            active=torch.zeros(slots, dtype=torch.bool, device=device),
+            uniforms=torch.zeros(slots, self.draws_per_cycle, dtype=torch.float64, device=device),
+            outcome=integers(slots, self.shape.depth + 3),
+            sampling=Sampling.of([SamplingParams()] * slots, device),
+        )
+
+    def span(self, committed: int) -> int:
+        """Return how many cache rows a cycle reads when no slot has more than *committed*."""
+        return min(-(-(committed + self.headroom) // _SPAN) * _SPAN, self.rows)
+
+    def run(
+        self, slots: Slots, sampling: Sampling, span: int, processing: Processing | None = None
+    ) -> None:
+        """Draft, verify, accept and commit once, for all slots; `slots.outcome` says what came."""
+        draws = self.draws(slots.uniforms)
+        tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
+        logits, features = self._phase("verify", slots, tree, span)
+        scores = processing.at_nodes(logits, tree) if processing else logits
+        choice: Acceptance = self._phase("accept", tree, scores, sampling, draws)
+        self._mark("commit")
+        self.cache.store.compact(slots.lengths, choice.path)
+        self.phase("commit", slots, tree, choice, logits, scores, features, span)
+        self._mark("end")
+
+    def _phase(self, name: str, *args: object) -> Any:
+        self._mark(name)
+        return self.phase(name, *args)
+
+    def phase(self, name: str, *args: object) -> Any:
+        """Call the phase of that name, compiled where it is."""
+        return self.compiled.get(name, getattr(type(self), name))(self, *args)
+
+    def _mark(self, phase: str) -> None:
+        if self.timer is not None:
+            self.timer(phase)
+
+    def draft(self, slots: Slots, sampling: Sampling, span: int, draws: Draws) -> TokenTree:
+        """Return a token tree for every slot."""
+        drafter = CycleDrafter(self.head, slots.root, slots.state, slots.lengths, span, sampling)
+        return self.tree.build(drafter, draws)
+
+    def verify(self, slots: Slots, tree: TokenTree, span: int) -> tuple[Tensor, Tensor]:
+        """Return the target's logits ``[B, N, V]`` and features ``[B, N, F]`` at every node."""
+        step = Step.tree(slots.lengths, tree.depths, tree.ancestors, span)
+        last, hidden = self._forward(tree.tokens, step)
+        return self.target.logits(last), self.features.extract(last, hidden)
+
+    def accept(
+        self, tree: TokenTree, scores: Tensor, sampling: Sampling, draws: Draws
+    ) -> Acceptance:
+        """Return the accepted paths and the bonus tokens."""
+        return self.acceptance.accept(tree, TargetProbs(scores, sampling), self.shape, draws)
+
+    def commit(
+        self,
+        slots: Slots,
+        tree: TokenTree,
+        choice: Acceptance,
+        logits: Tensor,
+        scores: Tensor,
+        features: Tensor,
+        span: int,
+    ) -> None:
+        """Let the head absorb what was accepted, and write the slots' next state."""
+        order = torch.arange(self.shape.depth + 1, device=logits.device)
+        follow = tree.tokens.gather(1, choice.path).roll(-1, 1)
+        follow = torch.where(order == choice.count[:, None], choice.bonus[:, None], follow)
+        absorb = Step.chain(slots.lengths, self.shape.depth + 1, span)
+        states = self.head.absorb(follow, _pick(features, choice.path), absorb)
+
+        gain = torch.where(slots.active, choice.count + 1, 0)
+        bad = _stuck(_pick(logits, choice.path)) + 2 * ~states.isfinite().flatten(1).all(1)
+        if scores is not logits:
+            bad = bad + 4 * _stuck(_pick(scores, choice.path))
+        slots.state.copy_(_pick(states, choice.count[:, None])[:, 0])
+        slots.root.copy_(torch.where(slots.active, choice.bonus, slots.root))
+        slots.lengths.add_(gain)
+        slots.outcome.copy_(torch.cat((torch.stack((gain, bad), 1), follow), 1))
+
+    def prefill(
+        self,
+        slots: Slots,
+        slot: int,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        uniform: Tensor,
+        processing: Processing | None = None,
+    ) -> None:
+        """Read a prompt into one slot, choose its first token, and make the slot active.
+
+        Args:
+            slots: the slots.
+            slot: which one; its outcome is the first token.
+            prompt: token ids, at least one.
+            sampling: the parameters of this one request.
+            uniform: float64 ``[1, 1]``, the randomness of the first token.
+            processing: the logits processors of the slots, if any has some.
+        """
+        device = self.target.device
+        tokens = torch.tensor([[*prompt, 0]], device=device)
+        for start in range(0, len(prompt), PREFILL):
+            piece = tokens[:, start : start + PREFILL + 1]
+            count = piece.shape[1] - 1
+            place = torch.tensor([slot, start, count], device=device)
+            last = start + count == len(prompt)
+            end = (sampling, uniform) if last else None
+            self.read(slots, piece, place, self.span(start + count), end, processing)
+
+    def read(
+        self,
+        slots: Slots,
+        tokens: Tensor,
+        place: Tensor,
+        span: int,
+        end: tuple[Sampling, Tensor] | None,
+        processing: Processing | None = None,
+    ) -> None:
+        """Read one piece of a prompt into one slot.
+
+        Args:
+            slots: the slots.
+            tokens: int64 ``[1, C + 1]``: C tokens to read, and the one behind them.
+            place: int64 ``[3]``: which slot, where the piece starts, and how many of its tokens
+                count; what is behind them is padding.
+            span: rows of the cache that are read.
+            end: for the prompt's last piece, what `prefill` takes: a token is chosen, and the
+                slot becomes active.
+            processing: the logits processors of the slots, if any has some.
+        """
+        slot, start, count = torch.split(place, 1)
+        step = Step.chain(start, tokens.shape[1] - 1, span, slot)
+        last, hidden = self._forward(tokens[:, :-1], step)
+        features = self.features.extract(last, hidden)
+        if end is None:
+            self.head.absorb(tokens[:, 1:], features, step)
+            return
+        sampling, uniform = end
+        final = (count - 1)[:, None]
+        logits = scores = self.target.logits(_pick(last, final))[:, 0]
+        bad = _stuck(logits[:, None]).to(torch.int64)
+        if processing:
+            scores = processing.after_text(int(slot), logits)
+            bad = bad + 4 * _stuck(scores[:, None])
+        first = self._first(scores, sampling, uniform)
+        follow = tokens[:, 1:].scatter(1, final, first[:, None])
+        state = _pick(self.head.absorb(follow, features, step), final)[:, 0]
+        bad = bad + 2 * ~state.isfinite().all(1)
+        outcome = torch.stack((torch.ones_like(bad), bad, first), 1)
+        slots.lengths.index_copy_(0, slot, start + count)
+        slots.root.index_copy_(0, slot, first)
+        slots.state.index_copy_(0, slot, state.to(slots.state.dtype))
+        slots.active.index_fill_(0, slot, True)
+        slots.outcome[:, :3].index_copy_(0, slot, outcome)
+
+    def _forward(self, tokens: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:
+        forward = self.ahead or self.target.forward
+        return forward(tokens, step, self.cache, self.attention, self.features.layers)
+
+    def _first(self, scores: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+        if sampling.greedy:
+            return argmax(scores)
+        return self.draws(uniform).categorical(probabilities(scores, sampling))
+
+
+def _pick(x: Tensor, index: Tensor) -> Tensor:
+    """Return ``x[b, index[b, i]]`` for ``[B, N, S]`` and ``[B, M]``: ``[B, M, S]``."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+def _stuck(scores: Tensor) -> Tensor:
+    """Return bool ``[B]``: whether some of ``[B, M, V]`` give no token a finite best score."""
+    return ~scores.amax(-1).isfinite().all(1)

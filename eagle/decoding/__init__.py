@@ -1,0 +1,23 @@
+"""Requests in, tokens out: THE loop, and what it needs of prompts and text; knows cycles, not what
+is in them.
+"""
+
+from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.inputs import Prompt, encode
+from eagle.decoding.requests import Event, Result, Stats
+from eagle.decoding.text import half_surrogate
+from eagle.decoding.trace import Trace, TracedCycle, TracedNode
+
+__all__ = [
+    "Decoder",
+    "Event",
+    "Prompt",
+    "Result",
+    "Stats",
+    "Trace",
+    "TracedCycle",
+    "TracedNode",
+    "encode",
+    "half_surrogate",
+    "resolve_for",
+]

@@ -1,0 +1,123 @@
+"""The requests that are being answered, each in a slot: what they need next, what an outcome means.
+
+It knows requests and outcomes that were read back; it does not know the device or how cycles run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import torch
+
+from eagle.cycle import Processing
+from eagle.decoding.requests import Event, Request
+from eagle.errors import NumericalError
+from eagle.plugin import SamplingParams
+
+__all__ = ["Batch", "Outcome", "failed_last"]
+
+Outcome = Sequence[int]
+"""What a cycle did in one slot: a row of `eagle.cycle.Slots.outcome`."""
+
+_NAN = {1: "the target", 2: "the draft head", 3: "the target and the draft head"}
+_STUCK = 4
+_IDLE = SamplingParams(max_new_tokens=1)
+
+
+class Batch:
+    """Requests by slot.
+
+    Args:
+        slots: how many slots there are.
+        dtype: of the target, for what is said where numbers were too large for it.
+
+    Attributes:
+        requests: the request of every slot, None where it is free.
+    """
+
+    def __init__(self, slots: int, dtype: torch.dtype) -> None:
+        self.requests: list[Request | None] = [None] * slots
+        self._dtype = dtype
+
+    def __bool__(self) -> bool:
+        return any(self.requests)
+
+    @property
+    def free(self) -> list[int]:
+        """Slots without a request."""
+        return [slot for slot, request in enumerate(self.requests) if request is None]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text so far."""
+        return max(len(r.prompt) + len(r.tokens) for r in self.requests if r is not None)
+
+    @property
+    def params(self) -> list[SamplingParams]:
+        """Every slot's parameters; a free one is greedy, so that it keeps no one from it."""
+        return [r.params if r else _IDLE for r in self.requests]
+
+    def processing(self) -> Processing | None:
+        """Return what the logits processors of the requests need, if any has some."""
+        slots = {
+            slot: ([*request.prompt, *request.tokens], request.processors)
+            for slot, request in enumerate(self.requests)
+            if request is not None and request.processors
+        }
+        return Processing(slots) if slots else None
+
+    def goes_on(self, outcomes: Sequence[Outcome], *, waiting: bool) -> bool:
+        """Return whether another cycle may start before this one's tokens are delivered.
+
+        The device then works while the host turns tokens into text. Only a stop string can show
+        afterwards that a slot's cycle was for nothing; its outcome is not looked at.
+
+        Args:
+            outcomes: of every slot.
+            waiting: whether there are requests without a slot. A slot that is free, or that a stop
+                string frees, is given to one at once, which must not get that cycle's outcome.
+        """
+        return not (waiting and self.free) and not any(
+            request.processors
+            or outcome[1]
+            or (waiting and request.params.stop)
+            or request.ends_with(outcome[2 : 2 + outcome[0]])
+            for request, outcome in zip(self.requests, outcomes, strict=True)
+            if request is not None
+        )
+
+    def deliver(self, slot: int, outcome: Outcome, *, verified: bool = True) -> Event:
+        """Give a slot's new tokens to its request, and free the slot if that finishes it.
+
+        Args:
+            slot: which one; it has a request.
+            outcome: its outcome.
+            verified: False for the first token, which the prompt's own pass gives.
+
+        Raises:
+            NumericalError: NaN or infinity decided, or logits processors left no token.
+        """
+        request = cast("Request", self.requests[slot])
+        count, bad, *tokens = outcome
+        place = f"after {len(request.tokens)} tokens of prompt {request.index + 1}"
+        if bad == _STUCK:
+            raise NumericalError(
+                f"{place} its logits processors give no token a finite best score, so none can "
+                "be chosen"
+            )
+        if bad:
+            raise NumericalError(
+                f"{_NAN[bad % _STUCK]} produced NaN or infinity {place}; no token can be chosen "
+                f"from that (its weights may be damaged, or {self._dtype} too narrow for it: try "
+                "target.dtype=float32)"
+            )
+        event = request.deliver(tokens[:count], verified=verified)
+        if event.finish_reason:
+            self.requests[slot] = None
+        return event
+
+
+def failed_last(outcomes: Iterable[tuple[int, Outcome]]) -> list[tuple[int, Outcome]]:
+    """Return slots and outcomes, failures last, so that they cost no answer that ends here too."""
+    return sorted(outcomes, key=lambda one: one[1][1] > 0)

@@ -1,0 +1,316 @@
+"""THE loop: requests come in, cycles run, tokens go out.
+
+It knows requests and cycles; what a cycle's components do is theirs (see `eagle.cycle`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from eagle.cycle import Cycle, Processors, Slots
+from eagle.decoding.batch import Batch, Outcome, failed_last
+from eagle.decoding.inputs import Prompt, intake
+from eagle.decoding.requests import Event, Request, Result
+from eagle.decoding.uniforms import Feed
+from eagle.errors import EagleError, RequestError
+from eagle.plugin import BuildContext, Registry, Sampling, SamplingParams, default_registry
+from eagle.runtime import Runtime
+from eagle.sizing import fit_tree
+from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
+from eagle.target import Target, load_target, loading, resolve_device
+
+__all__ = ["Decoder", "resolve_for"]
+
+
+class Decoder:
+    """A target with a draft head: generates what the target would say, in fewer passes.
+
+    Make one with `from_spec`. It is not thread-safe: one `stream` or `generate` at a time.
+
+    Attributes:
+        resolved: the spec and its components.
+        target: the target model.
+    """
+
+    def __init__(self, resolved: Resolved, target: Target) -> None:
+        target.probe(resolved.attention)
+        resolved.head.load(target, resolved.attention)
+        resolved = fit_tree(resolved, target)
+        self.resolved, self.target = resolved, target
+        self._cycle = Cycle(
+            target,
+            resolved.features,
+            resolved.head,
+            resolved.tree,
+            resolved.attention,
+            resolved.acceptance,
+        )
+        self._runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
+        self._slots: Slots | None = None
+        self._batch: Batch | None = None
+        self._sampling: Sampling | None = None
+        self._capacity = 0
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: str | Path | DecoderSpec = "eagle",
+        overrides: Sequence[str] = (),
+        *,
+        registry: Registry | None = None,
+        target: Target | None = None,
+    ) -> Decoder:
+        """Build a decoder.
+
+        Args:
+            spec: name of a shipped spec, path of a YAML file, or a `DecoderSpec`.
+            overrides: ``path.to.key=value`` each, for a name or a path.
+            registry: strategies to choose from; by default those of all installed plug-ins.
+            target: a loaded target to use instead of the spec's; decoders may share one.
+
+        Raises:
+            SpecError: the spec is wrong, or its strategies do not go together.
+            PluginError: a strategy is unknown or its plug-in is broken.
+            TargetError: the target cannot be loaded or served.
+            CheckpointError: the head's checkpoint does not fit.
+            AssetError: the embedded model cannot be fetched.
+        """
+        if not isinstance(spec, DecoderSpec):
+            spec = load_spec(spec, overrides)
+        elif overrides:
+            raise TypeError("overrides go with a spec's name or path; a DecoderSpec is complete")
+        resolved = resolve_for(spec, registry or default_registry(), target)
+        return cls(resolved, target or load_target(spec.target, spec.folder))
+
+    @property
+    def spec(self) -> DecoderSpec:
+        """The spec that this decoder was built from."""
+        return self.resolved.spec
+
+    @property
+    def capacity(self) -> int:
+        """The longest text, prompt and answer, that this decoder holds, in tokens."""
+        return self.spec.runtime.capacity(self.target.capacity)
+
+    # A string is a sequence of strings too; the first of the two is what is meant by it.
+    @overload
+    def generate(
+        self,
+        prompts: Prompt,
+        params: SamplingParams | Sequence[SamplingParams] | None = ...,
+        *,
+        processors: Processors | Sequence[Processors | None] | None = ...,
+        raw: bool = ...,
+        **sampling: Any,
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = ...,
+        *,
+        processors: Processors | Sequence[Processors | None] | None = ...,
+        raw: bool = ...,
+        **sampling: Any,
+    ) -> list[Result]: ...
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        processors: Processors | Sequence[Processors | None] | None = None,
+        raw: bool = False,
+        **sampling: Any,
+    ) -> Result | list[Result]:
+        """Answer one prompt or several.
+
+        A prompt that fails while it is decoded ends the call for all. What was finished by then is
+        in the error's `results`, by the prompt's index; `stream` has yielded it.
+
+        Args:
+            prompts: a string (a user's message), token ids, a list of ``{"role", "content"}``
+                messages, or a list of any of these.
+            params: sampling parameters, for all prompts or one for each.
+            processors: logits processors as `transformers` has them, a list for all prompts or a
+                list (or None) for each. Every one sees each candidate's own prefix, prompt
+                included; with temperature and the rest applied after them, they define the
+                distribution that is kept. They run on the host, so such cycles are slower.
+            raw: continue strings as they are, without the chat template.
+            **sampling: fields of `SamplingParams`, instead of *params*.
+
+        Returns:
+            A `Result` for one prompt, a list of them, in order, for several.
+
+        Raises:
+            RequestError: a prompt or a parameter is not valid, which is known before anything is
+                decoded; or a logits processor raises.
+            NumericalError: the target or the head produced NaN, or logits processors leave no
+                token.
+            PluginError: a strategy raises.
+        """
+        single, requests = self._intake(prompts, params, processors, sampling, raw)
+        results: dict[int, Result] = {}
+        try:
+            for event in self._run(requests):
+                if event.result is not None:
+                    results[event.index] = event.result
+        except EagleError as error:
+            error.results = results
+            raise
+        return results[0] if single else [results[i] for i in range(len(requests))]
+
+    def stream(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        processors: Processors | Sequence[Processors | None] | None = None,
+        raw: bool = False,
+        **sampling: Any,
+    ) -> Iterator[Event]:
+        """Answer like `generate`, yielding an `Event` for every cycle of every prompt.
+
+        Parameters are checked at once, before the first event is asked for.
+        """
+        _, requests = self._intake(prompts, params, processors, sampling, raw)
+        return self._run(requests)
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
+        waiting = deque(requests)
+        slots = self._allocate(requests)
+        batch = Batch(slots.root.shape[0], self.target.dtype)
+        self._batch, self._sampling = batch, None
+        feed = Feed(slots.uniforms)
+        ahead = False  # whether the next cycle is under way already
+        try:
+            while waiting or batch:
+                for slot, outcome in self._admit(slots, waiting, batch):
+                    yield self._deliver(slots, slot, batch, outcome, verified=False)
+                    self._check_turn(batch)
+                if batch:
+                    if not ahead:
+                        self._advance(slots, batch, feed)
+                    outcomes = slots.outcome.tolist()
+                    ahead = self._runtime.graph and batch.goes_on(outcomes, waiting=bool(waiting))
+                    if ahead:
+                        self._advance(slots, batch, feed)
+                    for slot, outcome in failed_last(enumerate(outcomes)):
+                        if batch.requests[slot] is not None:
+                            yield self._deliver(slots, slot, batch, outcome)
+                            self._check_turn(batch)
+        except Exception:
+            if self._batch is batch:
+                self._slots = None  # its caches may hold NaN, which masked rows would pass on
+            raise
+
+    def _check_turn(self, batch: Batch) -> None:
+        """Refuse to go on with a stream whose slots another call has taken over."""
+        if self._batch is not batch:
+            raise RequestError(
+                "another generate or stream was started on this decoder before this stream "
+                "ended; give both prompts to one call, or make a second decoder"
+            )
+
+    def _admit(
+        self, slots: Slots, waiting: deque[Request], batch: Batch
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Read waiting prompts into the free slots, then yield these and their first outcomes.
+
+        Nothing waits for the device in between, so that it reads one prompt after the other.
+        """
+        new = {slot: waiting.popleft() for slot in batch.free[: len(waiting)]}
+        if not new:
+            return
+        device, failure = self.target.device, None
+        sampling = [Sampling.of([request.params], device) for request in new.values()]
+        uniforms = torch.stack([request.uniforms(1) for request in new.values()]).to(device)
+        needs = zip(new.items(), sampling, torch.split(uniforms, 1), strict=True)
+        self._sampling = None
+        read: list[int] = []
+        try:
+            with torch.inference_mode(), self.resolved.blaming():
+                for (slot, request), own, uniform in needs:
+                    request.start()
+                    batch.requests[slot] = request
+                    processing = batch.processing()
+                    self._runtime.prefill(slots, slot, request.prompt, own, uniform, processing)
+                    read.append(slot)
+        except Exception as error:  # costs no answer of a prompt that was read before
+            failure = error
+        outcomes = slots.outcome.tolist()
+        yield from failed_last((slot, outcomes[slot]) for slot in read)
+        if failure is not None:
+            raise failure
+
+    def _advance(self, slots: Slots, batch: Batch, feed: Feed) -> None:
+        """Start one cycle for all slots; what the next one draws is sent behind it."""
+        if self._sampling is None:
+            self._sampling = slots.sampling.become(batch.params)
+        if not self._sampling.greedy:
+            feed.fill(batch.requests)
+        # A cycle that started ahead may have committed what has not been delivered yet.
+        committed = batch.longest + self.resolved.tree.shape.depth + 1
+        with torch.inference_mode(), self.resolved.blaming():
+            self._runtime.run(slots, self._sampling, committed, batch.processing())
+            if not self._sampling.greedy:
+                feed.refill(batch.requests)
+
+    def _deliver(
+        self, slots: Slots, slot: int, batch: Batch, outcome: Outcome, *, verified: bool = True
+    ) -> Event:
+        """Give a slot's new tokens to its request; let the slot idle if that finishes it."""
+        event = batch.deliver(slot, outcome, verified=verified)
+        if event.finish_reason:
+            self._sampling = None
+            slots.active[slot] = False
+            slots.lengths[slot] = 0
+        return event
+
+    def _allocate(self, requests: Sequence[Request]) -> Slots:
+        """Return idle slots for these requests, allocating anew only where they do not fit."""
+        count = self._runtime.slots(len(requests), self.spec.runtime.max_batch)
+        longest = max(len(r.prompt) + r.limit for r in requests)
+        if self._slots is None or self._slots.root.shape[0] != count or self._capacity < longest:
+            rows = self._runtime.rows(longest, self.capacity)
+            self._slots = None  # so that an interruption leaves nothing half allocated
+            self._slots, self._capacity = self._runtime.allocate(count, rows), rows
+        self._slots.active.zero_()
+        self._slots.lengths.zero_()
+        return self._slots
+
+    def _intake(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        processors: Processors | Sequence[Processors | None] | None,
+        sampling: Mapping[str, Any],
+        raw: bool,
+    ) -> tuple[bool, list[Request]]:
+        return intake(
+            prompts,
+            params,
+            processors,
+            sampling,
+            raw=raw,
+            target=self.target,
+            capacity=self.capacity,
+        )
+
+
+def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = None) -> Resolved:
+    """Resolve a spec against its target's configuration, or against a loaded target.
+
+    Raises:
+        EagleError: see `Decoder.from_spec`.
+    """
+    resolve(spec, registry)  # without the target first: a typo should not cost a download
+    info = target.info if target else loading.describe(loading.locate(spec.target, spec.folder))[0]
+    device = target.device if target else resolve_device(spec.target.device)
+    return resolve(spec, registry, BuildContext(info, device, spec.folder))

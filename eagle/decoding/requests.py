@@ -1,0 +1,200 @@
+"""What a request asked for and what it has been given so far; knows text, not tensors.
+
+Everything here runs on the host, once per cycle, on the few tokens that a cycle committed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from eagle.cycle import Processors
+from eagle.decoding.text import Piece, TextStream
+from eagle.errors import RequestError
+from eagle.plugin import SamplingParams
+
+__all__ = [
+    "Event",
+    "FinishReason",
+    "Request",
+    "Result",
+    "Stats",
+    "stop_tokens",
+]
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Figures of one request.
+
+    Attributes:
+        new_tokens: tokens given, the first of which comes from the prompt's own pass.
+        cycles: verifications.
+        tau: tokens committed per verification, the bonus token included.
+        accepted_per_cycle: tokens committed by each cycle.
+        seconds: from the request's start to its last token.
+        tokens_per_second: new_tokens / seconds.
+        time_to_first_token: seconds from the request's start to its first token.
+    """
+
+    new_tokens: int
+    cycles: int
+    tau: float
+    accepted_per_cycle: tuple[int, ...]
+    seconds: float
+    tokens_per_second: float
+    time_to_first_token: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one cycle gave to one request.
+
+    Attributes:
+        index: which prompt.
+        tokens: the tokens committed, in order; the last of a cycle is its bonus token.
+        pieces: the text that became certain, piece by piece.
+        finish_reason: None until the request is finished.
+        result: the whole result, with the last event only.
+    """
+
+    index: int
+    tokens: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    finish_reason: FinishReason | None = None
+    result: Result | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of all pieces."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished request.
+
+    Attributes:
+        text: without special tokens; ends before a stop string.
+        tokens: ids, an end-of-text token or the tokens of a stop string included.
+        finish_reason: ``stop`` (end-of-text token or stop string) or ``length``.
+        stats: figures.
+        prompt_tokens: ids of the prompt, the chat template applied.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats
+    prompt_tokens: tuple[int, ...]
+
+
+def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the stop strings that are special tokens, of which no text is made.
+
+    Args:
+        stops: strings that end a text.
+        tokenizer: the target's, or None.
+
+    Raises:
+        RequestError: a stop string holds a special token beside other text, which would never be
+            found.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {}) if stops else {}
+    special = {token.content: number for number, token in added.items() if token.special}
+    for stop in stops:
+        held = [token for token in special if token in stop and stop not in special]
+        if held:
+            raise RequestError(
+                f"the stop string {stop!r} holds the special token {held[0]!r}, which is left out "
+                "of the text, so it would never be found; give the special token by itself"
+            )
+    return frozenset(special[stop] for stop in stops if stop in special)
+
+
+@dataclass
+class Request:
+    """One prompt on its way: its tokens so far, its text, and its own source of randomness."""
+
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    limit: int
+    eos: frozenset[int]
+    tokenizer: Any
+    processors: Processors = ()
+    tokens: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self._text = TextStream(self.tokenizer, self.params.stop)
+        self._ends = stop_tokens(self.params.stop, self.tokenizer)
+        if not self.params.ignore_eos:
+            self._ends |= self.eos
+        self._generator = torch.Generator().manual_seed(self.params.seed)
+        self._started = time.perf_counter()
+        self._first = self._last = 0.0
+
+    def start(self) -> None:
+        """Start the clock: the request's prompt is about to be read."""
+        self._started = time.perf_counter()
+
+    def uniforms(self, count: int) -> torch.Tensor:
+        """Return the next *count* uniforms of this request, float64 in [0, 1)."""
+        return torch.rand(count, generator=self._generator, dtype=torch.float64)
+
+    def ends_with(self, tokens: Sequence[int]) -> bool:
+        """Return whether these tokens end the request, as far as their ids tell."""
+        if len(self.tokens) + len(tokens) >= self.limit:
+            return True
+        return not self._ends.isdisjoint(tokens)
+
+    def deliver(self, tokens: Sequence[int], *, verified: bool = True) -> Event:
+        """Take in the tokens of one cycle, up to the one that ends the request.
+
+        Args:
+            tokens: accepted draft tokens and, last, the bonus token.
+            verified: False for the first token, which the prompt's own pass gives.
+        """
+        given: list[int] = []
+        for number, token in enumerate(tokens):
+            given.append(token)
+            stopped = self._text.push(token, drafted=number < len(tokens) - 1)
+            if stopped or token in self._ends:
+                self.finish_reason = "stop"
+            elif len(self.tokens) + len(given) >= self.limit:
+                self.finish_reason = "length"
+            if self.finish_reason:
+                break
+        self.tokens += given
+        if verified:
+            self.accepted.append(len(given))
+        self._last = time.perf_counter()
+        self._first = self._first or self._last
+        pieces = self._text.take(final=self.finish_reason is not None)
+        if self._text.stopped:  # also by text that only the last token settled
+            self.finish_reason = "stop"
+        result = self.result() if self.finish_reason else None
+        return Event(self.index, tuple(given), pieces, self.finish_reason, result)
+
+    def result(self) -> Result:
+        """Return what the request has been given."""
+        seconds, cycles = self._last - self._started, len(self.accepted)
+        stats = Stats(
+            new_tokens=len(self.tokens),
+            cycles=cycles,
+            tau=sum(self.accepted) / cycles if cycles else 0.0,
+            accepted_per_cycle=tuple(self.accepted),
+            seconds=seconds,
+            tokens_per_second=len(self.tokens) / seconds if seconds else 0.0,
+            time_to_first_token=self._first - self._started,
+        )
+        reason = self.finish_reason or "length"
+        return Result(self._text.text, tuple(self.tokens), reason, stats, tuple(self.prompt))

@@ -1,0 +1,61 @@
+"""The randomness of the next cycle, drawn and sent while the device runs the one before.
+
+It knows requests and where a cycle reads its uniforms; it does not know what they decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from eagle.decoding.requests import Request
+
+__all__ = ["Feed"]
+
+
+class Feed:
+    """Keeps a cycle's uniforms filled with the next ones of every slot's request.
+
+    What a request reads does not depend on when it was drawn: a slot's next uniforms stay until a
+    cycle has read them, or another request has its slot.
+
+    Args:
+        uniforms: float64 ``[B, U]``, what the next cycle reads, on its device.
+    """
+
+    def __init__(self, uniforms: Tensor) -> None:
+        self._uniforms = uniforms
+        # Two, in turn: the device may still be reading one while the other is filled, and it has
+        # read both by the time that a cycle's outcome is known.
+        self._drawn = [
+            torch.zeros(uniforms.shape, dtype=uniforms.dtype, pin_memory=uniforms.is_cuda)
+            for _ in range(2)
+        ]
+        self._owners: list[Request | None] = [None] * uniforms.shape[0]
+
+    def fill(self, requests: Sequence[Request | None]) -> None:
+        """See to it that the next cycle reads what these requests read next.
+
+        Args:
+            requests: of every slot, None where it is free.
+        """
+        owned = enumerate(zip(requests, self._owners, strict=True))
+        new = {
+            slot: request for slot, (request, owner) in owned if request and request is not owner
+        }
+        if not new:
+            return
+        before, drawn = self._drawn
+        drawn.copy_(before)
+        for slot, request in new.items():
+            self._owners[slot] = request
+            drawn[slot] = request.uniforms(drawn.shape[1])
+        self._uniforms.copy_(drawn, non_blocking=True)
+        self._drawn.reverse()
+
+    def refill(self, requests: Sequence[Request | None]) -> None:
+        """Draw anew, once a cycle that reads the uniforms has been started."""
+        self._owners = [None] * len(self._owners)
+        self.fill(requests)

@@ -1,0 +1,33 @@
+"""What is computed fast, each with its plain twin beside it; knows tensors and layers, no model and
+no cycle.
+"""
+
+from eagle.kernels.drawing import draw, draw_by_operators, padded, rows_of
+from eagle.kernels.few_rows import plan_of, product_parts
+from eagle.kernels.fused_linear import Product, arrange, products
+from eagle.kernels.int8 import Int8Linear, int8_linear, quantize
+from eagle.kernels.prepacked import PackedLinear, Switch, hooked, multiply, packs, reorder
+from eagle.kernels.topk import argmax, top_k
+
+__all__ = [
+    "Int8Linear",
+    "PackedLinear",
+    "Product",
+    "Switch",
+    "argmax",
+    "arrange",
+    "draw",
+    "draw_by_operators",
+    "hooked",
+    "int8_linear",
+    "multiply",
+    "packs",
+    "padded",
+    "plan_of",
+    "product_parts",
+    "products",
+    "quantize",
+    "reorder",
+    "rows_of",
+    "top_k",
+]

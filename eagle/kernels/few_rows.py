@@ -1,0 +1,274 @@
+"""Products of few rows with a weight, in compiled passes on a GPU; knows layers, no model.
+
+A verification multiplies a tree's nodes by every weight, so its time is that of reading them, or
+where they are small, that of one load after another. cuBLAS is made for more rows: on an H100 it
+takes 42.8, 68.9 and 37.9 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 39.9,
+66.4 and 34.7, and reading 32.6, 58.4 and 29.2 (`eagle bench products`); on an H200, for 26 rows and
+SmolLM2-135M's down projection 4.9 and 3.1 us, for one row 4.9 and 2.5. Long and narrow
+weights are also cut along their length, so that more of the device reads; what follows in the
+compiled pass adds up the parts. Of a weight kept in int8, which drafts may read, half as many bytes
+are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eagle.host import multiprocessors, shared_memory
+from eagle.kernels.prepacked import Switch, hooked
+
+__all__ = [
+    "BLOCK_K",
+    "BLOCK_N",
+    "MAX_ROWS",
+    "Plan",
+    "SkinnyLinear",
+    "block_rows",
+    "linear",
+    "narrow",
+    "plan_of",
+    "product_of_bytes",
+    "product_parts",
+    "reads_bytes",
+    "stages_of",
+]
+
+MAX_ROWS = 64
+"""Products of more rows are left to cuBLAS."""
+
+BLOCK_N, BLOCK_K = 64, 128
+"""Rows and columns of a weight that a program takes at once, where there are several rows."""
+
+_DTYPES = (torch.bfloat16, torch.float16)
+_RESERVED = 2048  # bytes of shared memory for what is not a block
+_ALIGNED = 16  # bytes: where a row may begin for the copy engine of the device
+_OLDEST = (9, 0)  # compute capability; of older ones none has been measured
+# Elements, and columns, of the weights of which it has been.
+_LARGE, _LONG = 2**23, 2048
+_SMALL = 2**22
+# Columns that the kernel of one row takes at once. Where a long row is no multiple of them, it is
+# no quicker than cuBLAS: for 4,096 x 11,008, 38.1 and 37.2 us, where two parts take 33.7.
+_STRIDE, _VERY_LONG = 2048, 8192
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which products with a weight are made here.
+
+    Attributes:
+        one: in how many parts a weight's rows are read for a single row; 0 for cuBLAS.
+        splits: the same for more rows.
+    """
+
+    one: int = 0
+    splits: int = 0
+
+    def parts(self, rows: int) -> int:
+        """Return in how many parts a product of *rows* rows is made; 0 for cuBLAS."""
+        if not 0 < rows <= MAX_ROWS:
+            return 0
+        return self.one if rows == 1 else self.splits
+
+
+def plan_of(weight: Tensor, *, shared: bool = False) -> Plan:
+    """Return which products with a weight are quicker by the kernels of this module.
+
+    Args:
+        weight: ``[N, K]``.
+        shared: whether the product is handed to several layers, each of which would have to add
+            up its parts.
+    """
+    if (
+        not _measured(weight)
+        or weight.stride(1) != 1
+        or weight.data_ptr() % _ALIGNED
+        or any(rows * weight.itemsize % _ALIGNED for rows in (weight.stride(0), weight.shape[1]))
+    ):
+        return Plan()
+    columns, depth = weight.shape
+    return _plan(columns, depth, shared, multiprocessors(weight.device))
+
+
+def reads_bytes(weight: Tensor) -> bool:
+    """Whether products with a weight are quicker by `product_of_bytes`, from a copy in int8.
+
+    Args:
+        weight: ``[N, K]``.
+    """
+    return _measured(weight) and weight.numel() >= _LARGE and weight.shape[1] % _ALIGNED == 0
+
+
+def _measured(weight: Tensor) -> bool:
+    """Whether the kernels of this module run on a weight's device: timed on H100 and H200."""
+    return (
+        weight.is_cuda
+        and torch.version.hip is None
+        and weight.dtype in _DTYPES
+        and find_spec("triton") is not None
+        and torch.cuda.get_device_capability(weight.device) >= _OLDEST
+    )
+
+
+def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
+    if columns * depth >= _LARGE:
+        if depth < _LONG:
+            return Plan()
+        splits = 1 if columns // BLOCK_N >= processors else 2
+        return Plan(splits if depth > _VERY_LONG and depth % _STRIDE else 1, splits)
+    if columns * depth > _SMALL:
+        return Plan()
+    # Two blocks for each program. Of as many as eight parts, adding up would be a kernel by itself.
+    return Plan(1, 1 if shared else min(-(-depth // (2 * BLOCK_K)), 6))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+    """Return ``x W^T + b``, from a kernel of this module in compiled passes of few rows.
+
+    Args:
+        x: ``[..., K]``.
+        weight: ``[N, K]``.
+        bias: ``[N]``, or None.
+        plan: what `plan_of` says of the weight.
+    """
+    rows = x.shape[:-1].numel()
+    splits = plan.parts(rows)
+    if not (splits and x.dtype == weight.dtype and torch.compiler.is_compiling()):
+        return F.linear(x, weight, bias)
+    parts: Tensor = product_parts(x.reshape(rows, x.shape[-1]), weight, splits)
+    out = parts[0] if parts.shape[0] == 1 else parts.sum(0).to(x.dtype)
+    out = out.view(*x.shape[:-1], weight.shape[0])
+    return out if bias is None else out + bias
+
+
+class SkinnyLinear(nn.Linear):
+    """A linear layer that shares the weight of another; with the switch off, it is ordinary."""
+
+    def __init__(self, dense: nn.Linear, switch: Switch, plan: Plan) -> None:
+        super().__init__(dense.in_features, dense.out_features, bias=False, device="meta")
+        self.weight, self.bias = dense.weight, dense.bias
+        self.switch = switch
+        self._plan = plan
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x W^T + b``."""
+        return linear(x, self.weight, self.bias, self._plan if self.switch.on else Plan())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SkinnyLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._plan = plan_of(self.weight)
+        return self
+
+
+def narrow(module: nn.Module, switch: Switch) -> None:
+    """Replace the linear layers of a frozen module on a GPU that have products made here.
+
+    Args:
+        module: whose children are replaced, at any depth. Those that are hooked stay.
+        switch: shared by all layers, to turn this off for a while.
+    """
+    for layer in module.modules():
+        if isinstance(layer, SkinnyLinear):
+            layer.switch = switch  # replaced before, for another owner of the same module
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear and not hooked(child) and not child.weight.requires_grad:
+                plan = plan_of(child.weight)
+                if plan != Plan():
+                    setattr(parent, name, SkinnyLinear(child, switch, plan))
+
+
+@torch.library.custom_op("eagle::product_parts", mutates_args=())
+def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
+    """Return ``[S, M, N]``, whose sum over S is ``x W^T``; in float32 where S is above 1.
+
+    Args:
+        x: ``[M, K]``, at most `MAX_ROWS` rows.
+        weight: ``[N, K]``, aligned as `plan_of` asks.
+        splits: S.
+    """
+    from eagle.kernels.few_rows_triton import multiply_row
+
+    out = _made(x, weight, splits)
+    if x.shape[0] == splits == 1:
+        multiply_row(x.contiguous(), weight, out)
+        return out
+    return _multiply(x, weight, out)
+
+
+@torch.library.custom_op("eagle::product_of_bytes", mutates_args=())
+def product_of_bytes(
+    x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return ``x W^T``, ``[M, N]``, for rows and a weight that are int8 times a scale each.
+
+    Args:
+        x: int8 ``[M, K]``, at most `MAX_ROWS` rows; K is a multiple of 16.
+        row_scales: float32 ``[M]``.
+        weight: int8 ``[N, K]``, contiguous.
+        scales: float32 ``[N]``.
+        dtype: of the product.
+    """
+    out = x.new_empty(1, x.shape[0], weight.shape[0], dtype=dtype)
+    return _multiply(x, weight, out, (row_scales.contiguous(), scales))[0]
+
+
+@product_of_bytes.register_fake
+def _(x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def _multiply(
+    x: Tensor, weight: Tensor, out: Tensor, scales: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Write ``x W^T`` to ``[S, M, N]`` by the kernel of few rows, and return that."""
+    from eagle.kernels.few_rows_triton import multiply_rows
+
+    x = x.contiguous()
+    if x.data_ptr() % _ALIGNED:
+        x = x.clone()
+    rows, depth = x.shape
+    multiply_rows(
+        x,
+        weight,
+        out,
+        scales,
+        block_m=block_rows(rows),
+        block_n=BLOCK_N,
+        block_k=BLOCK_K,
+        stages=stages_of(rows, depth, out.shape[0], x.itemsize, shared_memory(x.device)),
+    )
+    return out
+
+
+def stages_of(rows: int, depth: int, splits: int, itemsize: int, room: int) -> int:
+    """Return how many blocks of a weight are in flight.
+
+    Args:
+        rows: M.
+        depth: K.
+        splits: S.
+        itemsize: bytes of an element.
+        room: bytes of shared memory that a program may take.
+    """
+    steps = -(-depth // (splits * BLOCK_K))
+    held = (BLOCK_N + block_rows(rows)) * BLOCK_K * itemsize  # by each
+    return max(1, min(6 if splits == 1 else 4, steps + 1, (room - _RESERVED) // held))
+
+
+def block_rows(rows: int) -> int:
+    """Return how many rows a block of *rows* is filled up to: a power of two, at least 16."""
+    return max(16, 1 << (rows - 1).bit_length())
+
+
+def _made(x: Tensor, weight: Tensor, splits: int) -> Tensor:
+    dtype = x.dtype if splits == 1 else torch.float32
+    return x.new_empty(splits, x.shape[0], weight.shape[0], dtype=dtype)
+
+
+product_parts.register_fake(_made)

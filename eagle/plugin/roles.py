@@ -1,0 +1,339 @@
+"""The five roles: what a component of each must be, do and declare; knows no implementation.
+
+B slots, N tree nodes (root included), D drafted levels, V vocabulary, H hidden size of the target,
+F feature size, S size of a draft head's states. Nothing called inside a cycle may read a device
+value on the host or let a shape depend on one; a component that cannot keep to that declares
+``capturable = False``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.plugin.budget import Budget, Fit
+from eagle.plugin.sampling import Draws, Sampling, TargetProbs
+from eagle.plugin.strategy import BuildContext, Role, Strategy, StrategyConfig, TargetInfo
+from eagle.plugin.tree import Acceptance, Law, TokenTree, TreeShape
+
+__all__ = [
+    "AcceptanceRule",
+    "AttentionBackend",
+    "BuildContext",
+    "Component",
+    "DraftHead",
+    "Drafter",
+    "FeatureExtractor",
+    "FittedTree",
+    "Law",
+    "MeasuredHead",
+    "Role",
+    "Strategy",
+    "StrategyConfig",
+    "TargetInfo",
+    "TargetModel",
+    "TrainableHead",
+    "TreeBuilder",
+]
+
+
+class Component(Protocol):
+    """What all roles declare."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether its work in a cycle is free of host reads and of varying shapes."""
+        ...
+
+
+class TargetModel(Protocol):
+    """The part of the target that draft heads use."""
+
+    info: TargetInfo
+    device: torch.device
+    dtype: torch.dtype
+    config: Any
+    """Its (text) configuration, as transformers has it."""
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return the frozen input embeddings ``[B, N, H]`` of int64 tokens ``[B, N]``."""
+        ...
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return the frozen LM head's logits ``[B, N, V]`` for final hidden states [B, N, H]."""
+        ...
+
+    def draft_logits(self) -> Callable[[Tensor], Tensor]:
+        """Return what gives `logits` as well as drafts need them, and sooner; no gradients.
+
+        To be asked for once, in `DraftHead.allocate`, which training does not call. A candidate
+        that is a little off costs acceptance and no exactness.
+        """
+        ...
+
+
+class FeatureExtractor(Component, Protocol):
+    """Which hidden states does the head see, and how are they joined?"""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Hidden states needed beside the last, as indices of transformers' `hidden_states`."""
+        ...
+
+    def feature_size(self, target: TargetInfo) -> int:
+        """Return F for a target."""
+        ...
+
+    def extract(self, last: Tensor, hidden_states: Sequence[Tensor]) -> Tensor:
+        """Join hidden states into features.
+
+        Args:
+            last: ``[B, N, H]``, the LM head's input.
+            hidden_states: one ``[B, N, H]`` for each of `layers`.
+
+        Returns:
+            Features ``[B, N, F]``.
+        """
+        ...
+
+
+class AttentionBackend(Component, Protocol):
+    """How is a token tree attended over the cache?"""
+
+    def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Return why this backend cannot serve such tensors, or None if it can."""
+        ...
+
+    def plan(self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype) -> Any:
+        """Prepare, once per pass, what every layer's `attend` needs (a mask, say)."""
+        ...
+
+    def attend(
+        self, query: Tensor, keys: Tensor, values: Tensor, plan: Any, scaling: float
+    ) -> Tensor:
+        """Attend from N new entries over the cache.
+
+        Args:
+            query: ``[B, query_heads, N, head_dim]``.
+            keys: ``[B, kv_heads, span, head_dim]``, the new entries' own rows already written.
+            values: the same shape as `keys`.
+            plan: what `plan` returned for this pass.
+            scaling: factor on the scores before the softmax.
+
+        Returns:
+            ``[B, N, query_heads, head_dim]``.
+        """
+        ...
+
+
+class DraftHead(Component, Protocol):
+    """Given features and the shifted tokens, what comes next?
+
+    A head keeps one cache entry for each pair (feature of position t, token at t + 1). It is
+    told where to write and what to see by a `Step`; it never decides that itself.
+    """
+
+    def feature_size(self, target: TargetInfo) -> int:
+        """Return the F that this head consumes for a target.
+
+        Raises:
+            CheckpointError: its checkpoint is made for another target.
+        """
+        ...
+
+    def state_size(self, target: TargetInfo) -> int:
+        """Return S for a target."""
+        ...
+
+    def load(self, target: TargetModel, attention: AttentionBackend) -> None:
+        """Load weights, and keep what it uses of the target."""
+        ...
+
+    def allocate(self, slots: int, rows: int) -> None:
+        """Allocate (again) the head's own cache."""
+        ...
+
+    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+        """Take in committed text: true features and the tokens one step ahead of them.
+
+        Args:
+            tokens: int64 ``[B, T]``; entry t follows the token that feature t belongs to.
+            features: ``[B, T, F]``, of the target.
+            step: where they go; entries behind a slot's true count are padding.
+
+        Returns:
+            States ``[B, T, S]``; entry t predicts what follows ``tokens[:, t]``.
+        """
+        ...
+
+    def extend(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
+        """Take in drafted tokens, with the states that predicted them in the features' place.
+
+        Args:
+            tokens: int64 ``[B, W]``.
+            states: ``[B, W, S]``, each the state of the token's parent.
+            step: where they go and what they see.
+
+        Returns:
+            States ``[B, W, S]``.
+        """
+        ...
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the draft logits ``[B, W, V]`` of states ``[B, W, S]``."""
+        ...
+
+
+class Drafter(Protocol):
+    """What a tree builder asks for candidates: the draft head with its bookkeeping done.
+
+    Expanded nodes are numbered from 0 in the order in which they were expanded; -1 is the root.
+    """
+
+    @property
+    def sampling(self) -> Sampling:
+        """The slots' sampling parameters."""
+        ...
+
+    @property
+    def root(self) -> Tensor:
+        """The last committed tokens, int64 ``[B]``."""
+        ...
+
+    def begin(self) -> Tensor:
+        """Return the draft logits ``[B, 1, V]`` of what follows the root."""
+        ...
+
+    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+        """Run the head on W more nodes and return the draft logits of what follows each.
+
+        Args:
+            tokens: int64 ``[B, W]``.
+            parents: int64 ``[B, W]``, numbers of the expanded nodes above them, -1 for the root.
+
+        Returns:
+            Draft logits ``[B, W, V]``.
+        """
+        ...
+
+
+class TreeBuilder(Component, Protocol):
+    """Which candidates are drafted, in what shape?"""
+
+    @property
+    def shape(self) -> TreeShape:
+        """The sizes of every tree that this builder makes."""
+        ...
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """Every law by which, as configured, siblings may be drawn."""
+        ...
+
+    @property
+    def uniforms(self) -> int:
+        """How many uniforms per slot `build` reads in one cycle, at most."""
+        ...
+
+    def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
+        """Draft one tree per slot."""
+        ...
+
+
+@runtime_checkable
+class FittedTree(Protocol):
+    """An optional capability of a tree builder: one whose size follows what the machine can do.
+
+    A builder that has it is asked once, when a decoder is made and what the machine can do has
+    been measured; the builder that it returns takes its place. Until then, and where the head's
+    acceptance was never measured, the builder itself is used: it has a size too. A builder whose
+    size the spec settles must not have this method.
+    """
+
+    def fit(self, budget: Budget) -> Fit[TreeBuilder] | None:
+        """Return the builder of the best size, or None where none is better than its own.
+
+        Its laws must be among those that this builder declares.
+
+        Args:
+            budget: how likely candidates are accepted, and what cycles cost.
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuredHead(Protocol):
+    """An optional capability of a draft head: one whose files may say how often it is right."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are; `eagle.plugin.RankRates.read` finds what was measured of it.
+
+        Raises:
+            CheckpointError: there is no such folder.
+        """
+        ...
+
+
+class AcceptanceRule(Component, Protocol):
+    """Which path is kept, and which token follows?"""
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output keeps the target's distribution, given a law in `laws`."""
+        ...
+
+    @property
+    def laws(self) -> frozenset[Law]:
+        """The laws under which the rule keeps what it declares."""
+        ...
+
+    def uniforms(self, shape: TreeShape) -> int:
+        """Return how many uniforms per slot `accept` reads in one cycle, at most."""
+        ...
+
+    def accept(
+        self, tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: Draws
+    ) -> Acceptance:
+        """Choose an accepted path and the bonus token for every slot."""
+        ...
+
+
+class TrainableHead(DraftHead, Protocol):
+    """A draft head that `eagle train` can train; the target stays frozen throughout."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The trainable parameters, and nothing of the target."""
+        ...
+
+    def initialise(self, target: TargetModel, seed: int) -> None:
+        """Make fresh float32 weights on the target's device, in the target's shape."""
+        ...
+
+    def train_states(
+        self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
+    ) -> Tensor:
+        """Run the head over whole texts in parallel, without a cache.
+
+        Args:
+            tokens: int64 ``[B, T]``; entry t is the token at position t + 1 of its text.
+            features: ``[B, T, F]``; entry t is the target's feature at position t.
+            positions: int64 ``[B, T]``, position t within its text.
+            visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s.
+
+        Returns:
+            States ``[B, T, S]``; entry t predicts the feature at position t + 1. Where a state is
+            a feature and more, the feature is its first F numbers: they are what the regression
+            loss looks at, and what multi-step training and rank replay feed back.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that `load` reads, atomically."""
+        ...

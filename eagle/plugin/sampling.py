@@ -1,0 +1,256 @@
+"""Sampling parameters, the distribution they define, and the seam that all randomness goes through.
+
+It knows logits and numbers; it does not know where either comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Annotated, Protocol, TypeGuard
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from eagle.kernels import argmax, draw
+
+__all__ = [
+    "Draws",
+    "Sampling",
+    "SamplingParams",
+    "TargetProbs",
+    "UniformDraws",
+    "fusible",
+    "probabilities",
+]
+
+_FUSED = ("cuda",) if find_spec("triton") else ()  # devices for which there are kernels
+_HOTTEST = 1e30  # temperature; float32 holds it, and what it leaves of scores is nothing
+
+
+class SamplingParams(BaseModel):
+    """How one request is answered.
+
+    Temperature, top-k, top-p and min-p are applied in this order, as `transformers` does, and
+    together define the target distribution that the decoder keeps.
+
+    All chance of a request comes from its own `seed`, so it says in a batch what it says alone.
+    Requests with one seed share their random numbers: give each its own to have samples that are
+    independent of each other.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    temperature: Annotated[float, Field(ge=0, le=_HOTTEST, allow_inf_nan=False)] = 0.0
+    top_k: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling parameters of B slots, on the device.
+
+    Attributes:
+        temperature: float32 ``[B]``; 0 means greedy.
+        top_k: int64 ``[B]``; 0 means off.
+        top_p: float32 ``[B]``; 1 means off.
+        min_p: float32 ``[B]``; 0 means off.
+        greedy: every slot is greedy (known on the host, so that a cycle may skip the sampling).
+        filtered: some slot uses top-k or top-p, which need a sort (known on the host).
+    """
+
+    temperature: Tensor
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+    greedy: bool
+    filtered: bool
+
+    @classmethod
+    def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Sampling:
+        """Collect the parameters of one request per slot."""
+        return cls(
+            temperature=torch.tensor([p.temperature for p in params], device=device),
+            top_k=torch.tensor([p.top_k for p in params], device=device),
+            top_p=torch.tensor([p.top_p for p in params], device=device),
+            min_p=torch.tensor([p.min_p for p in params], device=device),
+            greedy=all(p.temperature == 0 for p in params),
+            filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1) for p in params),
+        )
+
+    def become(self, params: Sequence[SamplingParams]) -> Sampling:
+        """Take on the parameters of other requests, as many, in the same tensors."""
+        return self.take(Sampling.of(params, "cpu"))
+
+    def take(self, new: Sampling) -> Sampling:
+        """Take on the values of another, of as many slots, in the same tensors."""
+        for name in ("temperature", "top_k", "top_p", "min_p"):
+            getattr(self, name).copy_(getattr(new, name))
+        return replace(self, greedy=new.greedy, filtered=new.filtered)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Return the distribution that the sampling parameters make of logits.
+
+    Args:
+        logits: ``[B, V]`` or ``[B, W, V]``.
+        sampling: parameters of the B slots.
+
+    Returns:
+        Probabilities of the same shape, float64 for float64 logits and float32 otherwise. At
+        temperature 0, all mass is on the first largest logit. NaN logits give NaN throughout.
+    """
+    shape = (-1,) + (1,) * (logits.dim() - 1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    best = argmax(logits)[..., None]
+    # Subtracting the maximum first keeps a tiny temperature from overflowing to inf - inf.
+    top = logits.gather(-1, best)
+    temperature = sampling.temperature.view(shape)
+    scores = (logits - top) / torch.where(temperature > 0, temperature, 1)
+    if sampling.filtered:
+        scores = _filter(scores, sampling.top_k.view(shape), sampling.top_p.view(shape))
+    probs = scores.softmax(-1)
+    min_p = sampling.min_p.view(shape)
+    probs = probs.where(probs >= min_p * probs.amax(-1, keepdim=True), 0)
+    probs = probs / probs.sum(-1, keepdim=True)
+    # Not a scatter of ones: adding 0 * top keeps NaN logits visible.
+    greedy = torch.zeros_like(probs).scatter(-1, best, 1.0) + 0 * top
+    return torch.where(temperature > 0, probs, greedy)
+
+
+def _filter(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """Set the scores outside top-k, then outside top-p of what is left, to -inf."""
+    if torch.compiler.is_compiling():
+        kept: Tensor = _filter_whole(scores, top_k, top_p)
+        return kept
+    return _filter_parts(scores, top_k, top_p)
+
+
+def _filter_parts(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    ordered, order = scores.sort(dim=-1, descending=True, stable=True)
+    kth = ordered.gather(
+        -1, (top_k - 1).clamp(0, scores.shape[-1] - 1).expand(order.shape)[..., :1]
+    )
+    ordered = ordered.masked_fill((ordered < kth) & (top_k > 0), -torch.inf)
+    probs = ordered.softmax(-1)
+    # A token stays while the mass of the more likely ones is under top_p: the first always does.
+    before = probs.cumsum(-1) - probs
+    outside = (before >= top_p) & (before > 0) & (top_p < 1)
+    ordered = ordered.masked_fill(outside, -torch.inf)
+    return torch.empty_like(scores).scatter(-1, order, ordered)
+
+
+@torch.library.custom_op("eagle::filter", mutates_args=())
+def _filter_whole(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    # One operator when compiled: PyTorch 2.11 fails to compile the cumulative sum of a vocabulary
+    # beside the reductions around it.
+    return _filter_parts(scores, top_k, top_p)
+
+
+@_filter_whole.register_fake
+def _(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    return torch.empty_like(scores, memory_format=torch.contiguous_format)
+
+
+class Draws(Protocol):
+    """The only source of randomness of tree builders and acceptance rules.
+
+    In production it reads uniforms drawn from each request's own generator; in tests an oracle
+    enumerates every outcome. A lane whose outcome does not matter asks with probability 0, so
+    that an oracle need not branch on it.
+    """
+
+    def bernoulli(self, probs: Tensor) -> Tensor:
+        """Return bool ``[B]``, each True with probability ``probs[b]`` (float ``[B]``)."""
+        ...
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        """Return int64 ``[B]`` or ``[B, W]``: indices drawn in proportion to the last dimension.
+
+        Args:
+            weights: float ``[B, V]`` or ``[B, W, V]``, not negative, not necessarily normalised.
+                An index of weight zero is never drawn; where all are zero the result is 0.
+        """
+        ...
+
+
+class UniformDraws:
+    """Draws that read uniforms in [0, 1), ``[B, U]``, column after column.
+
+    The order of the calls is fixed, so that a cycle can be captured once and replayed.
+    """
+
+    _draw = staticmethod(draw)
+
+    def __init__(self, uniforms: Tensor) -> None:
+        self.uniforms = uniforms
+        self.used = 0
+
+    def read(self, count: int) -> Tensor:
+        """Return the next uniforms, ``[B, count]``.
+
+        Raises:
+            IndexError: there are not as many.
+        """
+        start, self.used = self.used, self.used + count
+        if self.used > self.uniforms.shape[1]:
+            raise IndexError(
+                f"a strategy drew {self.used} uniforms per slot in one cycle, "
+                f"but only {self.uniforms.shape[1]} were declared"
+            )
+        return self.uniforms[:, start : self.used]
+
+    def bernoulli(self, probs: Tensor) -> Tensor:
+        """See `Draws.bernoulli`; strict, so that u = 0 never accepts probability zero."""
+        return self.read(1)[:, 0] < probs
+
+    def categorical(self, weights: Tensor) -> Tensor:
+        """See `Draws.categorical` and `eagle.kernels.draw`."""
+        width = weights.shape[1] if weights.dim() == 3 else 1
+        return self._draw(weights, self.read(width).to(torch.float64).reshape(weights.shape[:-1]))
+
+
+def fusible(draws: Draws, logits: Tensor, sampling: Sampling) -> TypeGuard[UniformDraws]:
+    """Return whether kernels that read uniforms may stand for operators and `Draws`.
+
+    This is the one place where that is decided. PyTorch's operators serve CPUs, draws of any other
+    kind, an oracle's above all, and top-k and top-p, which need a sort. The kernels say what they
+    say on the same uniforms, and are as few as PyTorch's are many; besides, PyTorch 2.11 fails to
+    compile these.
+    """
+    return type(draws) is UniformDraws and logits.device.type in _FUSED and not sampling.filtered
+
+
+@dataclass(frozen=True)
+class TargetProbs:
+    """The target's distributions at the nodes of a tree, computed only where a rule looks.
+
+    Attributes:
+        logits: ``[B, N, V]``, the target's logits at every node.
+        sampling: the slots' parameters.
+    """
+
+    logits: Tensor
+    sampling: Sampling
+
+    @property
+    def greedy(self) -> bool:
+        """Every slot is greedy, known on the host."""
+        return self.sampling.greedy
+
+    @property
+    def argmax(self) -> Tensor:
+        """The most likely token at every node, int64 ``[B, N]``."""
+        return argmax(self.logits)
+
+    def at(self, nodes: Tensor) -> Tensor:
+        """Return ``target_probs`` ``[B, V]`` at one node per slot, int64 ``[B]``."""
+        index = nodes[:, None, None].expand(-1, 1, self.logits.shape[2])
+        return probabilities(self.logits.gather(1, index)[:, 0], self.sampling)

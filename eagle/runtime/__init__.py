@@ -1,0 +1,18 @@
+"""How passes and cycles are executed: eagerly, compiled, captured, and timed; decides nothing of
+what they say.
+"""
+
+from eagle.runtime.aot import AheadPass, compiler, made
+from eagle.runtime.graphs import Graphs
+from eagle.runtime.runtime import Runtime
+from eagle.runtime.stopwatch import Job, seconds_of
+
+__all__ = [
+    "AheadPass",
+    "Graphs",
+    "Job",
+    "Runtime",
+    "compiler",
+    "made",
+    "seconds_of",
+]

@@ -1,0 +1,214 @@
+"""A target's pass compiled ahead of time: found by later processes, and loaded in no time.
+
+Only code is kept, a few megabytes. It is handed the weights of the model at hand, packed as they
+are for eager passes, so that no copy of them is made and a fine-tuned model finds it as well. One
+package serves any number of tokens and of cache rows, for one slot; other passes run eagerly.
+It knows where packages are kept and how they are run; `eagle.tracing` makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagle.assets import cache_dir, exclusive, notify, staging
+from eagle.cache import Step
+from eagle.errors import CompileError, EagleError
+from eagle.plugin import AttentionBackend
+from eagle.runtime.export import TracedPass, digest_of
+from eagle.target import PassCache, Target
+
+__all__ = ["AheadPass", "ahead", "compiler", "made"]
+
+log = logging.getLogger("eagle.ahead")
+
+_LOAD = """
+import sys, torch
+try:
+    torch._C._aoti.AOTIModelPackageLoader(sys.argv[1], "model", True, 1, -1)
+except Exception as error:
+    sys.exit(" ".join(str(error).split()))
+"""
+_SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler that code would be compiled with, or None where there is none."""
+    wanted = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [wanted] if wanted else ["g++", "clang++"])), None)
+
+
+def made(config: Any, dtype: torch.dtype) -> list[str]:
+    """Return the names of the packages that there are for targets of some sizes.
+
+    Args:
+        config: a target's text configuration.
+        dtype: of its weights.
+    """
+    return sorted(path.stem for path in _folder().glob(f"{_sizes(config, dtype)}-*.pt2"))
+
+
+def ahead(
+    target: Target, attention: AttentionBackend, layers: tuple[int, ...], *, make: bool
+) -> AheadPass | None:
+    """Return the compiled pass, or None where none was made or can be used, the latter said.
+
+    Args:
+        target: the target, on a CPU.
+        attention: the backend that passes attend through.
+        layers: hidden states wanted beside the last.
+        make: whether to compile where that has not been done.
+    """
+    if not make and not made(target.config, target.dtype):
+        return None
+    found = AheadPass(target, attention, layers)
+    try:
+        if make and not found.path.is_file():
+            notify("Compiling the target's pass (a minute or two, once) ...")
+            found.make()
+        return found if found.load() else None
+    except EagleError as error:
+        log.warning("passes run uncompiled: %s", error)
+        return None
+
+
+class AheadPass:
+    """Stands in for `Target.forward`, which it is where it can be, and calls otherwise.
+
+    Args:
+        target: the target.
+        attention: the backend that passes attend through.
+        layers: hidden states wanted beside the last.
+    """
+
+    def __init__(
+        self, target: Target, attention: AttentionBackend, layers: tuple[int, ...]
+    ) -> None:
+        self._target, self._attention, self._layers = target, attention, layers
+        self._module = TracedPass(target, attention, layers)
+        self._loader: Any = None
+
+    @property
+    def path(self) -> Path:
+        """Where the package is kept, if it was made."""
+        sizes = _sizes(self._target.config, self._target.dtype)
+        return _folder() / f"{sizes}-{self._module.digest()}.pt2"
+
+    def load(self) -> bool:
+        """Load the package; False where none was made.
+
+        Raises:
+            CompileError: it cannot be loaded, or computes something else than the model.
+        """
+        path = self.path
+        if not path.is_file():
+            return False
+        try:
+            # What `torch._inductor` wraps, without the time that importing it takes.
+            loader: Any = torch._C._aoti.AOTIModelPackageLoader(str(path), "model", True, 1, -1)
+            weights = self._module.weights()
+            # Kept, since the package does not keep them alive.
+            self._weights = {name: weights[name] for name in loader.get_constant_fqns()}
+            loader.load_constants(self._weights, False, True, True)
+            self._loader = loader
+            self._target.probe(self._attention, self)
+        except (RuntimeError, KeyError, TypeError, AttributeError, EagleError) as error:
+            self._loader = None
+            reason = " ".join(str(error).split())
+            raise CompileError(f"the compiled pass {path} cannot be used: {reason:.300}") from error
+        return True
+
+    def make(self) -> None:
+        """Compile the package and keep it, if no other process has meanwhile: about a minute.
+
+        Raises:
+            CompileError: there is no compiler, or this model or backend cannot be compiled.
+        """
+        if not getattr(self._attention, "capturable", False):
+            raise CompileError(
+                "the attention backend reads the device on the host (not capturable)"
+            )
+        if compiler() is None:
+            raise CompileError("compiling needs a C++ compiler (g++, or what CXX names)")
+        path = self.path
+        with exclusive(path.parent, path.stem), staging(path.parent, path.stem) as folder:
+            if path.is_file():
+                return
+            staged = folder / path.name
+            try:
+                self._module.package(staged)
+            except Exception as error:  # of as many kinds as there are models and compilers
+                reason = " ".join(str(error).split())
+                raise CompileError(
+                    f"the pass of {self._target.info.name!r} cannot be compiled: "
+                    f"{type(error).__name__}: {reason:.300}"
+                ) from error
+            if refusal := _refusal(staged):
+                raise CompileError(
+                    f"the pass of {self._target.info.name!r} was compiled and cannot be loaded "
+                    f"with PyTorch {torch.__version__}: {refusal}"
+                )
+            os.replace(staged, path)
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        step: Step,
+        cache: PassCache,
+        attention: AttentionBackend,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """See `Target.forward`."""
+        store = cache.store
+        if (
+            self._loader is None
+            or store.keys[0].shape[0] != 1
+            or step.tail.shape[1:] != (tokens.shape[1], tokens.shape[1])
+            or attention is not self._attention
+            or layers != self._layers
+        ):
+            return self._target.forward(tokens, step, cache, attention, layers)
+        last, *hidden = self._loader.boxed_run(
+            [
+                self._target.embed(tokens),
+                step.positions,
+                step.rows,
+                step.lengths,
+                step.tail.contiguous(),
+                step.lengths.new_empty(step.span),
+                *store.keys,
+                *store.values,
+            ]
+        )
+        return last, hidden
+
+
+def _refusal(path: Path) -> str | None:
+    """Return why a package cannot be loaded, or None; found out in a process of its own.
+
+    Loading code runs it: what is wrong with it may end a process without an exception.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _LOAD, str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode < 0:
+        return f"that ended a process with signal {-done.returncode}"
+    return f"{done.stderr.strip():.300}" if done.returncode else None
+
+
+def _folder() -> Path:
+    return cache_dir() / "passes"
+
+
+def _sizes(config: Any, dtype: torch.dtype) -> str:
+    sizes = [getattr(config, name, None) for name in _SIZES]
+    return digest_of(json.dumps([*sizes, str(dtype)], default=str).encode())[:8]

@@ -1,0 +1,15 @@
+"""Trees that fit the machine: what cycles cost here, and the size that pays; knows no request."""
+
+from eagle.sizing.costing import bushy_tree
+from eagle.sizing.fitting import Account, account, cost_key, fit_tree, measure, rates_of, recall
+
+__all__ = [
+    "Account",
+    "account",
+    "bushy_tree",
+    "cost_key",
+    "fit_tree",
+    "measure",
+    "rates_of",
+    "recall",
+]

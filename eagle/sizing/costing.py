@@ -1,0 +1,226 @@
+"""What the parts of a cycle cost on this machine, measured by running them.
+
+Knows how cycles are executed, and times their phases on trees made for it; decides nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from eagle.cycle import Cycle
+from eagle.kernels import top_k
+from eagle.plugin import (
+    Costs,
+    Curve,
+    Drafter,
+    Draws,
+    Law,
+    Sampling,
+    SamplingParams,
+    TokenTree,
+    TreeShape,
+    ancestor_mask,
+)
+from eagle.runtime import Graphs, Job, Runtime
+from eagle.spec import Resolved
+from eagle.target import Target
+
+__all__ = ["bushy_tree", "measure_costs"]
+
+_CHILDREN = 4  # of every node, as far as there are nodes
+_CONTEXT = 512  # committed tokens, or half of what the decoder holds
+# Sizes that are timed. Where phases are compiled, each is compiled anew, so there are fewer.
+_NODES, _NODES_COMPILED = (1, 4, 8, 16, 26, 40, 61), (1, 8, 26, 61)
+_WIDTHS, _WIDTHS_COMPILED = (1, 4, 10), (1, 10)
+_LEVELS = 3  # of the drafts whose further levels are timed
+_REST = (4, 4)  # width and levels of the tree that is accepted from and committed
+_REPEATS = {"cuda": 30, "cpu": 5}
+
+
+@torch.inference_mode()
+def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None]) -> Costs:
+    """Time the parts of a cycle, executed as the decoder of these components executes them.
+
+    Eager, compiled or captured: the phases are those of `eagle.cycle.Cycle`, run by a
+    `eagle.runtime.Runtime` for the same spec. The tree builder's part is played by one that
+    drafts a few chains side by side, so what a real one adds to the head's work is left out.
+
+    Args:
+        resolved: the components; the head is loaded. Its cache is allocated anew.
+        target: the target.
+        tell: is told what is being done.
+    """
+    tell("reading some text")
+    bench = _Bench(resolved, target)
+    verify = {}
+    for count in bench.counts:
+        tell(f"timing the verification of {count} of {bench.counts[-1]} nodes")
+        verify[count] = bench.verification(count)
+    tell("timing drafts")
+    begin = bench.draft(_Combs(1, 1))
+    level = {width: bench.draft(_Combs(width, _LEVELS)) for width in bench.widths}
+    tell("timing acceptance and commitment")
+    rest = bench.rest()
+    jobs = (*verify.values(), begin, *level.values(), rest)
+    for _ in range(_REPEATS.get(target.device.type, _REPEATS["cpu"])):
+        for job in jobs:
+            job.time()
+
+    root = statistics.median(begin.times)
+    # A clock's tick more than nothing, where noise hides what little a level costs.
+    further = {
+        width: max((statistics.median(job.times) - root) / (_LEVELS - 1), 1e-6)
+        for width, job in level.items()
+    }
+    return Costs(
+        verify=Curve.of((count, statistics.median(job.times)) for count, job in verify.items()),
+        begin=root,
+        level=Curve.of(further.items()),
+        rest=statistics.median(rest.times),
+        context=bench.context,
+    )
+
+
+class _Bench:
+    """A cycle with one slot of random text, whose phases are run again and again.
+
+    Nothing is committed: the slot is idle once its text is read.
+
+    Attributes:
+        counts: numbers of nodes whose verification is timed, rising.
+        widths: numbers of nodes, rising, whose extending is timed.
+        context: committed tokens.
+    """
+
+    def __init__(self, resolved: Resolved, target: Target) -> None:
+        device, capacity = target.device, resolved.spec.runtime.capacity(target.capacity)
+        vocab = target.info.vocab_size
+        self._combs = _Combs(min(_REST[0], vocab), _REST[1])
+        self._cycle = Cycle(
+            target,
+            resolved.features,
+            resolved.head,
+            self._combs,
+            resolved.attention,
+            resolved.acceptance,
+        )
+        runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
+        self.context = max(1, min(_CONTEXT, capacity // 2))
+        tried = _NODES_COMPILED if runtime.compiled else _NODES
+        self.counts = [count for count in tried if self.context + count <= capacity] or [1]
+        wide = _WIDTHS_COMPILED if runtime.compiled else _WIDTHS
+        self.widths = sorted({min(width, vocab) for width in wide})
+
+        longest = self.context + self.counts[-1]
+        generator = torch.Generator().manual_seed(0)
+        self._text = torch.randint(target.embeddings, (longest,), generator=generator)
+        self._slots = runtime.allocate(1, runtime.rows(longest, capacity))
+        self._sampling = Sampling.of([SamplingParams()], device)
+        first = torch.zeros(1, 1, dtype=torch.float64, device=device)
+        prompt = self._text[: self.context].tolist()
+        runtime.prefill(self._slots, 0, prompt, self._sampling, first, None)
+        self._slots.active.zero_()
+        self._span = runtime.span(longest)
+        self._job = partial(
+            Job,
+            graphs=Graphs(device) if runtime.graph else None,
+            device=device,
+            warm_up=3 if runtime.compiled or runtime.graph else 1,
+        )
+
+    def verification(self, count: int) -> Job:
+        """Return the target's pass over so many nodes."""
+        tokens = self._text[self.context : self.context + count].to(self._slots.root.device)
+        return self._job(
+            partial(self._cycle.phase, "verify", self._slots, bushy_tree(tokens), self._span)
+        )
+
+    def draft(self, combs: _Combs) -> Job:
+        """Return the drafting of such trees."""
+        return self._job(partial(self._draft, combs))
+
+    def _draft(self, combs: _Combs) -> TokenTree:
+        cycle = self._cycle
+        cycle.tree, cycle.shape = combs, combs.shape
+        draws = cycle.draws(self._slots.uniforms)
+        tree: TokenTree = cycle.phase("draft", self._slots, self._sampling, self._span, draws)
+        return tree
+
+    def rest(self) -> Job:
+        """Return the part of a cycle behind its verification."""
+        cycle, slots, span = self._cycle, self._slots, self._span
+        tree = self._draft(self._combs)
+        logits, features = cycle.phase("verify", slots, tree, span)
+
+        def rest() -> None:
+            cycle.shape = self._combs.shape
+            draws = cycle.draws(slots.uniforms)
+            choice = cycle.phase("accept", tree, logits, self._sampling, draws)
+            cycle.cache.store.compact(slots.lengths, choice.path)
+            cycle.phase("commit", slots, tree, choice, logits, logits, features, span)
+
+        return self._job(rest)
+
+
+def bushy_tree(tokens: Tensor) -> TokenTree:
+    """Return a tree of tokens ``[N]`` in which every node has some children, breadth first."""
+    index = torch.arange(tokens.shape[0], device=tokens.device)
+    parents = (index + _CHILDREN - 1) // _CHILDREN - 1
+    levels, last = 0, 1
+    while last < tokens.shape[0]:
+        levels, last = levels + 1, last * _CHILDREN + 1
+    ancestors = ancestor_mask(parents[None], levels)
+    return TokenTree(
+        tokens=tokens[None],
+        parents=parents[None],
+        depths=ancestors.sum(2) - 1,
+        ranks=((index - 1) % _CHILDREN)[None].clamp(min=0),
+        ancestors=ancestors,
+    )
+
+
+class _Combs:
+    """A tree builder whose trees are W chains side by side, so that every level extends W nodes.
+
+    Args:
+        width: W.
+        levels: D.
+    """
+
+    capturable = True
+    laws = frozenset({Law.TOP_K})
+    uniforms = 0
+
+    def __init__(self, width: int, levels: int) -> None:
+        self.width, self.levels = width, levels
+        self.shape = TreeShape(1 + width * levels, levels, width, width * (levels - 1))
+
+    def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
+        """Draft one such tree per slot."""
+        root = drafter.root[:, None]
+        slots, width = root.shape[0], self.width
+        token = top_k(drafter.begin(), width)[1].flatten(1)
+        tokens = [root, token]
+        own = torch.arange(width, device=root.device)
+        for level in range(1, self.levels):
+            above = own * 0 - 1 if level == 1 else own + (level - 2) * width
+            logits = drafter.expand(token, above.expand(slots, -1))
+            # As many are looked for as a tree with as many siblings needs.
+            token = top_k(logits, width)[1][..., 0]
+            tokens.append(token)
+        index = torch.arange(self.shape.nodes, device=root.device)
+        parents = (index - width).clamp(min=0).where(index > 0, -1)
+        depths = (index + width - 1) // width
+        ranks = torch.where(depths == 1, index - 1, 0)
+        return TokenTree(
+            tokens=torch.cat(tokens, 1),
+            parents=parents.expand(slots, -1),
+            depths=depths.expand(slots, -1),
+            ranks=ranks.expand(slots, -1),
+            ancestors=ancestor_mask(parents, self.levels).expand(slots, -1, -1),
+        )

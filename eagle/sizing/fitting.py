@@ -1,0 +1,258 @@
+"""Trees that fit the machine: measured once, kept, and handed to builders that ask for it.
+
+Knows where costs are kept and what they depend on; how they are measured is `eagle.costing`'s
+business, and what a tree makes of them its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eagle.assets import cache_dir, notify
+from eagle.errors import PluginError
+from eagle.host import hardware, versions, write_text
+from eagle.plugin import (
+    RATES_FILE,
+    Budget,
+    Costs,
+    Fit,
+    FittedTree,
+    MeasuredHead,
+    RankRates,
+    Role,
+    TreeBuilder,
+)
+from eagle.runtime import made
+from eagle.sizing.costing import measure_costs
+from eagle.spec import Resolved
+from eagle.target import Target
+
+__all__ = ["Account", "account", "cost_key", "fit_tree", "measure", "rates_of", "recall"]
+
+log = logging.getLogger("eagle.fitting")
+
+_FORMAT = 2
+# Of the target's configuration, what decides how long a pass takes.
+_SIZES = (
+    "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "vocab_size", "num_local_experts", "num_experts",
+    "num_experts_per_tok",
+)  # fmt: skip
+
+
+class _Kept(BaseModel):
+    """What a file in the cache holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    measured_on: dict[str, Any]
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class Account:
+    """Why a tree has the size that it has, or why that is not known.
+
+    Attributes:
+        rates: of the head; None where they were never measured.
+        costs: of this machine; None where they were never measured.
+        fit: the choice; None where one of the two is missing, or where nothing fits better than
+            what the builder has by itself.
+    """
+
+    rates: RankRates | None
+    costs: Costs | None
+    fit: Fit[TreeBuilder] | None
+
+
+def cost_key(
+    resolved: Resolved, config: Any, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Return all that the costs of a cycle depend on, as JSON has it; no weight is needed for it.
+
+    Args:
+        resolved: the components.
+        config: the target's text configuration.
+        dtype: of the target's weights.
+        device: where it is.
+    """
+    spec = resolved.spec
+    strategies = {
+        role.value: [
+            f"{entry.name} ({entry.origin})",
+            _describe_head(resolved) if role is Role.HEAD else spec.component(role).settings,
+        ]
+        for role, entry in resolved.strategies.items()
+        if role is not Role.TREE
+    }
+    runtime = spec.runtime
+    key = {
+        "format": _FORMAT,
+        "hardware": hardware(device),
+        "versions": versions(),
+        "target": {size: getattr(config, size, None) for size in _SIZES},
+        "dtype": str(dtype),
+        "placement": spec.target.model_dump(exclude={"model", "revision", "dtype", "device"}),
+        "strategies": strategies,
+        "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
+    }
+    if device.type == "cpu" and runtime.compile is not False:
+        key["passes"] = made(config, dtype)  # compiled, they take half the time
+    found: dict[str, Any] = json.loads(json.dumps(key, default=str))
+    return found
+
+
+def _describe_head(resolved: Resolved) -> Any:
+    """Return what tells a head from a slower or quicker one: its configuration and settings.
+
+    Not where its weights are, which do not matter for that.
+    """
+    head = resolved.head
+    config = head.folder / "config.json" if isinstance(head, MeasuredHead) else None
+    settings = dict(resolved.spec.head.settings)
+    if config is not None and config.is_file():
+        settings["weights"] = hashlib.sha256(config.read_bytes()).hexdigest()
+    return settings
+
+
+def _path(key: Mapping[str, Any]) -> Path:
+    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+    return cache_dir() / "costs" / f"{digest[:20]}.json"
+
+
+def recall(key: Mapping[str, Any]) -> Costs | None:
+    """Return the costs that were measured under a key, None where there are none to rely on."""
+    path = _path(key)
+    try:
+        kept = _Kept.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        reason = " ".join(str(error).split())
+        log.warning("%s cannot be used, as if nothing had been measured: %.200s", path, reason)
+        return None
+    return kept.costs if kept.measured_on == key else None
+
+
+def measure(resolved: Resolved, target: Target) -> Costs:
+    """Measure what a cycle costs on this machine, say so, and keep it in the cache.
+
+    Args:
+        resolved: the components; the head is loaded.
+        target: the target.
+
+    Raises:
+        PluginError: a component raises.
+    """
+    with resolved.blaming():
+        costs = measure_costs(resolved, target, lambda what: notify(f"  {what}"))
+    _keep(cost_key(resolved, target.config, target.dtype, target.device), costs)
+    return costs
+
+
+def _keep(key: Mapping[str, Any], costs: Costs) -> None:
+    """Write costs to the cache, whole or not at all; without a cache they last for this process."""
+    path = _path(key)
+    text = _Kept(measured_on=dict(key), costs=costs).model_dump_json(indent=1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text + "\n", shared=True)
+    except OSError as error:
+        log.warning("measured costs cannot be kept in %s: %s", path.parent, error.strerror)
+
+
+def rates_of(resolved: Resolved) -> RankRates | None:
+    """Return what was measured of a head's acceptance, if it was.
+
+    Raises:
+        CheckpointError: its file is damaged, or the head has no files.
+    """
+    head = resolved.head
+    return RankRates.read(head.folder) if isinstance(head, MeasuredHead) else None
+
+
+def account(resolved: Resolved, costs: Costs | None) -> Account:
+    """Return what is known of a tree's size without measuring anything.
+
+    Args:
+        resolved: the components.
+        costs: of this machine, if they are known.
+
+    Raises:
+        CheckpointError: the file of the head's rates is damaged.
+        PluginError: the tree builder raises, or breaks its contract.
+    """
+    rates = rates_of(resolved)
+    fit = _ask(resolved, Budget(rates, costs)) if rates and costs else None
+    return Account(rates, costs, fit)
+
+
+def fit_tree(resolved: Resolved, target: Target) -> Resolved:
+    """Replace a tree builder that fits the machine by one of the size that does.
+
+    What is not known of the machine is measured now, once, and kept in the cache. A head whose
+    acceptance was not measured leaves the builder as it is, and that is said.
+
+    Args:
+        resolved: the components; the head is loaded.
+        target: the target.
+
+    Raises:
+        CheckpointError: the file of the head's rates is damaged.
+        PluginError: the tree builder raises, or breaks its contract.
+    """
+    if not isinstance(resolved.tree, FittedTree):
+        return resolved
+    rates = rates_of(resolved)
+    if rates is None:
+        shape = resolved.tree.shape
+        notify(
+            f"tree: its size is chosen by how often the draft head is right, and this head has no "
+            f"{RATES_FILE}; so the tree has {shape.nodes} nodes and {shape.depth} levels. "
+            "Measure the head with `eagle bench ranks`."
+        )
+        return resolved
+    known = recall(cost_key(resolved, target.config, target.dtype, target.device))
+    if known is None:
+        notify("Measuring what a cycle costs on this machine, to choose the tree's size (once) ...")
+    fit = _ask(resolved, Budget(rates, known or measure(resolved, target)))
+    if fit is None:
+        return resolved
+    if known is None:
+        best = fit.chosen
+        notify(
+            f"  chosen: {best.nodes} nodes, {best.depth} levels; {best.tokens:.2f} tokens expected "
+            f"in {best.milliseconds:.2f} ms"
+        )
+    return replace(resolved, tree=fit.builder)
+
+
+def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
+    """Ask the tree builder for its choice, and hold it to what it declared."""
+    tree = resolved.tree
+    assert isinstance(tree, FittedTree)
+    with resolved.blaming():
+        fit = tree.fit(budget)
+    if fit is None:
+        return None
+    entry = resolved.strategies[Role.TREE]
+    if not isinstance(fit, Fit):
+        raise PluginError(
+            f"{entry}, {entry.origin}: fit() returned a {type(fit).__name__}; it should return an "
+            "eagle.plugin.Fit, or None"
+        )
+    if extra := fit.builder.laws - resolved.tree.laws:
+        raise PluginError(
+            f"{entry}, {entry.origin}: fit() returned a builder that draws siblings by "
+            f"{', '.join(sorted(extra))}, which this one does not declare"
+        )
+    return fit

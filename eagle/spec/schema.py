@@ -1,0 +1,240 @@
+"""What a decoder spec may say, as pydantic models and as JSON Schema; builds nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from eagle.plugin import ROLE_TITLES, Registered, Registry, Role
+from eagle.spec.document import Document
+
+__all__ = [
+    "DEFAULT_STRATEGIES",
+    "ComponentSpec",
+    "DecoderSpec",
+    "RuntimeSpec",
+    "TargetSpec",
+    "json_schema",
+]
+
+DEFAULT_STRATEGIES = {
+    Role.FEATURES: "last-hidden",
+    Role.HEAD: "eagle",
+    Role.TREE: "static",
+    Role.ATTENTION: "auto",
+    Role.ACCEPTANCE: "speculative",
+}
+"""The strategy of each role that a spec does not mention."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComponentSpec(BaseModel):
+    """One role's strategy: in YAML its name, or a mapping of `name` and the strategy's settings."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is given for the strategy's config, as it was written."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, ComponentSpec) or (isinstance(value, Mapping) and "name" in value):
+            return value
+        raise ValueError("should be a strategy's name, or a mapping with `name` and its settings")
+
+    @model_serializer
+    def _to_yaml(self) -> str | dict[str, Any]:
+        return {"name": self.name, **self.settings} if self.settings else self.name
+
+
+DeviceMap = (
+    Literal["auto", "balanced", "balanced_low_0", "sequential"]
+    | Annotated[dict[str, int | str], Field(min_length=1)]
+)
+
+
+class TargetSpec(_Model):
+    """The target model.
+
+    Attributes:
+        model: the embedded model's name, a Hub id, a folder, or a GGUF file.
+        dtype: of weights, features and caches; ``auto`` chooses for the device.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        revision: of a Hub model.
+        device_map: in training only: spread the target's layers over the devices that the one
+            process sees, as transformers' `from_pretrained` does: ``auto``, ``balanced``,
+            ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
+        tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
+            the model's own plan in transformers for tensor parallelism.
+    """
+
+    model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    revision: str | None = None
+    device_map: DeviceMap | None = None
+    tp_plan: Literal["auto"] | None = None
+
+    @property
+    def spread(self) -> bool:
+        """Whether it asks for several devices."""
+        return self.device_map is not None or self.tp_plan is not None
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_known(cls, device: str) -> str:
+        kind, _, index = device.partition(":")
+        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
+            raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
+        return device
+
+    @model_validator(mode="after")
+    def _one_way_of_spreading(self) -> TargetSpec:
+        if self.device_map is not None and self.tp_plan is not None:
+            raise ValueError(
+                "should have a device_map (one process, its layers on several devices) or a "
+                "tp_plan (one process for each device, every layer cut), not both"
+            )
+        if self.spread and self.device != "auto":
+            raise ValueError(
+                f"device should stay 'auto', not {self.device!r}, with a device_map or a tp_plan, "
+                "which say what is where"
+            )
+        return self
+
+
+class RuntimeSpec(_Model):
+    """How cycles are executed, and how much is allocated for them.
+
+    Attributes:
+        compile: on a GPU, compile a cycle's phases; ``auto``: where cycles are captured, which
+            ``eagle generate`` takes for False where there are few tokens to decode. On a CPU, run
+            the target's pass as compiled code; ``auto``: where ``eagle compile`` made it; True:
+            make it at first use.
+        cuda_graph: capture whole cycles as CUDA graphs and replay them; ``auto``: on CUDA, where
+            every component allows it.
+        max_batch: slots, the most requests decoded at once.
+        max_length: longest text of a slot, prompt and answer, in tokens; ``auto`` follows the
+            requests up to what the target was made for.
+    """
+
+    compile: bool | Literal["auto"] = "auto"
+    cuda_graph: bool | Literal["auto"] = "auto"
+    max_batch: Annotated[int, Field(ge=1)] = 8
+    max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+
+    def capacity(self, served: int) -> int:
+        """Return the longest text of a slot, where the target serves at most *served* tokens."""
+        return served if self.max_length == "auto" else min(self.max_length, served)
+
+
+class DecoderSpec(_Model):
+    """Everything that a decoder is made of; `load_spec` reads one from YAML.
+
+    In Python a component is given as in YAML: ``DecoderSpec(tree={"name": "chain", "depth": 3})``.
+    """
+
+    name: str = ""
+    description: str = ""
+    target: TargetSpec = TargetSpec()
+    features: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.FEATURES])
+    head: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.HEAD])
+    tree: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.TREE])
+    attention: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ATTENTION])
+    acceptance: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ACCEPTANCE])
+    runtime: RuntimeSpec = RuntimeSpec()
+
+    _document: Document = PrivateAttr(default_factory=lambda: Document("spec"))
+
+    @field_validator("target")
+    @classmethod
+    def _decodes_on_one_device(cls, target: TargetSpec) -> TargetSpec:
+        if target.spread:
+            raise ValueError(
+                f"should have no {'device_map' if target.device_map else 'tp_plan'}: a cycle, its "
+                "caches and its draft head are on one device, so a target is decoded on one; "
+                "`eagle train` alone takes a target that is spread over several"
+            )
+        return target
+
+    def __eq__(self, other: object) -> bool:
+        # Pydantic would compare `_document` too; where a spec was written does not matter.
+        return isinstance(other, DecoderSpec) and self.model_dump() == other.model_dump()
+
+    @property
+    def document(self) -> Document:
+        """Where the spec was written, for messages."""
+        return self._document
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the spec's file, or the current one; relative paths in the spec start here."""
+        return self._document.folder
+
+    def component(self, role: Role) -> ComponentSpec:
+        """Return what the spec says about one role."""
+        component: ComponentSpec = getattr(self, role.value)
+        return component
+
+
+def json_schema(registry: Registry) -> dict[str, Any]:
+    """Return a JSON Schema of decoder specs, with the settings of every registered strategy.
+
+    Args:
+        registry: the strategies to describe.
+    """
+    schema = DecoderSpec.model_json_schema()
+    definitions = schema.setdefault("$defs", {})
+    definitions.pop("ComponentSpec", None)
+    for role in Role:
+        known = registry.strategies(role)
+        named = {"enum": [entry.name for entry in known], "description": "A strategy's name."}
+        choices = [named, *(_choice(entry, definitions) for entry in known)]
+        schema["properties"][role.value] = {
+            "description": f"The {ROLE_TITLES[role]}: a name, or a mapping of name and settings.",
+            "default": DEFAULT_STRATEGIES[role],
+            "oneOf": choices,
+        }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "EAGLE decoder spec",
+    }
+
+
+def _choice(entry: Registered, definitions: dict[str, Any]) -> dict[str, Any]:
+    prefix = f"{entry.role.value}.{entry.name}."
+    try:
+        config = entry.strategy.config.model_json_schema(ref_template=f"#/$defs/{prefix}{{model}}")
+    except Exception:  # a plug-in's field without a JSON form must not cost the others theirs
+        config = {"properties": {}, "additionalProperties": True}
+    definitions.update({prefix + name: part for name, part in config.pop("$defs", {}).items()})
+    return {
+        "type": "object",
+        "title": entry.name,
+        "description": entry.strategy.description,
+        "properties": {"name": {"const": entry.name}, **config.get("properties", {})},
+        "required": ["name", *config.get("required", [])],
+        "additionalProperties": config.get("additionalProperties", False),
+    }

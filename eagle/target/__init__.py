@@ -1,0 +1,20 @@
+"""A transformers model behind a cache: passes, features, logits; knows nothing of drafting or
+acceptance.
+"""
+
+from eagle.target import loading
+from eagle.target.causal_lm import Forward, Target, load_target, resolve_device, resolve_dtype
+from eagle.target.interfaces import PassCache
+from eagle.target.loading import device_of, rotary_depends_on_length
+
+__all__ = [
+    "Forward",
+    "PassCache",
+    "Target",
+    "device_of",
+    "load_target",
+    "loading",
+    "resolve_device",
+    "resolve_dtype",
+    "rotary_depends_on_length",
+]

@@ -1,0 +1,323 @@
+"""Any Hugging Face causal language model as a target: passes over a cache, features and logits.
+
+Knows how a transformers model is driven; knows nothing of drafting or acceptance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagle.cache import Step, TreeCache
+from eagle.errors import TargetError
+from eagle.kernels import Int8Linear, Switch, arrange, hooked, int8_linear
+from eagle.plugin import AttentionBackend, TargetInfo, ancestor_mask
+from eagle.spec import TargetSpec
+from eagle.target import interfaces as bridge
+from eagle.target import loading
+from eagle.target.rotary import settle_rotary
+
+__all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
+
+# Relative distance of logits above which a pass through the tree cache is not the model's own.
+# Measured on right models: under 1e-5 in float32, under 0.05 in bfloat16; a wrong mask or
+# position gives more than 0.3.
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_TOLERANCE_HALF = 0.2
+
+
+Forward = Callable[..., tuple[Tensor, list[Tensor]]]
+
+
+class Target:
+    """A frozen causal language model, unforked, behind a tree cache.
+
+    Attributes:
+        model: the transformers model.
+        tokenizer: its tokenizer, or None where its folder has none.
+        info: its sizes.
+        config: its text configuration.
+        device: where it is; of one that is spread over devices, where its LM head is.
+        dtype: of its weights.
+        spread: whether it is on several devices: then it has features and logits, but no cycles.
+        body: the model without its LM head.
+        layout: of its linear layers.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        loading.refuse(name, model.config)
+        if not getattr(model, "_supports_attention_backend", False):
+            raise TargetError(
+                f"the target {name!r} ({type(model).__name__}) does not take its attention from "
+                "transformers' AttentionInterface, so no tree attention can be plugged in"
+            )
+        self.model, self.tokenizer = model, tokenizer
+        self.config = model.config.get_text_config()
+        self.info = TargetInfo(
+            name=name,
+            hidden_size=self.config.hidden_size,
+            vocab_size=model.get_output_embeddings().weight.shape[0],
+            layers=self.config.num_hidden_layers,
+            max_positions=self.config.max_position_embeddings,
+        )
+        self.device = loading.device_of(model.get_output_embeddings())
+        self.dtype = model.dtype
+        self.spread = loading.is_spread(model)
+        own = model.config._attn_implementation
+        self._stock = "sdpa" if own == bridge.ATTENTION else own
+        self.layout = Switch()
+        if not self.spread:  # its layers are hooked, by what they are
+            arrange(model, self.layout)
+        self.body = model.get_decoder()
+        settle_rotary(self.body)
+        self._head = model.get_output_embeddings()
+        self._int8_head: Int8Linear | None = None
+        self._int8_of: tuple[int, int] | None = None
+        self._embedding = model.get_input_embeddings()
+        self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        self.heads = self.config.num_attention_heads
+        self.kv_heads = getattr(self.config, "num_key_value_heads", None) or self.heads
+        self.head_dim = (
+            getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
+        )
+
+    @property
+    def capacity(self) -> int:
+        """The longest text that is served: past a sliding window, a token would be forgotten."""
+        limits = [self.info.max_positions, loading.window(self.config) or self.info.max_positions]
+        return min(limits)
+
+    @property
+    def eos_tokens(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        ids = self.model.generation_config.eos_token_id
+        if ids is None and self.tokenizer is not None:
+            ids = self.tokenizer.eos_token_id
+        return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
+
+    @property
+    def embeddings(self) -> int:
+        """Rows of the input embedding: token ids are below it."""
+        return int(self._embedding.weight.shape[0])
+
+    def make_cache(self, slots: int, rows: int) -> bridge.PassCache:
+        """Allocate a cache of *rows* rows for each of *slots* texts."""
+        return bridge.PassCache(
+            TreeCache(
+                layers=self.info.layers,
+                slots=slots,
+                kv_heads=self.kv_heads,
+                rows=rows,
+                head_dim=self.head_dim,
+                dtype=self.dtype,
+                device=self.device,
+            )
+        )
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Return input embeddings ``[B, N, H]`` of tokens ``[B, N]``."""
+        out: Tensor = self._embedding(tokens)
+        return out.to(self.device) if self.spread else out
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits ``[B, N, V]`` of final hidden states ``[B, N, H]``."""
+        return self._scaled(self._head(features))
+
+    def draft_logits(self) -> Callable[[Tensor], Tensor]:
+        """Return what gives `logits` to drafts: nearly, by a weight of eight bits, where it pays.
+
+        What is drafted decides how much of it is accepted, not what is said. The weight is copied
+        once, and anew where it has been changed since; what was returned before keeps the old one.
+        """
+        weight: Tensor = self._head.weight
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if self._int8_head is None or self._int8_of != state:
+            self._int8_head, self._int8_of = int8_linear(self._head), state
+        head = self._int8_head
+        if head is None:
+            return self.logits
+
+        def logits(features: Tensor) -> Tensor:
+            changed = features.dtype != self.dtype or hooked(self._head)  # since then
+            if changed or not head.serves(features):
+                return self.logits(features)
+            return self._scaled(head(features))
+
+        return logits
+
+    def _scaled(self, out: Tensor) -> Tensor:
+        """Return logits of the LM head's products."""
+        if getattr(self.config, "logit_scale", None):  # Cohere
+            out = out * self.config.logit_scale
+        if getattr(self.config, "logits_scaling", None):  # Granite
+            out = out / self.config.logits_scaling
+        cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma 2
+        return torch.tanh(out / cap) * cap if cap else out
+
+    def forward(
+        self,
+        tokens: Tensor,
+        step: Step,
+        cache: bridge.PassCache,
+        attention: AttentionBackend,
+        layers: tuple[int, ...] = (),
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one pass over a cache.
+
+        Args:
+            tokens: int64 ``[B, N]``.
+            step: where they go and what each sees.
+            cache: of `make_cache`.
+            attention: the backend to attend through.
+            layers: hidden states wanted beside the last, as indices of `hidden_states`.
+
+        Returns:
+            The LM head's input ``[B, N, H]``, and the hidden states asked for.
+        """
+        return self.run({"input_ids": tokens}, step, cache, attention, layers)
+
+    def run(
+        self,
+        entries: dict[str, Tensor],
+        step: Step,
+        cache: bridge.PassCache,
+        attention: AttentionBackend,
+        layers: tuple[int, ...],
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Run one pass as `forward` does, with tokens or their embeddings by transformers' name."""
+        self._attend_through(bridge.ATTENTION)
+        cache.step = step
+        out = self.body(
+            **entries,
+            # Nodes past the last position are never committed, but tables end there.
+            position_ids=step.positions.clamp(max=self.info.max_positions - 1),
+            attention_mask=self._open,  # of rank 4, so that no other mask is made
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=bool(layers),
+            eagle_backend=attention,
+            eagle_plan=attention.plan(step, self.heads, self.kv_heads, self.dtype),
+        )
+        cache.step = None
+        return out.last_hidden_state, [out.hidden_states[layer] for layer in layers]
+
+    def _attend_through(self, implementation: str) -> None:
+        if self.model.config._attn_implementation != implementation:
+            self.model.set_attn_implementation(implementation)
+
+    @contextmanager
+    def stock(self) -> Iterator[Any]:
+        """Yield the model as transformers runs it: its own attention, its own layers."""
+        self._attend_through(self._stock)
+        self.layout.on = False
+        try:
+            yield self.model
+        finally:
+            self.layout.on = True
+            self._attend_through(bridge.ATTENTION)
+
+    @torch.inference_mode()
+    def probe(self, attention: AttentionBackend, forward: Forward | None = None) -> None:
+        """Check that passes over the tree cache are the model's own, on a small random tree.
+
+        It is what lets an architecture be served that nobody here has heard of: mask, positions,
+        cache and the scaling of logits are all compared with the model's own forward.
+
+        Args:
+            attention: the backend to attend through.
+            forward: what runs the passes, in place of the method of that name.
+
+        Raises:
+            TargetError: they differ, so that the output would not be the target's; or the backend
+                cannot serve this target.
+        """
+        if self.spread:
+            raise TargetError(
+                f"the target {self.info.name!r} is spread over several devices or processes, and a "
+                "cycle, its caches and its draft head are on one; load it without a device_map and "
+                "a tp_plan to decode it"
+            )
+        reason = attention.unsupported(self.device, self.dtype, self.head_dim)
+        if reason:
+            raise TargetError(f"the attention backend cannot serve {self.info.name!r}: {reason}")
+        generator = torch.Generator().manual_seed(0)
+        low = min(10, self.info.vocab_size // 2)
+        tokens = torch.randint(low, self.info.vocab_size, (11,), generator=generator)
+        tokens = tokens.to(self.device)
+        prompt, tree = tokens[:6], tokens[6:]
+        paths = torch.tensor([[0, 1, 3], [0, 2, 4]], device=self.device)
+        with self.stock() as model:
+            texts = torch.cat((prompt.expand(2, -1), tree[paths]), dim=1)
+            expected = model(input_ids=texts, use_cache=False).logits[:, 6:].float()
+        try:
+            parents = torch.tensor([[-1, 0, 0, 1, 2]], device=self.device)
+            depths = torch.tensor([[0, 1, 1, 2, 2]], device=self.device)
+            lengths = torch.zeros(1, dtype=torch.int64, device=self.device)
+            cache = self.make_cache(1, 11)
+            run = forward or self.forward
+            run(prompt[None], Step.chain(lengths, 6, 6), cache, attention)
+            step = Step.tree(lengths + 6, depths, ancestor_mask(parents, 2), 11)
+            last, _ = run(tree[None], step, cache, attention)
+            found = self.logits(last)[0, paths].float()
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise TargetError(
+                f"the target {self.info.name!r} ({type(self.model).__name__}) cannot be run over "
+                f"a tree cache: {type(error).__name__}: {error}"
+            ) from error
+        if expected.isnan().any():
+            return  # reported with more to go by when text is generated
+        difference = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
+        if not difference <= _TOLERANCE.get(self.dtype, _TOLERANCE_HALF):
+            raise TargetError(
+                f"the target {self.info.name!r} ({type(self.model).__name__}) gives other logits "
+                f"over a tree cache than by itself (relative difference {difference:.2g}); "
+                "decoding it would change what it says, so it is refused"
+            )
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of a spec; ``auto`` is the first CUDA device, or the CPU.
+
+    Raises:
+        TargetError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise TargetError(f"target.device: there is no {name} here; use 'cpu' or 'auto'")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype of a spec; ``auto`` is bfloat16 where the hardware multiplies it."""
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
+    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
+    """Load the target of a spec, on its device or devices and in its dtype.
+
+    Args:
+        spec: the target.
+        folder: of the spec file, where a relative path is looked for first.
+
+    Raises:
+        TargetError: it cannot be found, loaded or served.
+        AssetError: the embedded model is not in the cache and cannot be fetched.
+    """
+    source = loading.locate(spec, folder)
+    device = resolve_device(spec.device)
+    _, text = loading.describe(source)
+    if spec.tp_plan:
+        loading.check_split(source.name, text)
+    model = loading.load_model(source, resolve_dtype(spec.dtype, device), device, spec)
+    return Target(model, loading.load_tokenizer(source), spec.model)

@@ -1,0 +1,72 @@
+"""The two places where this library meets a transformers model: its attention and its cache.
+
+Nothing of the model is copied or patched: the attention is registered by name, and gets the
+backend and its plan through keyword arguments of `forward`; the cache is a `Cache` whose `update`
+writes to the rows that the current pass names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache
+from transformers.masking_utils import AttentionMaskInterface
+
+from eagle.cache import Step, TreeCache
+from eagle.plugin import AttentionBackend
+
+__all__ = ["ATTENTION", "PassCache"]
+
+ATTENTION = "eagle"
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    eagle_backend: AttentionBackend | None = None,
+    eagle_plan: Any = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend through the backend of the pass that `Target.forward` started."""
+    if eagle_backend is None:
+        raise RuntimeError(
+            "this model's attention is set to 'eagle', which works inside a decoder only; "
+            "call model.set_attn_implementation('sdpa') to use the model by itself"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return eagle_backend.attend(query, key, value, eagle_plan, scaling), None
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Make no mask: the backend's plan says who sees whom, and there is never any padding."""
+
+
+AttentionInterface.register(ATTENTION, _attention)
+AttentionMaskInterface.register(ATTENTION, _no_mask)
+
+
+class PassCache(Cache):  # type: ignore[misc]
+    """A transformers cache that forwards to a `TreeCache` at the rows of the current step."""
+
+    def __init__(self, store: TreeCache) -> None:
+        super().__init__(layers=[])
+        self.store = store
+        self.step: Step | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write one layer's new keys and values; return the span of rows that may be read."""
+        if self.step is None:
+            raise RuntimeError("the cache was used outside a pass of its target")
+        return self.store.write(layer_idx, key_states, value_states, self.step)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: positions are always given, never derived from the cache."""
+        return 0

@@ -1,0 +1,174 @@
+"""Tokenised conversations, and the one file that carries them to another machine.
+
+It knows tokens and where each conversation ends; it does not know how they are packed into rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eagle.errors import DataError
+from eagle.host import replacing
+from eagle.train.data.template import Text
+
+__all__ = ["Corpus", "tokenizer_digest"]
+
+VERSION = 1
+
+_DAMAGED = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What numpy raises for a file that it did not write, or did not write to the end."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The tokens of many conversations, one behind the other.
+
+    Attributes:
+        tokens: uint16 or uint32 ``[n]``.
+        answers: bool ``[n]``, tokens that an assistant said.
+        ends: int64 ``[c]``, where each conversation ends.
+        groups: uint64 ``[c]``, what a held-out choice keeps together.
+        info: what it was made of: `tokenizer` (digest), `vocab`, counts.
+    """
+
+    tokens: NDArray[Any]
+    answers: NDArray[np.bool_]
+    ends: NDArray[np.int64]
+    groups: NDArray[np.uint64]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, texts: Iterable[Text], vocab: int, info: dict[str, Any] | None = None) -> Corpus:
+        """Collect texts.
+
+        Args:
+            texts: what to collect.
+            vocab: size of the vocabulary; up to 65,536, a token takes two bytes.
+            info: what is known of them.
+
+        Raises:
+            DataError: there are none.
+        """
+        small = np.uint16 if vocab <= 1 << 16 else np.uint32
+        tokens, answers, groups = [], [], []
+        for text in texts:
+            tokens.append(text.tokens.astype(small))
+            answers.append(text.answers)
+            digest = hashlib.blake2b(text.group.encode(), digest_size=8).digest()
+            groups.append(int.from_bytes(digest, "little"))
+        if not tokens:
+            raise DataError("no conversation has an answer to learn from: the dataset is empty")
+        ends = np.cumsum([len(one) for one in tokens], dtype=np.int64)
+        info = (info or {}) | {"vocab": vocab}
+        return cls(
+            np.concatenate(tokens),
+            np.concatenate(answers),
+            ends,
+            np.array(groups, dtype=np.uint64),
+            info,
+        )
+
+    @cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each conversation starts, int64 ``[c]``."""
+        return np.concatenate(([0], self.ends[:-1]))
+
+    @cached_property
+    def digest(self) -> str:
+        """A digest of the tokens and of which of them count."""
+        state = hashlib.sha256()
+        for array in (self.tokens.astype("<u4"), np.packbits(self.answers), self.ends):
+            state.update(np.ascontiguousarray(array).tobytes())
+        return state.hexdigest()
+
+    def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the numbers of the conversations to train on and of those held out.
+
+        Whether a group is held out depends on its name and the seed alone, so that adding text
+        moves nothing from one side to the other.
+        """
+        salt = seed.to_bytes(8, "little")
+        held = [
+            int.from_bytes(
+                hashlib.blake2b(salt + group.tobytes(), digest_size=8).digest(), "little"
+            )
+            < share * 2**64
+            for group in self.groups
+        ]
+        mask = np.array(held, dtype=np.bool_)
+        return np.flatnonzero(~mask), np.flatnonzero(mask)
+
+    def text(self, number: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Return the tokens of one conversation, and which of them are answers."""
+        part = slice(self.starts[number], self.ends[number])
+        return self.tokens[part], self.answers[part]
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, atomically: about one byte for each token.
+
+        Raises:
+            DataError: it could not be written.
+        """
+        info = json.dumps(self.info | {"version": VERSION}).encode()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as place, place.open("wb") as file:
+                np.savez_compressed(
+                    file,
+                    tokens=self.tokens,
+                    answers=np.packbits(self.answers),
+                    lengths=np.diff(self.ends, prepend=0).astype(np.uint32),
+                    groups=self.groups,
+                    info=np.frombuffer(info, dtype=np.uint8),
+                )
+        except OSError as error:
+            raise DataError(f"the packed text could not be written to {path}: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Corpus:
+        """Read a file that `save` wrote.
+
+        Raises:
+            DataError: it is missing, damaged, or something else.
+        """
+        try:
+            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
+                info = json.loads(file["info"].tobytes())
+                tokens, ends = file["tokens"], np.cumsum(file["lengths"], dtype=np.int64)
+                answers = np.unpackbits(file["answers"], count=len(tokens)).astype(np.bool_)
+                groups = file["groups"]
+        except FileNotFoundError as error:
+            raise DataError(f"there is no packed text {path}") from error
+        except _DAMAGED as error:
+            raise DataError(
+                f"{path} is not packed text of `eagle data prepare`, or damaged: {error}"
+            ) from error
+        if info.get("version") != VERSION or len(groups) != len(ends) or ends[-1] != len(tokens):
+            raise DataError(f"{path} was packed by another version; run `eagle data prepare` again")
+        return cls(tokens, answers, ends, groups, info)
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return a digest of what decides a tokenizer's tokens: its pipeline and its chat template."""
+    core = tokenizer.backend_tokenizer.to_str() + (tokenizer.chat_template or "")
+    return hashlib.sha256(core.encode()).hexdigest()

@@ -1,0 +1,226 @@
+"""From a conversation to tokens, and which of them the target would have said itself.
+
+It knows the tokenizer's chat template only by what it renders: where an assistant's turn begins
+and ends follows from rendering the conversation up to it, with and without it. Of a plain text,
+which no template touches, every token counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eagle.errors import DataError
+from eagle.train.data.sources import Conversation, Passage
+
+__all__ = ["Encoder", "Tally", "Text"]
+
+_SHORTEST = 3  # tokens: a feature, the one it predicts, and the token behind that
+
+
+@dataclass(frozen=True)
+class Text:
+    """The tokens of one conversation, or of a plain text.
+
+    Attributes:
+        group: see `Conversation.group`.
+        tokens: int64 ``[n]``.
+        answers: bool ``[n]``, the tokens that an assistant said, its end-of-turn token included;
+            in a plain text all of them.
+    """
+
+    group: str
+    tokens: NDArray[np.int64]
+    answers: NDArray[np.bool_]
+
+
+@dataclass
+class Tally:
+    """What became of the conversations and plain texts that were read.
+
+    Attributes:
+        used: they gave a `Text`.
+        silent: no assistant says anything in them, or a text is empty.
+        refused: the template would not render them.
+        cut: conversations longer than the limit, of which the beginning was used.
+        split: plain texts longer than the limit, which go on as texts of their own.
+    """
+
+    used: int = 0
+    silent: int = 0
+    refused: int = 0
+    cut: int = 0
+    split: int = 0
+
+    @property
+    def read(self) -> int:
+        """All of them."""
+        return self.used + self.silent + self.refused
+
+
+class Encoder:
+    """Tokenises conversations through a tokenizer's chat template, and plain texts without.
+
+    Args:
+        tokenizer: a fast transformers tokenizer; for conversations, with a chat template.
+        ends: tokens that end a turn; what the template puts behind one is not the assistant's.
+        max_length: longest text.
+
+    Raises:
+        DataError: there is no fast tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Iterable[int], max_length: int) -> None:
+        if tokenizer is None:
+            raise DataError(
+                "the target has no tokenizer, so text cannot be made into tokens; put its "
+                "tokenizer.json beside its weights"
+            )
+        if not tokenizer.is_fast:
+            raise DataError(
+                "the target's tokenizer is a slow one, which cannot tell where in the text a "
+                "token comes from; use its fast version (tokenizer.json)"
+            )
+        self._tokenizer, self._ends, self._max = tokenizer, sorted(ends), max_length
+        self._checked = False
+        self.tally = Tally()
+
+    def _check_template(self) -> None:
+        """Refuse a chat template, before its first use, that does not show where answers begin."""
+        if self._checked:
+            return
+        if not getattr(self._tokenizer, "chat_template", None):
+            raise DataError(
+                "the target has no chat template, so conversations cannot be rendered; use a "
+                "chat-tuned target, or put a chat_template.jinja beside its tokenizer"
+            )
+        question, answer = ("user", "q"), ("assistant", "a")
+        if self._spans((question, answer))[1] == []:
+            raise DataError(
+                "the chat template has no boundary between question and answer: rendering a "
+                "conversation with and without its answer does not share a beginning"
+            )
+        self._checked = True
+
+    def encode(self, items: Iterable[Conversation | Passage], batch: int = 256) -> Iterator[Text]:
+        """Yield the texts of the conversations that have any answer, counting the others.
+
+        Args:
+            items: what to tokenise.
+            batch: how many are tokenised at once, in parallel.
+
+        Raises:
+            DataError: there is no chat template, or none that shows where answers begin.
+        """
+        source = iter(items)
+        while group := list(islice(source, batch)):
+            for kind, run in groupby(group, key=type):
+                if kind is Passage:
+                    yield from self._passages([one for one in run if isinstance(one, Passage)])
+                else:
+                    self._check_template()
+                    yield from self._conversations(
+                        [one for one in run if isinstance(one, Conversation)]
+                    )
+
+    def _passages(self, passages: Sequence[Passage]) -> Iterator[Text]:
+        """Yield plain texts as the target reads them, long ones in pieces."""
+        encodings = self._tokenizer.backend_tokenizer.encode_batch([one.text for one in passages])
+        for one, encoding in zip(passages, encodings, strict=True):
+            tokens = np.array(encoding.ids, dtype=np.int64)
+            if not one.text.strip() or len(tokens) < _SHORTEST:
+                self.tally.silent += 1
+                continue
+            self.tally.used += 1
+            self.tally.split += len(tokens) > self._max
+            for number, start in enumerate(range(0, len(tokens), self._max)):
+                piece = tokens[start : start + self._max]
+                if len(piece) >= _SHORTEST:
+                    # Pieces do not overlap, so that any of them may be held out alone.
+                    name = f"{one.group}#{number}" if number else one.group
+                    yield Text(name, piece, np.ones(len(piece), dtype=np.bool_))
+
+    def _conversations(self, conversations: Sequence[Conversation]) -> Iterator[Text]:
+        rendered = [item for one in conversations if (item := self._render(one)) is not None]
+        if not rendered:
+            return
+        texts = [text for _, text, _ in rendered]
+        encodings = self._tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
+        for (name, text, spans), encoding in zip(rendered, encodings, strict=True):
+            tokens = np.array(encoding.ids, dtype=np.int64)
+            answers = self._mark(tokens, encoding, len(text), spans)
+            if len(tokens) > self._max:
+                self.tally.cut += 1
+                tokens, answers = tokens[: self._max], answers[: self._max]
+            if answers.any():
+                self.tally.used += 1
+                yield Text(name, tokens, answers)
+            else:
+                self.tally.silent += 1
+
+    def _render(self, one: Conversation) -> tuple[str, str, list[tuple[int, int]]] | None:
+        """Return group, text and spans of answers; None if there is no answer to learn from."""
+        from jinja2 import TemplateError
+
+        if not any(role == "assistant" and text for role, text in one.messages):
+            self.tally.silent += 1
+            return None
+        try:
+            text, spans = self._spans(one.messages)
+        except TemplateError:  # two questions in a row, say, or a role that it does not know
+            spans = []
+        if not spans:
+            self.tally.refused += 1
+            return None
+        return one.group, text, spans
+
+    def _spans(self, messages: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+        """Return the rendered conversation and the characters ``[start, end)`` of its answers.
+
+        An answer is what follows the prompt that asks for it. Where that cannot be told (some
+        templates render earlier turns differently once there are later ones), it is left out.
+        """
+        full = self._template(messages)
+        spans = []
+        for i, (role, _) in enumerate(messages):
+            if role == "assistant":
+                prompt = self._template(messages[:i], prompt=True)
+                ended = self._template(messages[: i + 1])
+                if ended.startswith(prompt) and full.startswith(ended) and prompt != ended:
+                    spans.append((len(prompt), len(ended)))
+        return full, spans
+
+    def _template(self, messages: Sequence[tuple[str, str]], prompt: bool = False) -> str:
+        dicts = [{"role": role, "content": text} for role, text in messages]
+        text: str = self._tokenizer.apply_chat_template(
+            dicts, tokenize=False, add_generation_prompt=prompt
+        )
+        return text
+
+    def _mark(
+        self, tokens: NDArray[np.int64], encoding: Any, size: int, spans: list[tuple[int, int]]
+    ) -> NDArray[np.bool_]:
+        """Return which tokens lie in the spans, up to the end-of-turn token of each."""
+        answers = np.zeros(len(tokens), dtype=np.bool_)
+        ends = np.isin(tokens, self._ends)
+        for start, end in spans:
+            first, last = (_token_at(encoding, size, place, len(tokens)) for place in (start, end))
+            closing = np.flatnonzero(ends[first:last])
+            answers[first : first + closing[-1] + 1 if len(closing) else last] = True
+        return answers
+
+
+def _token_at(encoding: Any, size: int, character: int, count: int) -> int:
+    """Return the first token that begins at or behind a character."""
+    while character < size:
+        token = encoding.char_to_token(character)
+        if token is not None:
+            start, _ = encoding.token_to_chars(token)
+            return int(token if start >= character else token + 1)
+        character += 1  # a character that the tokenizer drops
+    return count

@@ -1,0 +1,213 @@
+"""Measures a head by rank replay on answers that the target gives to some prompts.
+
+Knows prompts, how the target answers them and where the head's ranks come from; what the ranks
+mean is `replay`'s business. Prompts are measured on and never trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eagle.errors import DataError
+from eagle.plugin import TrainableHead
+from eagle.target import Target
+from eagle.train.data import Corpus, visibility
+from eagle.train.evaluation.replay import Replay
+from eagle.train.features import Features
+from eagle.train.objective import level_states
+
+__all__ = ["Answer", "answer", "file_prompts", "heldout_prompts", "replay_answers"]
+
+RANK_CHUNK = 2048  # positions whose logits are in memory at once
+_OPENING = 64  # tokens of a plain text that are its prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prompt's tokens and what the target answers at temperature 0, its end token included."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
+    """Return the tokens of the first turns of a file of prompts.
+
+    Args:
+        path: JSON lines with ``{"turns": [...]}``.
+        tokenizer: with a chat template.
+        limit: at most so many.
+
+    Raises:
+        DataError: the file cannot be read or has another shape.
+    """
+    try:
+        # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        turns = [json.loads(line)["turns"][0] for line in lines[:limit]]
+    except OSError as error:
+        raise DataError(f"the prompts {path} cannot be read: {error}") from error
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f'{path}: every line should be {{"turns": ["..."]}}: {error}') from error
+    if not turns:
+        raise DataError(f"{path} holds no prompt")
+    return [
+        list(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": turn}], add_generation_prompt=True, return_dict=True
+            )["input_ids"]
+        )
+        for turn in turns
+    ]
+
+
+def heldout_prompts(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
+    """Return the beginnings of held-out texts: up to the first answer, or some of a plain text."""
+    prompts: list[list[int]] = []
+    for number in numbers:
+        tokens, answers = corpus.text(number)
+        # Only a plain text starts with what counts as an answer.
+        first = int(answers.argmax()) or min(_OPENING, len(tokens) // 2)
+        if len(prompts) < limit and answers.any() and first > 0:
+            prompts.append(tokens[:first].tolist())
+    return prompts
+
+
+def answer(
+    target: Target, prompts: Sequence[Sequence[int]], max_new_tokens: int, batch: int
+) -> list[Answer]:
+    """Let the target answer prompts greedily.
+
+    Args:
+        target: with transformers' own attention in place (`Target.stock`).
+        prompts: tokens of each.
+        max_new_tokens: longest answer.
+        batch: how many are answered at once.
+    """
+    ends = sorted(target.eos_tokens)
+    pad = ends[0] if ends else 0
+    answers: dict[int, Answer] = {}
+    # By length, so that little of a batch is padding.
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch):
+        part = order[start : start + batch]
+        width = max(len(prompts[i]) for i in part)
+        tokens = torch.full((len(part), width), pad)
+        mask = torch.zeros_like(tokens)
+        for row, i in enumerate(part):
+            tokens[row, width - len(prompts[i]) :] = torch.tensor(prompts[i])
+            mask[row, width - len(prompts[i]) :] = 1
+        with torch.inference_mode():
+            out = target.model.generate(
+                input_ids=tokens.to(target.device),
+                attention_mask=mask.to(target.device),
+                do_sample=False,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+            )
+        for row, i in enumerate(part):
+            said = out[row, width:].tolist()
+            stop = next((n for n, token in enumerate(said) if token in ends), len(said) - 1)
+            answers[i] = Answer(tuple(prompts[i]), tuple(said[: stop + 1]))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def replay_answers(
+    answers: Sequence[Answer],
+    features: Features,
+    head: TrainableHead,
+    levels: int,
+    *,
+    device: torch.device,
+    batch_tokens: int = 8192,
+) -> list[Replay]:
+    """Return the ranks that a head gives to the tokens of the answers.
+
+    Args:
+        answers: what the target said.
+        features: the target's features.
+        head: the head to measure.
+        levels: D.
+        device: where target and head are.
+        batch_tokens: tokens of one pass at the first level, padding included.
+    """
+    replays: dict[int, Replay] = {}
+    for part in _parts(answers, batch_tokens):
+        tokens, positions, visible = _padded([answers[i] for i in part], device)
+        with torch.no_grad():
+            true, _ = features(tokens, positions, visible)
+            ahead = tokens.roll(-1, dims=1)
+            states = level_states(head.train_states, ahead, true, positions, visible, levels)
+            found = _ranks(states, [answers[i] for i in part], head.logits)
+        for i, ranks in zip(part, found, strict=True):
+            replays[i] = Replay(ranks)
+    return [replays[i] for i in range(len(answers))]
+
+
+def _parts(answers: Sequence[Answer], budget: int) -> Iterator[list[int]]:
+    """Group answers of similar length, so that rows times the longest stays within a budget."""
+    sizes: Mapping[int, int] = {i: len(a.prompt) + len(a.answer) for i, a in enumerate(answers)}
+    part: list[int] = []
+    for i in sorted(sizes, key=lambda i: sizes[i]):
+        if part and (len(part) + 1) * sizes[i] > budget:
+            yield part
+            part = []
+        part.append(i)
+    if part:
+        yield part
+
+
+def _padded(part: Sequence[Answer], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tokens, positions and visibility of some texts, padded behind."""
+    width = max(len(one.prompt) + len(one.answer) for one in part)
+    tokens = torch.zeros(len(part), width, dtype=torch.int64)
+    for row, one in enumerate(part):
+        text = torch.tensor(one.prompt + one.answer)
+        tokens[row, : len(text)] = text
+    positions = torch.arange(width).expand(len(part), -1).contiguous()
+    # Padding lies behind the text and is seen by nothing before it.
+    visible = visibility(torch.zeros_like(tokens))
+    return tokens.to(device), positions.to(device), visible.to(device)
+
+
+def _ranks(
+    states: Sequence[Tensor], part: Sequence[Answer], logits: Callable[[Tensor], Tensor]
+) -> list[NDArray[np.int64]]:
+    """Return int64 ``[D, m]`` for each answer; see `Replay.ranks`."""
+    device = states[0].device
+    ranks = [np.zeros((len(states), len(one.answer)), dtype=np.int64) for one in part]
+    for level, state in enumerate(states):
+        # Further roots have no true token so far down.
+        roots = [max(0, len(one.answer) - 1 - level) for one in part]
+        if not any(roots):
+            break
+        # The root at answer token i is drafted from the entry one before it in the text.
+        entries = [
+            torch.arange(count) + (row * state.shape[1] + len(one.prompt) + level - 1)
+            for row, (one, count) in enumerate(zip(part, roots, strict=True))
+        ]
+        true = [
+            torch.tensor(one.answer[level + 1 : level + 1 + count], dtype=torch.int64)
+            for one, count in zip(part, roots, strict=True)
+        ]
+        chosen = state.flatten(0, 1)[torch.cat(entries).to(device)]
+        wanted = torch.cat(true).to(device)[:, None]
+        found = []
+        for start in range(0, len(wanted), RANK_CHUNK):
+            chunk = slice(start, start + RANK_CHUNK)
+            scores = logits(chosen[None, chunk])[0].float()
+            found.append((scores > scores.gather(-1, wanted[chunk])).sum(-1))
+        # One wait for the device per level and batch, not per answer.
+        by_answer = np.split(torch.cat(found).cpu().numpy(), np.cumsum(roots)[:-1])
+        for mine, count, values in zip(ranks, roots, by_answer, strict=True):
+            mine[level, :count] = values
+    return ranks

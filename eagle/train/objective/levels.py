@@ -1,0 +1,143 @@
+"""A draft head fed with its own predictions, level after level, at every position at once.
+
+Drafting extrapolates: the first level sees true features only, each further one the head's own
+prediction in the place of the newest feature. Laying one copy of the text per level side by side,
+with a mask that says which copy an entry sees of each earlier position, does this for all
+positions of a text in parallel. Knows a head's training pass, not what the states are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["Levels", "States", "level_mask", "level_states", "level_weights"]
+
+States = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""A head's training pass; see `eagle.plugin.TrainableHead.train_states`."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What A levels of a batch of texts are computed from.
+
+    Attributes:
+        tokens: int64 ``[B, T]``, one ahead of the features.
+        positions: int64 ``[B, T]``.
+        mask: bool ``[B, 1, A * T, A * T]``; see `level_mask`.
+        streams: one ``[B, T, F]`` per level, the features that it is fed: the true ones, then
+            what each level predicted, moved on by one position.
+    """
+
+    tokens: Tensor
+    positions: Tensor
+    mask: Tensor
+    streams: Sequence[Tensor]
+
+    @classmethod
+    @torch.no_grad()
+    def fed(
+        cls,
+        states: States,
+        tokens: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        levels: int,
+    ) -> Levels:
+        """Run the head through all levels but the last, without a gradient.
+
+        No gradient flows into a prediction that is fed back, as in HASS (arXiv 2408.15766).
+
+        Args:
+            states: the head's training pass.
+            tokens: int64 ``[B, T]``, one ahead of the features.
+            features: ``[B, T, F]``, true.
+            positions: int64 ``[B, T]``.
+            visible: bool ``[B, 1, T, T]``, who sees whom at the first level.
+            levels: A.
+        """
+        mask = visible if levels == 1 else level_mask(visible, levels)
+        made = cls(tokens, positions, mask, [features])
+        for _ in range(1, levels):
+            newest = made.states(states)[-1][..., : features.shape[-1]]
+            moved = F.pad(newest, (0, 0, 1, -1)).to(features.dtype)
+            made = cls(tokens, positions, mask, [*made.streams, moved])
+        return made
+
+    def states(self, states: States) -> tuple[Tensor, ...]:
+        """Run the head over all copies at once and return its states, ``[B, T, S]`` per level."""
+        copies, size = len(self.streams), len(self.streams) * self.tokens.shape[1]
+        out = states(
+            self.tokens.repeat(1, copies),
+            torch.cat(list(self.streams), dim=1),
+            self.positions.repeat(1, copies),
+            self.mask[:, :, :size, :size].contiguous(),
+        )
+        return out.chunk(copies, dim=1)
+
+
+def level_states(
+    states: States,
+    tokens: Tensor,
+    features: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+    levels: int,
+) -> tuple[Tensor, ...]:
+    """Return the head's states at each drafted level.
+
+    Entry j of level d (from 1) is what the head says after drafting d - 1 true tokens behind the
+    root at position j - d + 2: its newest feature is the state of entry j - 1 one level up. The
+    arguments are those of `Levels.fed`.
+
+    Returns:
+        One ``[B, T, S]`` per level. Entries less than d - 1 from the start of a text mean nothing.
+    """
+    return Levels.fed(states, tokens, features, positions, visible, levels).states(states)
+
+
+def level_mask(visible: Tensor, levels: int) -> Tensor:
+    """Return who sees whom among the copies of a text, one per level.
+
+    An entry of level a sees the true features up to a - 1 positions back, then one entry of each
+    level in between, and itself; within a text only. The mask of fewer levels is its corner.
+
+    Args:
+        visible: bool ``[B, 1, T, T]``.
+        levels: A.
+
+    Returns:
+        bool ``[B, 1, A * T, A * T]``.
+    """
+    length = visible.shape[-1]
+    place = torch.arange(length, device=visible.device)
+    back = place[:, None] - place[None, :]
+    rows = []
+    for level in range(levels):
+        parts = [visible & (back >= level)]
+        for seen in range(1, levels):
+            exact = back == level - seen
+            parts.append(visible & exact if seen <= level else torch.zeros_like(visible))
+        rows.append(torch.cat(parts, dim=-1))
+    return torch.cat(rows, dim=-2)
+
+
+def level_weights(weights: Tensor, positions: Tensor, entries: Tensor, levels: int) -> Tensor:
+    """Return the weights of some entries at each level: none where the level means nothing.
+
+    Args:
+        weights: float32 ``[E]``, at the first level.
+        positions: int64 ``[B, T]``, within each text.
+        entries: int64 ``[E]`` into B * T.
+        levels: A.
+
+    Returns:
+        float32 ``[A, E]``.
+    """
+    level = torch.arange(levels, device=weights.device)[:, None]
+    return weights * (positions.flatten()[entries] >= level)

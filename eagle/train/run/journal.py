@@ -1,0 +1,158 @@
+"""What a run tells: a progress bar on stderr, one JSON object a line in a file, and TensorBoard.
+
+Knows numbers and their names, not where they come from.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from eagle.errors import SpecError
+from eagle.host import write_text
+
+__all__ = ["Journal", "require_tensorboard", "say"]
+
+
+def say(message: str) -> None:
+    """Print a line on stderr."""
+    console = Console(stderr=True, highlight=False, emoji=False)
+    console.print(message, markup=False, soft_wrap=True)
+
+
+def require_tensorboard() -> Any:
+    """Return TensorBoard's writer.
+
+    Raises:
+        SpecError: it is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise SpecError(
+            "tensorboard: true needs TensorBoard, which is not installed; run "
+            "pip install 'eagle-decoding[tensorboard]', or leave it out"
+        ) from error
+    return SummaryWriter
+
+
+class Journal:
+    """The log of a run; use it as a context manager.
+
+    Args:
+        path: the file, one JSON object a line, each with `kind` and `step`.
+        step: steps that are done already; lines behind them, of a run that was killed after its
+            last checkpoint, are taken out, so that the file reads as if it had never stopped.
+        total: steps of the whole run.
+        tensorboard: write the same figures for TensorBoard, into a folder ``tensorboard`` beside
+            the file; ``auto``: where it is installed.
+    """
+
+    def __init__(
+        self, path: Path, step: int, total: int, *, tensorboard: bool | str = False
+    ) -> None:
+        self._path = path
+        kept = [line for line in self._lines() if line["step"] <= step] if step else []
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._written = {(line["kind"], line["step"]) for line in kept}
+        self._board = _board(path.parent / "tensorboard", step, tensorboard)
+        console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("training", total=total, completed=step)
+
+    def _lines(self) -> list[dict[str, Any]]:
+        if not self._path.exists():
+            return []
+        lines = []
+        for line in self._path.read_text().splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:  # cut off when the process was killed
+                continue
+        return lines
+
+    def __enter__(self) -> Journal:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+        if self._board is not None:
+            self._board.close()
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Add a line to the file, unless the run wrote it before it was resumed at that step."""
+        if (kind, step) in self._written:
+            return
+        with self._path.open("a") as file:
+            line = {"kind": kind, "step": step, **_finite(values)}
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._board is not None:
+            for name, value in _scalars(kind, values):
+                self._board.add_scalar(name, value, step)
+
+    def show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
+        """Move the bar.
+
+        Args:
+            step: steps done.
+            loss: of the last steps.
+            accuracy: of the last steps.
+            rate: tokens per second.
+        """
+        text = f"loss {loss:.3f} acc {accuracy:.3f} {rate / 1000:.1f}k tok/s"
+        self._progress.update(self._task, completed=step, description=text)
+        if not self._progress.console.is_terminal:
+            # Without a terminal the bar is not drawn; a line now and then is.
+            self.say(f"step {step} {text}")
+
+    def say(self, message: str) -> None:
+        """Print a line above the bar."""
+        self._progress.console.print(message, markup=False, soft_wrap=True)
+
+
+def _board(folder: Path, step: int, wanted: bool | str) -> Any:
+    """Return a writer for TensorBoard that hides what a killed run wrote behind a step."""
+    if not wanted or (wanted == "auto" and find_spec("tensorboard") is None):
+        return None
+    return require_tensorboard()(str(folder), purge_step=step + 1 if step else None)
+
+
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """Yield every number of a line, by the path to it; levels of a list are counted from 0."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _scalars(f"{name}/{key}", inner)
+    elif isinstance(value, list | tuple):
+        for index, inner in enumerate(value):
+            yield from _scalars(f"{name}/{index}", inner)
+    elif isinstance(value, int | float):
+        yield name, value
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null for every NaN, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value

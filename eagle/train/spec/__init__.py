@@ -1,0 +1,24 @@
+"""What a training spec may say; trains nothing."""
+
+from eagle.train.spec.config import (
+    DataSpec,
+    EvaluationSpec,
+    LossSpec,
+    NoiseSpec,
+    OptimizerSpec,
+    SourceSpec,
+    TrainSpec,
+)
+from eagle.train.spec.recipe import load_train_spec, shipped_train_specs
+
+__all__ = [
+    "DataSpec",
+    "EvaluationSpec",
+    "LossSpec",
+    "NoiseSpec",
+    "OptimizerSpec",
+    "SourceSpec",
+    "TrainSpec",
+    "load_train_spec",
+    "shipped_train_specs",
+]

@@ -1,0 +1,49 @@
+"""Training specs by name or path: YAML to a checked `TrainSpec`; trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from eagle.errors import SpecError, nearest
+from eagle.spec import Document
+from eagle.train.spec.config import TrainSpec
+
+__all__ = ["load_train_spec", "shipped_train_specs"]
+
+
+def shipped_train_specs() -> dict[str, Path]:
+    """Return the files of the training specs that come with the package, by name."""
+    from importlib import resources
+
+    folder = Path(str(resources.files("eagle.specs"))) / "train"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_train_spec(spec: str | Path, overrides: Sequence[str] = ()) -> TrainSpec:
+    """Read a training spec.
+
+    Args:
+        spec: path of a YAML file, or name of a shipped spec.
+        overrides: ``path.to.key=value`` each, values in YAML.
+
+    Raises:
+        SpecError: there is no such file, it is not YAML, or a key or value is wrong.
+    """
+    shipped = shipped_train_specs()
+    path = Path(spec).expanduser()
+    if str(spec) in shipped:
+        found = Document.read(shipped[str(spec)])
+        # Nobody means the installed package's folder by a relative path.
+        document = Document(str(spec), found.data, found.places)
+    elif path.is_file() or path.suffix in (".yaml", ".yml"):
+        document = Document.read(path)
+    else:
+        raise SpecError(
+            f"no training spec is named {str(spec)!r}, and there is no such file."
+            f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
+        )
+    document = document.override(overrides, {"features": "last-hidden", "head": "eagle"})
+    loaded = document.validate(TrainSpec, document.data)
+    loaded._document = document
+    return loaded

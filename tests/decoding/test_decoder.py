@@ -1,0 +1,389 @@
+"""The loop as a user sees it: what is generated, when it ends, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+from eagle import Decoder, SamplingParams
+from eagle.errors import NumericalError, PluginError, RequestError
+from eagle.plugin.registry import Registry
+from eagle.plugin.roles import Strategy
+from eagle.testing import contracts
+from eagle_plugins.trees.chain import CHAIN, ChainConfig
+from tests.fakes import plugin
+from tests.target.test_target import reference
+
+PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9, 11], list(range(3, 63))]
+TREES = [
+    {"name": "static", "branching": [3, 2, 1]},
+    {"name": "static", "tree": "reference-25"},
+    {"name": "chain", "depth": 4},
+    {"name": "dynamic", "nodes": 20, "depth": 5, "top_k": 4},
+]
+
+
+@pytest.fixture(scope="module")
+def decoder(spec, pair):
+    return Decoder.from_spec(spec(), target=pair[0])
+
+
+@pytest.mark.parametrize("tree", TREES, ids=["branching", "reference", "chain", "dynamic"])
+def test_greedy_tokens_are_those_of_transformers(tree, spec, pair):
+    decoder = Decoder.from_spec(spec(tree=tree), target=pair[0])
+    for prompt in PROMPTS:
+        result = decoder.generate(prompt, max_new_tokens=60, ignore_eos=True)
+        assert result.tokens == reference(pair[0], prompt, 60)
+        assert result.stats.tau > 2, "the pair's head is good; a lower tau is a bug"
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+def test_a_prompt_in_a_batch_gives_what_it_gives_alone(temperature, max_batch, spec, pair):
+    runtime = {"max_batch": max_batch}
+    decoder = Decoder.from_spec(spec(runtime=runtime), target=pair[0])
+    params = [
+        SamplingParams(
+            temperature=temperature, seed=seed, max_new_tokens=20 + 9 * seed, ignore_eos=True
+        )
+        for seed in range(len(PROMPTS))
+    ]
+    together = decoder.generate(PROMPTS, params)
+    for prompt, own, result in zip(PROMPTS, params, together, strict=True):
+        assert result.tokens == decoder.generate(prompt, own).tokens
+        assert len(result.tokens) == own.max_new_tokens
+
+
+def test_greedy_and_sampled_requests_share_a_batch(decoder):
+    params = [
+        SamplingParams(temperature=t, seed=3, max_new_tokens=30, ignore_eos=True)
+        for t in (0.0, 1.0, 0.0, 0.7, 1.5)
+    ]
+    for prompt, own, result in zip(PROMPTS, params, decoder.generate(PROMPTS, params), strict=True):
+        assert result.tokens == decoder.generate(prompt, own).tokens
+
+
+def test_the_seed_decides(decoder):
+    def run(seed):
+        return decoder.generate(
+            PROMPTS[0], temperature=1.0, seed=seed, max_new_tokens=40, ignore_eos=True
+        ).tokens
+
+    assert run(1) == run(1)
+    assert run(1) != run(2)
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+def test_max_new_tokens_is_kept_to_the_token(decoder, count):
+    result = decoder.generate(PROMPTS[0], max_new_tokens=count, ignore_eos=True)
+    whole = decoder.generate(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
+    assert result.tokens == whole.tokens[:count]
+    assert result.finish_reason == "length"
+    assert result.stats.new_tokens == 1 + sum(result.stats.accepted_per_cycle)
+
+
+def test_an_end_of_text_token_inside_an_accepted_path_ends_the_text_there(decoder, monkeypatch):
+    whole = decoder.generate(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
+    sizes = whole.stats.accepted_per_cycle
+    for position in range(2, 12):
+        token = whole.tokens[position]
+        if token in whole.tokens[:position]:
+            continue
+        config = decoder.target.model.generation_config
+        monkeypatch.setattr(config, "eos_token_id", [token])
+        result = decoder.generate(PROMPTS[0], max_new_tokens=40)
+        assert result.tokens == whole.tokens[: position + 1]
+        assert result.finish_reason == "stop"
+    assert max(sizes) > 1
+
+
+def test_events_add_up_to_the_result(decoder):
+    events = list(decoder.stream(PROMPTS, max_new_tokens=25, ignore_eos=True))
+    for index, prompt in enumerate(PROMPTS):
+        own = [event for event in events if event.index == index]
+        tokens = tuple(token for event in own for token in event.tokens)
+        assert tokens == own[-1].result.tokens
+        assert tokens == decoder.generate(prompt, max_new_tokens=25, ignore_eos=True).tokens
+        assert [e.finish_reason for e in own] == [None] * (len(own) - 1) + ["length"]
+
+
+def test_an_abandoned_stream_leaves_nothing_behind(decoder):
+    next(decoder.stream(PROMPTS, max_new_tokens=25, ignore_eos=True))
+    again = decoder.generate(PROMPTS[:2], max_new_tokens=25, ignore_eos=True)
+    for prompt, result in zip(PROMPTS, again, strict=False):
+        assert result.tokens == reference(decoder.target, prompt, 25)
+
+
+def test_a_stream_that_another_call_has_displaced_says_so(decoder):
+    stream = decoder.stream(PROMPTS[0], max_new_tokens=25, ignore_eos=True)
+    next(stream)
+    decoder.generate(PROMPTS[1], max_new_tokens=5, ignore_eos=True)
+    with pytest.raises(RequestError, match="before this stream ended"):
+        list(stream)
+
+
+def test_a_displaced_stream_does_not_touch_the_one_that_displaced_it(decoder):
+    params = [
+        SamplingParams(temperature=1, seed=s, max_new_tokens=20, ignore_eos=True) for s in (1, 2)
+    ]
+    alone = [r.tokens for r in decoder.generate(PROMPTS[:2], params)]
+    first = decoder.stream(PROMPTS[2:4], max_new_tokens=25, ignore_eos=True)
+    next(first)
+    second = decoder.stream(PROMPTS[:2], params)
+    events = [next(second) for _ in range(4)]
+    with pytest.raises(RequestError, match="before this stream ended"):
+        list(first)
+    events += second
+    assert [e.result.tokens for e in sorted(events, key=lambda e: e.index) if e.result] == alone
+
+
+def test_a_long_prompt_is_read_in_chunks(decoder, monkeypatch):
+    prompt = [3 + i % 61 for i in range(130)]
+    whole = decoder.generate(prompt, max_new_tokens=12, ignore_eos=True)
+    for chunk in (64, 65, 129):
+        monkeypatch.setattr("eagle.cycle.cycle.PREFILL", chunk)
+        assert decoder.generate(prompt, max_new_tokens=12, ignore_eos=True).tokens == whole.tokens
+
+
+def test_the_answer_ends_where_the_capacity_does(spec, pair):
+    decoder = Decoder.from_spec(spec(runtime={"max_length": 20}), target=pair[0])
+    result = decoder.generate(PROMPTS[0], max_new_tokens=100, ignore_eos=True)
+    assert len(result.tokens) == 17
+    assert result.finish_reason == "length"
+    with pytest.raises(RequestError, match=r"prompt 1 has 60 tokens.*holds 20"):
+        decoder.generate(PROMPTS[4])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([], "no prompt"),
+        ("", "empty"),
+        ([[]], "empty"),
+        ([3, 99], "token id 99"),
+        ("words", "no tokenizer"),
+        (None, "list of token ids.* not NoneType"),
+        ([None], "list of token ids.* not NoneType"),
+        (b"words", "list of token ids.* not bytes"),
+        (torch.tensor([0.5, 1.5]), "no tokenizer|list of token ids"),
+        ([{"role": "user", "content": "hi"}], "no tokenizer"),
+    ],
+)
+def test_refuses_a_prompt_that_cannot_be_answered(decoder, prompt, message):
+    with pytest.raises(RequestError, match=message):
+        decoder.generate(prompt)
+
+
+@pytest.mark.parametrize("of", [torch.tensor, np.array, lambda ids: [np.int64(i) for i in ids]])
+def test_token_ids_may_be_a_tensor_or_an_array(of, decoder):
+    expected = decoder.generate(PROMPTS[0], max_new_tokens=5)
+    assert decoder.generate(of(PROMPTS[0]), max_new_tokens=5).tokens == expected.tokens
+    assert decoder.generate([of(PROMPTS[0])] * 2, max_new_tokens=5)[1].tokens == expected.tokens
+
+
+def test_refuses_wrong_parameters_before_the_first_event(decoder):
+    with pytest.raises(RequestError, match="temperature"):
+        decoder.stream(PROMPTS[0], temperature=-1)
+    with pytest.raises(RequestError, match="temperature"):
+        decoder.generate(PROMPTS[0], temperature=1e39)  # infinite in float32
+    with pytest.raises(RequestError, match="top_k"):
+        decoder.generate(PROMPTS[0], top_k=2**63)
+    with pytest.raises(RequestError, match=r"2 sampling parameters.*3 prompts"):
+        decoder.generate(PROMPTS[:3], [SamplingParams()] * 2)
+    with pytest.raises(RequestError, match="stop strings need a tokenizer"):
+        decoder.generate(PROMPTS[0], stop=["x"])
+
+
+def test_nan_stops_with_an_error_and_not_with_text(spec, pair):
+    target, _ = pair
+    decoder = Decoder.from_spec(spec(), target=target)
+    weight = target.model.lm_head.weight
+    before = weight.clone()
+    try:
+        weight[7] = torch.nan
+        for temperature in (0.0, 1.0):
+            with pytest.raises(
+                NumericalError, match="target produced NaN or infinity after 0 tokens"
+            ):
+                decoder.generate(PROMPTS[0], temperature=temperature)
+    finally:
+        weight.copy_(before)
+
+
+@pytest.fixture
+def poisoned(pair):
+    """A token that makes the target produce NaN."""
+    row = pair[0].model.get_input_embeddings().weight[50]
+    kept = row.clone()
+    row.fill_(torch.nan)
+    yield 50
+    row.copy_(kept)
+
+
+def test_a_prompt_that_fails_costs_no_finished_one_its_result(spec, pair, poisoned):
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": 2}), target=pair[0])
+    alone = decoder.generate(PROMPTS[0], max_new_tokens=8, ignore_eos=True)
+    with pytest.raises(NumericalError) as caught:
+        decoder.generate(
+            [PROMPTS[0], PROMPTS[1], [poisoned], PROMPTS[3]], max_new_tokens=8, ignore_eos=True
+        )
+    assert 0 in caught.value.results
+    assert set(caught.value.results) <= {0, 1}
+    assert caught.value.results[0].tokens == alone.tokens
+    assert not NumericalError("another").results
+
+
+def test_a_result_of_the_cycle_in_which_another_prompt_fails_is_kept(decoder):
+    def forbid(ids, scores):
+        return torch.full_like(scores, -torch.inf) if ids.shape[1] > len(PROMPTS[0]) else scores
+
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (9, 2)]
+    with pytest.raises(NumericalError, match="after 1 tokens of prompt 1 ") as caught:
+        decoder.generate(PROMPTS[:2], params, processors=[[forbid], None])
+    assert list(caught.value.results) == [1]
+    assert caught.value.results[1].tokens == decoder.generate(PROMPTS[1], params[1]).tokens
+
+
+def test_a_prompt_that_cannot_be_read_costs_no_answer_of_those_before_it(decoder):
+    def fail(ids, scores):
+        raise ZeroDivisionError("by a bug")
+
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 5, 1)]
+    with pytest.raises(RequestError, match="ZeroDivisionError: by a bug") as caught:
+        decoder.generate(PROMPTS[:3], params, processors=[None, [fail], None])
+    assert list(caught.value.results) == [0]
+    assert caught.value.results[0].tokens == decoder.generate(PROMPTS[0], params[0]).tokens
+
+
+def test_a_prompt_of_nan_costs_no_answer_of_those_read_with_it(decoder, poisoned):
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (5, 1)]
+    with pytest.raises(NumericalError, match="after 0 tokens of prompt 1;") as caught:
+        decoder.generate([[poisoned], PROMPTS[1]], params)
+    assert list(caught.value.results) == [1]
+
+
+def test_waiting_prompts_are_read_in_one_go_and_answered_in_the_order_of_slots(
+    spec, pair, monkeypatch
+):
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": 3}), target=pair[0])
+    steps, runtime = [], decoder._runtime
+
+    def note(name, original):
+        def noted(*args):
+            steps.append(name)
+            original(*args)
+
+        monkeypatch.setattr(runtime, name, noted)
+
+    note("prefill", runtime.prefill)
+    note("run", runtime.run)
+    stream = decoder.stream(PROMPTS, max_new_tokens=3, ignore_eos=True)
+    steps.extend(event.index for event in stream)
+    assert steps[:7] == ["prefill", "prefill", "prefill", 0, 1, 2, "run"]
+    assert steps.count("prefill") == len(PROMPTS)
+    second = steps.index("prefill", 7)
+    assert steps[second : second + 4] == ["prefill", "prefill", 3, 4]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_infinite_logits_are_an_error_too(temperature, spec, pair):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    hook = pair[0].model.lm_head.register_forward_hook(
+        lambda module, args, out: out.index_fill(-1, torch.tensor([7]), torch.inf)
+    )
+    try:
+        with pytest.raises(NumericalError, match="infinity"):
+            decoder.generate(PROMPTS[0], temperature=temperature)
+    finally:
+        hook.remove()
+
+
+def test_a_decoder_works_again_after_nan(spec, pair):
+    target, _ = pair
+    decoder = Decoder.from_spec(spec(), target=target)
+    before = decoder.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True).tokens
+    row = target.model.get_input_embeddings().weight[50]
+    kept = row.clone()
+    row.fill_(torch.nan)
+    with pytest.raises(NumericalError):
+        decoder.generate([50] * 40)
+    row.copy_(kept)
+    assert decoder.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True).tokens == before
+
+
+def test_nan_in_the_head_is_an_error_too(spec, pair):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    decoder.resolved.head.module.fc.weight[0, 0] = torch.nan
+    with pytest.raises(NumericalError, match="draft head produced NaN or infinity"):
+        decoder.generate(PROMPTS[0], temperature=1.0)
+
+
+def test_an_exception_in_a_cycle_names_the_plug_in(spec, pair, monkeypatch):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+
+    def fail(self, drafter, draws):
+        raise ZeroDivisionError("by a bug")
+
+    monkeypatch.setattr(type(decoder.resolved.tree), "build", fail)
+    with pytest.raises(PluginError, match=r"tree builder 'static'.*ZeroDivisionError: by a bug"):
+        decoder.generate(PROMPTS[0])
+    with pytest.raises(PluginError) as caught:
+        decoder.generate([PROMPTS[0], [3, 4]], [SamplingParams(max_new_tokens=n) for n in (1, 9)])
+    assert list(caught.value.results) == [0], "it needed no cycle"
+
+
+def test_what_a_plug_in_returns_wrongly_is_put_down_to_it(spec, pair):
+    class Empty:
+        def __init__(self, config, context):
+            self._tree = CHAIN.build(config, context)
+
+        def __getattr__(self, name):
+            return getattr(self._tree, name)
+
+        def build(self, drafter, draws):
+            return None
+
+    registry = Registry.discover()
+    odd = Strategy("odd", ChainConfig, Empty, "gives no tree", laws=CHAIN.laws)
+    registry.register(plugin(tree=[odd]), "odd", "odd-trees", "0.1")
+    decoder = Decoder.from_spec(spec(tree="odd"), target=pair[0], registry=registry)
+    message = r"NoneType.*tree builder 'odd' \(odd-trees 0.1\)"
+    with pytest.raises(PluginError, match=message) as caught:
+        decoder.generate(PROMPTS[0])
+    assert "check_tree_builder" in str(caught.value)
+    assert callable(contracts.check_tree_builder)
+
+
+def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):
+    """The contract that lets a cycle be captured as one CUDA graph."""
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    decoder.generate(PROMPTS[:2], max_new_tokens=4, ignore_eos=True)
+
+    def forbidden(self, *args, **kwargs):
+        raise AssertionError("a device value was read on the host inside a cycle")
+
+    run = decoder._cycle.run
+
+    def guarded(*args):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "cpu"):
+                patch.setattr(torch.Tensor, name, forbidden)
+            patch.setattr(torch.Tensor, "nonzero", forbidden)
+            run(*args)
+
+    monkeypatch.setattr(decoder._cycle, "run", guarded)
+    for temperature in (0.0, 1.0):
+        decoder.generate(PROMPTS[:2], max_new_tokens=20, temperature=temperature, ignore_eos=True)
+
+
+def test_slots_stay_at_their_addresses(decoder):
+    decoder.generate(PROMPTS[0], max_new_tokens=4, ignore_eos=True)
+    before = addresses(decoder._slots)
+    decoder.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
+    assert before == addresses(decoder._slots)
+    assert len(before) == 10
+
+
+def addresses(slots):
+    """Return where the tensors of slots are, their sampling parameters included."""
+    held = vars(slots) | vars(slots.sampling)
+    return {name: t.data_ptr() for name, t in held.items() if isinstance(t, torch.Tensor)}

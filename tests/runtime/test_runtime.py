@@ -1,0 +1,221 @@
+"""Modes of execution, as far as a CPU can show them; tests/gpu has the rest."""
+
+import functools
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+
+from eagle.decoding.decoder import Decoder
+from eagle.errors import IncompatibleError
+from eagle.plugin.sampling import Sampling, SamplingParams
+from tests.interpreted import INTERPRETED
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled, for the GPU")
+PROMPTS = [[3, 4, 5, 6, 7], [10, 12, 14]]
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Let phases be compiled as on a GPU, but only traced: generating code takes a minute."""
+    monkeypatch.setattr("eagle.runtime.runtime._AHEAD", ())
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+
+
+def said(caplog):
+    """What the runtime logged."""
+    return [r.getMessage() for r in caplog.records if r.name == "eagle.runtime"]
+
+
+@pytest.mark.parametrize("sampling", ["top-k", "without-replacement"])
+def test_every_phase_is_traced_whole_and_says_the_same(spec, pair, traced, caplog, sampling):
+    tree = {"name": "static", "branching": [2, 2], "sampling": sampling}
+    eager = Decoder.from_spec(spec(tree=tree), target=pair[0])
+    compiled = Decoder.from_spec(spec(tree=tree, runtime={"compile": True}), target=pair[0])
+    assert set(compiled._cycle.compiled) == {"draft", "verify", "accept", "commit"}
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        for temperature in (0.0, 1.0):
+            params = SamplingParams(max_new_tokens=24, temperature=temperature, seed=1)
+            expected = eager.generate(PROMPTS, params)
+            found = compiled.generate(PROMPTS, params)
+            assert [r.tokens for r in found] == [r.tokens for r in expected]
+    assert said(caplog) == []
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
+
+
+def test_a_phase_that_cannot_be_compiled_runs_all_the_same(spec, pair, traced, monkeypatch, caplog):
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    build = type(decoder.resolved.tree).build
+
+    def reading(self, drafter, draws):
+        if drafter.root.sum().item() < 0:
+            raise AssertionError
+        return build(self, drafter, draws)
+
+    monkeypatch.setattr(type(decoder.resolved.tree), "build", reading)
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
+    (message,) = said(caplog)
+    assert message.startswith("the phase draft runs uncompiled:")
+
+
+def test_a_kernel_too_large_for_the_device_costs_the_phase_its_compiling(
+    spec, pair, traced, monkeypatch, caplog
+):
+    errors = pytest.importorskip("triton.runtime.errors")
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+
+    def launch(cycle, *args):
+        raise errors.OutOfResources(163880, 101376, "shared memory")
+
+    monkeypatch.setattr(decoder._cycle.compiled["verify"], "_compiled", launch)
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
+    (message,) = said(caplog)
+    assert message.startswith("the phase verify runs uncompiled: out of resource")
+
+
+@pytest.mark.parametrize("length", [1, 5, 8])
+def test_padding_behind_a_prompt_changes_nothing(spec, pair, length):
+    prompt = [3 + 5 * place % 60 for place in range(length)]
+    states = []
+    for padding in (0, 8 - length):
+        cycle = Decoder.from_spec(spec(), target=pair[0])._cycle
+        slots = cycle.allocate(2, 64)
+        tokens = torch.tensor([[*prompt, *[7] * padding, 0]])
+        end = (Sampling.of([SamplingParams()], "cpu"), torch.zeros(1, 1, dtype=torch.float64))
+        with torch.inference_mode():
+            cycle.read(slots, tokens, torch.tensor([1, 0, length]), 64, end)
+        states.append([t.clone() for t in slots.carried])
+    for exact, padded in zip(*states, strict=True):
+        torch.testing.assert_close(exact, padded)
+    assert states[0][0].tolist() == [0, length]
+
+
+def stores(cycle):
+    """Return keys and values of target and head, ``[slots, kv_heads, rows, head_dim]`` each."""
+    target, head = cycle.cache.store, cycle.head._cache
+    return [*target.keys, *target.values, *head.keys, *head.values]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", pytest.param("triton", marks=interpreted)])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_slot_of_several_reads_what_it_would_read_alone(
+    spec, pair, monkeypatch, attention, temperature
+):
+    monkeypatch.setattr("eagle.cycle.cycle.PREFILL", 4)
+    prompt = [3 + 5 * place % 60 for place in range(10)]
+    sampling = Sampling.of([SamplingParams(temperature=temperature)], "cpu")
+    uniform = torch.full((1, 1), 0.6, dtype=torch.float64)
+    cycle = Decoder.from_spec(spec(attention=attention), target=pair[0])._cycle
+    seen = []
+    for count, slot in ((1, 0), (4, 0), (4, 2), (4, 3)):
+        slots = cycle.allocate(count, 64)
+        cycle.prefill(slots, slot, prompt, sampling, uniform)
+        seen.append([tensor[slot].clone() for tensor in (*slots.carried, *stores(cycle))])
+        others = [other for other in range(count) if other != slot]
+        assert not any(tensor[others].any() for tensor in (*slots.carried, *stores(cycle)))
+    for found in seen[1:]:
+        for one, other in zip(found, seen[0], strict=True):
+            torch.testing.assert_close(one, other)
+    assert seen[0][0] == len(prompt)
+    assert seen[0][3], "the slot is active"
+
+
+class Replays:
+    """Stands in for CUDA graphs: what was asked for first is what runs each time."""
+
+    def __init__(self, device):
+        self.work = {}
+
+    def __contains__(self, key):
+        return key in self.work
+
+    def __len__(self):
+        return len(self.work)
+
+    def capture(self, key, work, carried):
+        self.work[key] = work
+
+    def replay(self, key):
+        self.work[key]()
+
+
+def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
+    monkeypatch.setattr("eagle.runtime.runtime.Graphs", Replays)
+    prompts = [[3 + (7 * place + number) % 60 for place in range(1, 2 + 3 * number)]
+               for number in range(40)]  # fmt: skip
+    params = [
+        SamplingParams(
+            # Some end with their first token, so that a slot is free while others go on.
+            max_new_tokens=9 + number % 5 if number % 3 else 1,
+            temperature=number % 2,
+            seed=number,
+        )
+        for number in range(40)
+    ]
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(prompts, params)
+    keys = []
+    for slots in (1, 4, 12, 40):
+        decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
+        decoder._runtime.graph = True
+        found = decoder.generate(prompts, params)
+        assert [result.tokens for result in found] == [result.tokens for result in expected]
+        keys.append(set(decoder._runtime._graphs.work))
+    reading = [{key for key in own if key[0] == "read"} for own in keys]
+    assert all(own == reading[0] for own in reading)
+    # Pieces of up to 32 and of up to 128 tokens, read by greedy and by sampled requests.
+    assert len(reading[0]) == 4
+    assert max(map(len, keys)) <= 4 + 3
+
+
+def test_graphs_are_refused_where_there_is_no_gpu(spec, pair):
+    with pytest.raises(IncompatibleError, match=r"runtime\.cuda_graph: CUDA graphs need a CUDA"):
+        Decoder.from_spec(spec(runtime={"cuda_graph": True}), target=pair[0])
+
+
+def test_compiled_phases_read_one_number_of_rows(spec, pair, traced, caplog):
+    """Each number of rows would be compiled anew, as the text grows."""
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    torch._dynamo.utils.counters.clear()
+    decoder.generate(PROMPTS[0], max_new_tokens=30, ignore_eos=True)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    decoder.generate(PROMPTS[0], max_new_tokens=150, ignore_eos=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert said(caplog) == []
+
+
+def test_a_phase_compiled_too_often_runs_all_the_same(spec, pair, traced, monkeypatch, caplog):
+    expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    limited = functools.partial(torch._dynamo.config.patch, recompile_limit=1)
+    monkeypatch.setattr("eagle.runtime.runtime._many_shapes", limited)
+    for temperature in (1.0, 0.0):
+        found = decoder.generate(PROMPTS[0], max_new_tokens=12, temperature=temperature)
+    assert found.tokens == expected.tokens
+    messages = [message.partition(":")[0] for message in said(caplog)]
+    assert "the phase accept runs uncompiled" in messages
+    assert len(messages) == len(set(messages)), "each is said once"
+
+
+def test_a_first_call_in_inference_mode_binds_no_later_one(spec, pair):
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    with torch.inference_mode():
+        first = decoder.generate(PROMPTS[0], max_new_tokens=12)
+    assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == first.tokens
+
+
+def test_a_compiled_decoder_is_freed_with_its_last_reference(spec, pair):
+    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    gone = weakref.ref(decoder._cycle)
+    gc.disable()
+    try:
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()

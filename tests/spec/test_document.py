@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pytest
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from eagle.errors import SpecError
+from eagle.spec.document import Document, dump
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+class Inner(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    count: int = Field(default=1, ge=1)
+    rate: float = 0.5
+    pair: tuple[int, int] | None = None
+
+
+class Outer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    inner: Inner = Inner()
+    colour: Colour = Colour.RED
+    paths: str | list[list[int]] = "named"
+    flag: bool = False
+    needed: str = ""
+    low: int = 0
+    high: int = 1
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.low > self.high:
+            raise ValueError(f"low, {self.low}, exceeds high, {self.high}")
+        return self
+
+
+def read(text: str) -> Outer:
+    document = Document.parse(text, "a.yaml")
+    return document.validate(Outer, document.data)
+
+
+def problem(text: str) -> str:
+    with pytest.raises(SpecError) as caught:
+        read(text)
+    return str(caught.value)
+
+
+def test_reads_what_yaml_1_2_means():
+    made = read("inner: {rate: 1e-3, pair: [1, 2]}\nneeded: no\ncolour: red\nflag: true")
+    assert made.inner.rate == 0.001
+    assert made.inner.pair == (1, 2)
+    assert made.needed == "no"
+    assert made.colour is Colour.RED
+    assert made.flag is True
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "inner:\n  cuont: 2",
+            "a.yaml:2: inner.cuont: unknown key. Did you mean 'count'? "
+            "Known keys: count, rate, pair.",
+        ),
+        ("inner:\n  count: '2'", 'a.yaml:2: inner.count: should be a valid integer, not "2".'),
+        ("inner:\n  count: true", "a.yaml:2: inner.count: should be a valid integer, not true."),
+        (
+            "inner:\n  count: 0",
+            "a.yaml:2: inner.count: should be greater than or equal to 1, not 0.",
+        ),
+        ("\n\ncolour: rde", "a.yaml:3: colour: should be 'red', not \"rde\". Did you mean 'red'?"),
+        ("flag: yes", 'a.yaml:1: flag: should be a valid boolean, not "yes".'),
+        ("inner: 3", "a.yaml:1: inner: should be a valid dictionary or a mapping"),
+        ("paths:\n- [0, x]", 'a.yaml:2: paths.0.1: should be a valid integer, not "x".'),
+        ("paths: 3", "a.yaml:1: paths: should be a valid string or a valid list, not 3."),
+        ("low: 3\nhigh: 2", "a.yaml: low, 3, exceeds high, 2"),
+        ("low: {1: 2}", 'a.yaml:1: low: should be a valid integer, not {"1": 2}.'),
+    ],
+)
+def test_a_wrong_value_is_one_sentence_with_place_key_and_remedy(text, message):
+    found = problem(text)
+    assert found.startswith(message) or "mapping" in message, found
+    assert "\n" not in found
+
+
+def test_several_mistakes_are_a_line_each():
+    lines = problem("low: x\nhihg: 2\n").splitlines()
+    assert lines == [
+        'a.yaml:1: low: should be a valid integer, not "x".',
+        "a.yaml:2: hihg: unknown key. Did you mean 'high'? "
+        "Known keys: inner, colour, paths, flag, needed, low, high.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "a.yaml:1: not YAML: expected ',' or ']'"),
+        ("a:\n\tb: 1", "a.yaml:2: not YAML: found character '\\t'"),
+        ("", "a.yaml: must be a mapping of keys to values, but the file is empty"),
+        ("- 1", "but the file is a list"),
+        ("hello", "but the file is a string"),
+        ("a: 1\n---\nb: 2", "not YAML: but found another document"),
+        ("a: 1\nb: {c: 1, c: 2}", "a.yaml:2: b.c: is given twice"),
+        ("a: &x [*x]", "a.yaml:1: not YAML: aliases are not allowed"),
+        ("a: !!python/object:os.system {}", "a.yaml:1: not YAML: could not determine"),
+        ("a: \x00", "a.yaml: not YAML: unacceptable character"),
+        ("a: " + "[" * 3000, "a.yaml: is nested too deeply"),
+        ("a: " + "9" * 5000, "a.yaml: has a value that cannot be read: Exceeds the limit"),
+    ],
+)
+def test_what_is_not_a_yaml_mapping_is_refused_with_its_line(text, message):
+    with pytest.raises(SpecError) as caught:
+        Document.parse(text, "a.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(SpecError, match=r"gone\.yaml: cannot be read: No such file"):
+        Document.read(tmp_path / "gone.yaml")
+    with pytest.raises(SpecError, match="cannot be read: Is a directory"):
+        Document.read(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"a: \xff\xfe")
+    with pytest.raises(SpecError, match=r"latin\.yaml: not YAML: byte 3 is not UTF-8 text"):
+        Document.read(tmp_path / "latin.yaml")
+
+
+def override(text: str, *assignments: str) -> dict:
+    return Document.parse(text, "a.yaml").override(assignments, {"tree": "static"}).data
+
+
+@pytest.mark.parametrize(
+    ("text", "assignment", "data"),
+    [
+        ("a: 1", "a=2", {"a": 2}),
+        ("a: 1", "b=[4, 2]", {"a": 1, "b": [4, 2]}),
+        ("a: 1", "b=x=y", {"a": 1, "b": "x=y"}),
+        ("a: 1", "b=", {"a": 1, "b": None}),
+        ("a: 1", "b.c.d=1e-3", {"a": 1, "b": {"c": {"d": 0.001}}}),
+        ("tree: chain", "tree.depth=3", {"tree": {"name": "chain", "depth": 3}}),
+        ("tree: {name: chain, depth: 1}", "tree.depth=3", {"tree": {"name": "chain", "depth": 3}}),
+        ("tree: {name: chain, depth: 1}", "tree=none", {"tree": "none"}),
+        ("a: 1", "tree.depth=3", {"a": 1, "tree": {"name": "static", "depth": 3}}),
+    ],
+)
+def test_overrides_set_keys(text, assignment, data):
+    assert override(text, assignment) == data
+
+
+def test_overrides_leave_the_document_as_it_was():
+    document = Document.parse("tree: {depth: 1}", "a.yaml")
+    document.override(["tree.depth=3"], {})
+    assert document.data == {"tree": {"depth": 1}}
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("a", "--set a: must look like path.to.key=value"),
+        ("=1", "--set =1: must look like path.to.key=value"),
+        ("a..b=1", "--set a..b=1: must look like path.to.key=value"),
+        ("a=[1", "--set a=[1: the value is not YAML: expected ',' or ']'"),
+        ("a.b=1", "--set a.b=1: a is 1, a number without keys; set it as a whole"),
+        ("a={b: 1, b: 2}", "is given twice"),
+    ],
+)
+def test_a_malformed_override_is_refused(assignment, message):
+    with pytest.raises(SpecError) as caught:
+        override("a: 1", assignment)
+    assert message in str(caught.value)
+
+
+def test_messages_name_the_override_that_is_wrong():
+    document = Document.parse("low: 1", "a.yaml").override(["inner.cout=3", "low=x"], {})
+    with pytest.raises(SpecError) as caught:
+        document.validate(Outer, document.data)
+    assert "--set inner.cout=3: inner.cout: unknown key" in str(caught.value)
+    assert "--set low=x: low: should be a valid integer" in str(caught.value)
+
+
+def test_dumped_text_reads_back():
+    data = {"a": "1e-3", "b": "no", "c": None, "d": [1, 2.5, True], "e": {"f": "true"}, "g": "ü"}
+    assert Document.parse(dump(data), "x").data == data

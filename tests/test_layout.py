@@ -1,0 +1,52 @@
+"""The house: what lies in the package's root, and through which doors packages reach each other."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "eagle"
+ROOMS = sorted(
+    {".".join(path.parent.relative_to(ROOT).parts) for path in CORE.rglob("__init__.py")}
+    - {"eagle", "eagle.bench", "eagle.train"}
+)
+FACES = [room for room in ROOMS if not room.startswith("eagle.cli")]
+
+
+def imports(path: Path) -> list[ast.ImportFrom]:
+    tree = ast.parse(path.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module]
+
+
+def room_of(path: Path) -> str:
+    return ".".join(path.parent.relative_to(ROOT).parts)
+
+
+def test_the_root_holds_errors_and_packages_alone():
+    files = {path.name for path in CORE.iterdir() if path.is_file()}
+    assert files == {"__init__.py", "errors.py", "py.typed"}
+
+
+@pytest.mark.parametrize("name", FACES)
+def test_a_face_exports_in_order_what_it_names(name):
+    face = importlib.import_module(name)
+    assert face.__doc__
+    assert len(set(face.__all__)) == len(face.__all__) > 0
+    assert all(hasattr(face, exported) for exported in face.__all__)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*CORE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_packages_use_each_other_through_their_faces(path):
+    for node in imports(path):
+        room, _, leaf = node.module.rpartition(".")
+        # Kernels are imported where they are launched, since not every machine has Triton.
+        if room in FACES and room != room_of(path) and not leaf.endswith("_triton"):
+            assert node.module in FACES, f"line {node.lineno} reaches into {node.module}"
