@@ -50,3 +50,16 @@ def test_packages_use_each_other_through_their_faces(path):
         # Kernels are imported where they are launched, since not every machine has Triton.
         if room in FACES and room != room_of(path) and not leaf.endswith("_triton"):
             assert node.module in FACES, f"line {node.lineno} reaches into {node.module}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*(ROOT / "plugins").rglob("*.py"), *(ROOT / "docs" / "examples").rglob("*.py")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_strategies_import_the_contract_and_nothing_behind_it(path):
+    allowed = {"eagle.plugin", "eagle.plugin.triton"}
+    if path.stem.startswith("test_"):
+        allowed |= {"eagle", "eagle.testing", "eagle.spec.building"}
+    used = {node.module for node in imports(path) if node.module.split(".")[0] == "eagle"}
+    assert used <= allowed

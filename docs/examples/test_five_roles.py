@@ -10,10 +10,17 @@ from five_roles.head import Echo, EchoConfig
 from five_roles.tree import Fan, FanConfig
 
 from eagle import Decoder, DecoderSpec
-from eagle.errors import IncompatibleError, SpecError
-from eagle.plugin.budget import Budget, Costs, Curve, RankRates
-from eagle.plugin.registry import Registry
-from eagle.plugin.roles import BuildContext, StrategyConfig
+from eagle.plugin import (
+    Budget,
+    BuildContext,
+    Costs,
+    Curve,
+    IncompatibleError,
+    RankRates,
+    Registry,
+    SpecError,
+    StrategyConfig,
+)
 from eagle.spec.building import resolve
 from eagle.testing import (
     check_acceptance_rule,

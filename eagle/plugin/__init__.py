@@ -1,5 +1,19 @@
 """The contract of plug-ins, all that their authors import; knows no implementation of any role."""
 
+from eagle.cache import Step, TreeCache
+from eagle.errors import (
+    CheckpointError,
+    EagleError,
+    IncompatibleError,
+    NumericalError,
+    PluginError,
+    RequestError,
+    SpecError,
+    TargetError,
+    nearest,
+)
+from eagle.host import multiprocessors, shared_memory
+from eagle.kernels import Switch, arrange, padded, rows_of, top_k
 from eagle.plugin.budget import RATES_FILE, Budget, Costs, Curve, Fit, Option, RankRates, steady
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks, hookimpl
 from eagle.plugin.registry import (
@@ -24,6 +38,7 @@ from eagle.plugin.roles import (
     TrainableHead,
     TreeBuilder,
 )
+from eagle.plugin.rotary import rotary_depends_on_length
 from eagle.plugin.sampling import (
     Draws,
     Sampling,
@@ -47,41 +62,60 @@ __all__ = [
     "Broken",
     "Budget",
     "BuildContext",
+    "CheckpointError",
     "Component",
     "Costs",
     "Curve",
     "DraftHead",
     "Drafter",
     "Draws",
+    "EagleError",
     "EagleHooks",
     "FeatureExtractor",
     "Fit",
     "FittedTree",
+    "IncompatibleError",
     "Law",
     "MeasuredHead",
+    "NumericalError",
     "Option",
     "Origin",
+    "PluginError",
     "RankRates",
     "Registered",
     "Registry",
+    "RequestError",
     "Role",
     "Sampling",
     "SamplingParams",
+    "SpecError",
+    "Step",
     "Strategy",
     "StrategyConfig",
+    "Switch",
+    "TargetError",
     "TargetInfo",
     "TargetModel",
     "TargetProbs",
     "TokenTree",
     "TrainableHead",
     "TreeBuilder",
+    "TreeCache",
     "TreeShape",
     "UniformDraws",
     "ancestor_mask",
+    "arrange",
     "default_registry",
     "describe",
     "fusible",
     "hookimpl",
+    "multiprocessors",
+    "nearest",
+    "padded",
     "probabilities",
+    "rotary_depends_on_length",
+    "rows_of",
+    "shared_memory",
     "steady",
+    "top_k",
 ]

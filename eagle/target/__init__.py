@@ -5,7 +5,7 @@ acceptance.
 from eagle.target import loading
 from eagle.target.causal_lm import Forward, Target, load_target, resolve_device, resolve_dtype
 from eagle.target.interfaces import PassCache
-from eagle.target.loading import device_of, rotary_depends_on_length
+from eagle.target.loading import device_of
 
 __all__ = [
     "Forward",
@@ -16,5 +16,4 @@ __all__ = [
     "loading",
     "resolve_device",
     "resolve_dtype",
-    "rotary_depends_on_length",
 ]

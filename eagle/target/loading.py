@@ -15,7 +15,7 @@ import torch
 from eagle.assets import gguf_options
 from eagle.errors import TargetError
 from eagle.host import without_bars
-from eagle.plugin import TargetInfo
+from eagle.plugin import TargetInfo, rotary_depends_on_length
 from eagle.spec import TargetSpec
 
 __all__ = [
@@ -29,12 +29,10 @@ __all__ = [
     "locate",
     "processes",
     "refuse",
-    "rotary_depends_on_length",
     "window",
 ]
 
 # Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
-_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 
@@ -142,15 +140,6 @@ def refuse(name: str, config: Any) -> None:
             f"its rotary embedding ({kind}) changes with the text's length, so cached keys would "
             "not be those of a single pass"
         )
-
-
-def rotary_depends_on_length(config: Any) -> str | None:
-    """Return the kind of a rotary embedding whose frequencies follow the text's length, or None."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
-        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
-            return str(parameters["rope_type"])
-    return None
 
 
 def window(text: Any) -> int | None:

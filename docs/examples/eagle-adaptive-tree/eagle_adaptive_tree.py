@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from pydantic import Field, model_validator
 
-from eagle.errors import IncompatibleError
 from eagle.plugin import (
     BuildContext,
     Drafter,
     Draws,
+    IncompatibleError,
     Law,
     Strategy,
     StrategyConfig,

@@ -3,8 +3,7 @@
 import torch
 from pydantic import Field
 
-from eagle.errors import SpecError
-from eagle.plugin import Strategy, StrategyConfig
+from eagle.plugin import SpecError, Strategy, StrategyConfig
 
 
 class JoinedConfig(StrategyConfig):

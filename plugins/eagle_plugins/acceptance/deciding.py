@@ -5,8 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.kernels import padded, rows_of
-from eagle.plugin import Acceptance, Law, TargetProbs, TokenTree, TreeShape, UniformDraws
+from eagle.plugin import (
+    Acceptance,
+    Law,
+    TargetProbs,
+    TokenTree,
+    TreeShape,
+    UniformDraws,
+    padded,
+    rows_of,
+)
 
 __all__ = ["accept"]
 

@@ -15,7 +15,7 @@ kept: logits and draft are read again.
 import triton
 import triton.language as tl
 
-from eagle.kernels.sampling_triton import find, load_logits, weigh
+from eagle.plugin.triton import find, load_logits, weigh
 
 __all__ = ["decide", "walk"]
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.cache import Step
-from eagle.plugin import BuildContext, StrategyConfig
+from eagle.plugin import BuildContext, Step, StrategyConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.triton import DTYPES, MAX_HEAD_DIM, TreePlan, Triton, TritonConfig
 

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eagle.cache import Step
-from eagle.plugin import BuildContext, StrategyConfig
+from eagle.plugin import BuildContext, Step, StrategyConfig
 
 __all__ = ["Sdpa", "SdpaConfig"]
 

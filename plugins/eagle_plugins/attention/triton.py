@@ -12,9 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from eagle.cache import Step
-from eagle.host import multiprocessors, shared_memory
-from eagle.plugin import BuildContext, StrategyConfig
+from eagle.plugin import BuildContext, Step, StrategyConfig, multiprocessors, shared_memory
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.tiling import choose_tiling, most_tiles
 

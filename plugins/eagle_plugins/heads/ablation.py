@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.cache import Step
-from eagle.plugin import TargetInfo
+from eagle.plugin import Step, TargetInfo
 from eagle_plugins.heads.eagle import EagleHead
 
 __all__ = ["FeatureHead", "TokenHead", "UnshiftedHead"]

@@ -21,9 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from eagle.errors import CheckpointError
-from eagle.plugin import RATES_FILE
-from eagle.target import rotary_depends_on_length
+from eagle.plugin import RATES_FILE, CheckpointError, rotary_depends_on_length
 
 __all__ = ["locate", "read_config", "read_tensors", "write_checkpoint"]
 

@@ -11,10 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eagle.cache import Step, TreeCache
-from eagle.errors import CheckpointError
-from eagle.kernels import Switch, arrange
-from eagle.plugin import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle.plugin import (
+    AttentionBackend,
+    BuildContext,
+    CheckpointError,
+    Step,
+    StrategyConfig,
+    Switch,
+    TargetInfo,
+    TargetModel,
+    TreeCache,
+    arrange,
+)
 from eagle_plugins.heads.checkpoint import (
     check_tensors,
     locate,

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from eagle.cache import Step
-from eagle.plugin import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle.plugin import (
+    AttentionBackend,
+    BuildContext,
+    Step,
+    StrategyConfig,
+    TargetInfo,
+    TargetModel,
+)
 
 __all__ = ["NoHead", "NoHeadConfig"]
 

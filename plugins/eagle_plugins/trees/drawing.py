@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.kernels import padded, rows_of, top_k
-from eagle.plugin import Draws, Sampling, fusible, probabilities
+from eagle.plugin import Draws, Sampling, fusible, padded, probabilities, rows_of, top_k
 from eagle_plugins.trees.indices import LevelIndex
 
 __all__ = ["draw_level", "likeliest"]

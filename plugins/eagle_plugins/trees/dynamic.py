@@ -15,14 +15,13 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from eagle.errors import IncompatibleError
-from eagle.kernels import top_k
 from eagle.plugin import (
     Budget,
     BuildContext,
     Drafter,
     Draws,
     Fit,
+    IncompatibleError,
     Law,
     Strategy,
     StrategyConfig,
@@ -30,6 +29,7 @@ from eagle.plugin import (
     TreeBuilder,
     TreeShape,
     ancestor_mask,
+    top_k,
 )
 from eagle_plugins.trees.sizes import WIDTHS, Size, dynamic_options
 from eagle_plugins.trees.topology import MAX_NODES

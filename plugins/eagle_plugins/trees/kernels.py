@@ -7,7 +7,7 @@ each node, one program that draws its children and one for each block of its dis
 import triton
 import triton.language as tl
 
-from eagle.kernels.sampling_triton import find, load_logits, weigh
+from eagle.plugin.triton import find, load_logits, weigh
 
 __all__ = ["draw_rows", "measure_blocks"]
 

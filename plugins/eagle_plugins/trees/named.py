@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from eagle.errors import SpecError, nearest
+from eagle.plugin import SpecError, nearest
 
 __all__ = ["AUTO", "NAMED", "fitting", "paths_of"]
 

@@ -7,14 +7,15 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field, StrictInt, model_validator
 
-from eagle.errors import IncompatibleError, SpecError
 from eagle.plugin import (
     Budget,
     BuildContext,
     Drafter,
     Draws,
     Fit,
+    IncompatibleError,
     Law,
+    SpecError,
     Strategy,
     StrategyConfig,
     TokenTree,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from eagle.errors import SpecError
+from eagle.plugin import SpecError
 
 __all__ = ["MAX_NODES", "Level", "Topology"]
 

@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from eagle import Decoder, DecoderSpec
-from eagle.errors import IncompatibleError, SpecError
-from eagle.plugin.registry import Registry
-from eagle.plugin.roles import BuildContext, Role, TargetInfo
-from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin import (
+    BuildContext,
+    IncompatibleError,
+    Registry,
+    Role,
+    Sampling,
+    SamplingParams,
+    SpecError,
+    TargetInfo,
+    UniformDraws,
+)
 from eagle.spec.building import resolve
 from eagle.testing import check_tree_builder
 
