@@ -63,7 +63,7 @@ def test_it_is_mentioned_once_a_week_where_it_would_help(
 ):
     terminal = Terminal()
     monkeypatch.setattr(console, "err", terminal)
-    monkeypatch.setattr("eagle.runtime.aot.compiler", lambda: compiler)
+    monkeypatch.setattr("eagle.runtime.compiler", lambda: compiler)
     decoder = Decoder.from_spec(spec(runtime=runtime), target=pair[0])
     suggest(decoder)
     suggest(decoder)
@@ -73,7 +73,7 @@ def test_it_is_mentioned_once_a_week_where_it_would_help(
 def test_it_is_not_mentioned_once_it_was_done(cache, pair, spec, monkeypatch, quick):
     terminal = Terminal()
     monkeypatch.setattr(console, "err", terminal)
-    monkeypatch.setattr("eagle.runtime.aot.compiler", lambda: "g++")
+    monkeypatch.setattr("eagle.runtime.compiler", lambda: "g++")
     decoder = Decoder.from_spec(spec(), target=pair[0])
     AheadPass(pair[0], decoder.resolved.attention, ()).make()
     suggest(decoder)

@@ -17,7 +17,7 @@ def failing(monkeypatch, eagle):
         def load(*_):
             raise error
 
-        monkeypatch.setattr("eagle.spec.building.load_spec", load)
+        monkeypatch.setattr("eagle.spec.load_spec", load)
         return eagle("spec", "list", *arguments)
 
     return run

@@ -20,7 +20,7 @@ from eagle.spec.building import load_spec
 def test_a_gpu_does_not_compile_for_a_few_tokens_unless_asked_to(
     device, asked, compiles, monkeypatch
 ):
-    monkeypatch.setattr("eagle.target.causal_lm.resolve_device", lambda name: torch.device(device))
+    monkeypatch.setattr("eagle.target.resolve_device", lambda name: torch.device(device))
     spec = load_spec("eagle", [f"runtime.compile={asked}", "runtime.max_batch=3"])
     found = decoding.uncompiled(spec)
     assert found.runtime.compile == compiles
@@ -29,7 +29,7 @@ def test_a_gpu_does_not_compile_for_a_few_tokens_unless_asked_to(
 
 
 def test_a_tree_that_fits_compiled_cycles_is_decoded_by_them(monkeypatch):
-    monkeypatch.setattr("eagle.target.causal_lm.resolve_device", lambda name: torch.device("cuda"))
+    monkeypatch.setattr("eagle.target.resolve_device", lambda name: torch.device("cuda"))
     spec = load_spec("eagle", ["tree.size=auto"])
     assert decoding.uncompiled(spec) is spec
 

@@ -63,7 +63,7 @@ def test_without_prompts_they_are_those_that_are_held_out(ranks, head, monkeypat
         asked.append((target.dtype, limit))
         return [[5, 6, 7], [40, 43]]
 
-    monkeypatch.setattr("eagle.train.evaluation.rates.embedded_prompts", embedded)
+    monkeypatch.setattr("eagle.train.evaluation.embedded_prompts", embedded)
     assert ranks("--limit", "2", given=()).status == 0
     assert asked == [("float32", 2)]
     assert RankRates.read(head).source == "sharegpt, held out: 2 prompts"
@@ -74,14 +74,14 @@ def never(*arguments):
 
 
 def test_a_head_without_files_is_refused_before_anything_is_loaded(ranks, monkeypatch):
-    monkeypatch.setattr("eagle.target.causal_lm.load_target", never)
+    monkeypatch.setattr("eagle.target.load_target", never)
     ran = ranks("--set", "head=none", "--set", "tree=none")
     assert ran.status == 2
     assert "the draft head 'none' has no files" in ran.err
 
 
 def test_a_folder_that_may_not_be_written_to_is_refused_first(ranks, head, monkeypatch):
-    monkeypatch.setattr("eagle.target.causal_lm.load_target", never)
+    monkeypatch.setattr("eagle.target.load_target", never)
     monkeypatch.setattr(os, "access", lambda path, mode: path != head)
     ran = ranks()
     assert ran.status == 2
