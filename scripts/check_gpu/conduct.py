@@ -103,8 +103,8 @@ class Run:
             return
         lanes = self._lanes() if "cycles" in self.parts else []
         try:
-            tests = [self._tests(self.sides[0])] if "tests" in self.parts else []
-            await asyncio.gather(*tests, *(self._prepare(timed) for timed in lanes))
+            tests = asyncio.create_task(self._tests(self.sides[0]))
+            await asyncio.gather(tests, *(self._prepare(timed, tests) for timed in lanes))
             await self._rounds(lanes)
             await self._phases(lanes)
         finally:
@@ -189,17 +189,20 @@ class Run:
         return lanes
 
     async def _tests(self, side: Side) -> None:
-        await self._guarded("tests", [side], self._suite(side))
+        if "tests" in self.parts:
+            await self._guarded("tests", [side], self._suite(side))
 
     async def _suite(self, side: Side) -> None:
-        limit = self._left(self._share.prepare if "cycles" in self.parts else 1.0)
+        limit = self._left(self._share.tests if "cycles" in self.parts else 1.0)
         found = await run_suite(side.folder, side.env(), self.out, limit, self.device)
         side.record.tests = found
         words = [f"{len(v) if isinstance(v, list) else v} {k}" for k, v in found.items() if v]
         self.say(f"tests: {', '.join(words) or 'none'}")
         self.write()
 
-    async def _prepare(self, timed: _Timed) -> None:
+    async def _prepare(self, timed: _Timed, tests: asyncio.Task[None]) -> None:
+        if timed.lane.heavy:
+            await tests
         await self._guarded(timed.lane.name, [timed.side], self._warm(timed))
 
     async def _warm(self, timed: _Timed) -> None:

@@ -12,6 +12,7 @@ from check_gpu.figures import digest
 __all__ = ["Lane", "Plan", "Share", "case_name", "prompts_of"]
 
 _TEXTS = 48  # prompts of a file that are used, spread over it
+_MANY = 32  # requests whose caches fill a third of 80 GB at a large shape
 _ABREAST = {"llama2-7b": ((1, 8), (32,))}
 _ABREAST_TWICE = {"llama2-7b": ((1, 8),)}  # weights and caches of both checkouts fit into 80 GB
 
@@ -20,6 +21,7 @@ _ABREAST_TWICE = {"llama2-7b": ((1, 8),)}  # weights and caches of both checkout
 class Share:
     """By when each step must be over, as parts of the whole time."""
 
+    tests: float = 0.40
     prepare: float = 0.56
     rounds: float = 0.80
     phases: float = 0.86
@@ -35,6 +37,11 @@ class Lane:
 
     shape: str
     batches: tuple[int, ...]
+
+    @property
+    def heavy(self) -> bool:
+        """Whether it is to wait until the tests have given their memory back."""
+        return self.shape not in ("135m", "tiny") and max(self.batches) >= _MANY
 
     @property
     def name(self) -> str:
