@@ -143,6 +143,8 @@ def report(sides: Sequence[Side], options: argparse.Namespace) -> tuple[list[str
         verdicts = against_record(here, then)
         if why:
             told.append(f"no verdict: {why}")
+        elif other_versions := _versions(here, then):
+            told.append(f"other versions than the recorded: {other_versions}")
         asked = {name.partition("/")[0] for name in here.figures}
         # What was not asked for this time is not gone.
         verdicts = [v for v in verdicts if v.word != "gone" or v.name.partition("/")[0] in asked]
@@ -159,6 +161,15 @@ def report(sides: Sequence[Side], options: argparse.Namespace) -> tuple[list[str
         else:
             lines.append("nothing recorded: there are no figures")
     return lines, int(bad)
+
+
+def _versions(now: Record, then: Record) -> str:
+    """Return what runs in another version than it did."""
+    return ", ".join(
+        f"{name} {then.versions.get(name, 'none')} -> {version}"
+        for name, version in now.versions.items()
+        if then.versions.get(name) != version
+    )
 
 
 def _broken(record: Record) -> bool:

@@ -95,6 +95,16 @@ def test_without_figures_to_compare_with_nothing_is_worse(reported, then, reason
     assert "WORSE" not in text
 
 
+def test_other_versions_are_told(reported):
+    text, status, _ = reported(
+        record(versions={"torch": "2.12", "triton": "3.6"}),
+        record(versions={"torch": "2.11", "triton": "3.6"}),
+    )
+    assert status == 0
+    assert "torch 2.11 -> 2.12" in text
+    assert "triton" not in text
+
+
 def test_damaged_figures_are_named_and_cost_no_result(reported, tmp_path):
     (tmp_path / "gpu.json").write_text("{")
     text, status, _ = reported(record())
