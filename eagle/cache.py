@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eagle.compaction import Mover
+from eagle.turns import Whole
 
 __all__ = ["Step", "TreeCache"]
 
@@ -72,12 +73,14 @@ class Step:
         return (seen | (behind < 0)[:, None])[:, None]
 
 
-class TreeCache:
+class TreeCache(Whole):
     """Keys and values of all layers, ``[slots, kv_heads, rows, head_dim]`` each.
 
     Rows start as zeros: a masked row still takes part in attention's weighted sum with weight
     zero, and zero times the NaN of uninitialised memory would be NaN.
     """
+
+    copied = "a decoder's cache (what is moved and what is read would part in a copy)"
 
     def __init__(
         self,

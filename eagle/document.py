@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from eagle.errors import SpecError
 from eagle.explain import KeyPath, explain
 
-__all__ = ["Document", "dump"]
+__all__ = ["Document", "dump", "read_value"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -133,6 +133,22 @@ class Document:
 def dump(data: Mapping[str, Any]) -> str:
     """Return YAML text that reads back as *data*."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_value(text: str) -> Any:
+    """Return one YAML value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _load(text, "", {})
+    except yaml.YAMLError as error:
+        raise ValueError(f"is not YAML: {_cause(error)}") from error
+    except (RecursionError, ValueError) as error:
+        raise ValueError(_beyond(error)) from error
+    except SpecError as error:  # a key is given twice
+        raise ValueError(str(error).removeprefix(":1: ")) from error
 
 
 class _Loader(yaml.SafeLoader):

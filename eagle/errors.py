@@ -11,6 +11,7 @@
     ├── AssetError              a file could not be fetched, verified or stored
     ├── RequestError            a prompt or its sampling parameters are not valid
     ├── DataError               training or evaluation data cannot be used
+    ├── CopyError               what exists once was to be copied or pickled; a TypeError, too
     └── NumericalError          the target or the head produced NaN
 
 A message says what was wrong, where, and what would have been right.
@@ -27,6 +28,7 @@ __all__ = [
     "AssetError",
     "CheckpointError",
     "CompileError",
+    "CopyError",
     "DataError",
     "EagleError",
     "IncompatibleError",
@@ -36,6 +38,7 @@ __all__ = [
     "SpecError",
     "TargetError",
     "UnknownStrategyError",
+    "brief",
     "nearest",
 ]
 
@@ -91,8 +94,22 @@ class DataError(EagleError):
     """Training or evaluation data cannot be used."""
 
 
+class CopyError(EagleError, TypeError):
+    """A decoder, its target or its caches were to be copied, pickled or sent to a process."""
+
+
 class NumericalError(EagleError):
     """The target or the draft head produced NaN; no token can be chosen from that."""
+
+
+def brief(value: object) -> str:
+    """Return what a value looks like, in one line of at most 80 characters.
+
+    >>> brief(["a", "b"])
+    "['a', 'b']"
+    """
+    shown = " ".join(repr(value).split())
+    return shown if len(shown) <= 80 else shown[:77] + "..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

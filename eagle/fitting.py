@@ -93,7 +93,7 @@ def cost_key(
         "versions": versions(),
         "target": {size: getattr(config, size, None) for size in _SIZES},
         "dtype": str(dtype),
-        "placement": spec.target.model_dump(exclude={"model", "revision", "dtype", "device"}),
+        "placement": spec.target.model_dump(include={"device_map", "tp_plan"}),
         "strategies": strategies,
         "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
     }

@@ -5,6 +5,8 @@ It knows logits and numbers; it does not know where either comes from.
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -23,6 +25,8 @@ __all__ = [
     "SamplingParams",
     "TargetProbs",
     "UniformDraws",
+    "derived_seed",
+    "fresh_seed",
     "fusible",
     "probabilities",
 ]
@@ -37,9 +41,14 @@ class SamplingParams(BaseModel):
     Temperature, top-k, top-p and min-p are applied in this order, as `transformers` does, and
     together define the target distribution that the decoder keeps.
 
+    The default is greedy, and so many tokens: what a model's ``generation_config`` recommends for
+    sampling (``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``max_new_tokens`` and the like)
+    is not taken over.
+
     All chance of a request comes from its own `seed`, so it says in a batch what it says alone.
-    Requests with one seed share their random numbers: give each its own to have samples that are
-    independent of each other.
+    Without one, a request draws its own and its result says which. One seed for several prompts is
+    the first one's own, and each of the others has one derived from it (`derived_seed`); where each
+    prompt has parameters of its own, their seeds are taken as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,9 +58,30 @@ class SamplingParams(BaseModel):
     top_k: Annotated[int, Field(ge=0, lt=2**63)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
+
+
+def fresh_seed() -> int:
+    """Return a seed that the operating system draws."""
+    return secrets.randbits(63)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """Return the seed of one of several requests that were given one seed.
+
+    It is the seed itself at index 0, and otherwise the first 63 bits of the SHA-256 digest of
+    ``"{seed}/{index}"``: not a consecutive number, whose generator starts out alike.
+
+    Args:
+        seed: the seed that was given.
+        index: of the request, from 0.
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
 @dataclass(frozen=True)

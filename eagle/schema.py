@@ -83,6 +83,9 @@ class TargetSpec(_Model):
         dtype: of weights, features and caches; ``auto`` chooses for the device.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: of a Hub model.
+        generation_config: ``apply`` what the model's generation_config does to every text
+            (repetition penalties, suppressed tokens and the like), as transformers' `generate`
+            does, or ``ignore`` it. End tokens are always taken from it, sampling defaults never.
         device_map: in training only: spread the target's layers over the devices that the one
             process sees, as transformers' `from_pretrained` does: ``auto``, ``balanced``,
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
@@ -94,6 +97,7 @@ class TargetSpec(_Model):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     revision: str | None = None
+    generation_config: Literal["apply", "ignore"] = "apply"
     device_map: DeviceMap | None = None
     tp_plan: Literal["auto"] | None = None
 

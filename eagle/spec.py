@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eagle.document import Document
-from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, nearest
+from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, brief, nearest
 from eagle.registry import ROLE_TITLES, Registered, Registry, describe
 from eagle.roles import (
     AcceptanceRule,
@@ -77,6 +77,17 @@ def load_spec(spec: str | Path, overrides: Sequence[str] = ()) -> DecoderSpec:
     Raises:
         SpecError: there is no such spec, it is not YAML, or a key or value is wrong.
     """
+    if not isinstance(spec, (str, Path)):
+        raise SpecError(
+            f"a spec is given by a shipped spec's name or a YAML file's path, not as "
+            f"{type(spec).__name__}"
+        )
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise SpecError(
+            f"overrides are a list of 'path.to.key=value', not {type(overrides).__name__}"
+        )
+    if odd := [item for item in overrides if not isinstance(item, str)]:
+        raise SpecError(f"overrides are 'path.to.key=value' each, not {type(odd[0]).__name__}")
     document = _find(spec).override(
         overrides, {role.value: name for role, name in DEFAULT_STRATEGIES.items()}
     )
@@ -93,11 +104,15 @@ def _find(spec: str | Path) -> Document:
         found = Document.read(shipped[str(spec)])
         # Nobody means the installed package's folder by a relative path.
         return replace(found, label=str(spec), folder=Path())
-    path = Path(spec).expanduser()
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return Document.read(path)
+    try:
+        path = Path(spec).expanduser()
+        if path.is_file() or path.suffix in (".yaml", ".yml"):
+            return Document.read(path)
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, nobody's ~home
+        why = getattr(error, "strerror", None) or error
+        raise SpecError(f"{brief(str(spec))} names no spec and no file: {why}") from error
     raise SpecError(
-        f"no spec is named {str(spec)!r}, and there is no such file."
+        f"no spec is named {brief(str(spec))}, and there is no such file."
         f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
     )
 

@@ -23,6 +23,7 @@ from eagle.roles import AttentionBackend, TargetInfo
 from eagle.rotary import settle_rotary
 from eagle.schema import TargetSpec
 from eagle.tree import ancestor_mask
+from eagle.turns import Turn, in_turn
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
 
@@ -49,6 +50,7 @@ class Target:
         spread: whether it is on several devices: then it has features and logits, but no cycles.
         body: the model without its LM head.
         layout: of its linear layers.
+        turn: which thread may run passes or change the layout.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -72,7 +74,7 @@ class Target:
         self.spread = loading.is_spread(model)
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
-        self.layout = Switch()
+        self.layout, self.turn = Switch(), Turn()
         if not self.spread:  # its layers are hooked, by what they are
             arrange(model, self.layout)
         self.body = model.get_decoder()
@@ -214,16 +216,23 @@ class Target:
 
     @contextmanager
     def stock(self) -> Iterator[Any]:
-        """Yield the model as transformers runs it: its own attention, its own layers."""
-        self._attend_through(self._stock)
-        self.layout.on = False
-        try:
-            yield self.model
-        finally:
-            self.layout.on = True
-            self._attend_through(bridge.ATTENTION)
+        """Yield the model as transformers runs it: its own attention, its own layers.
+
+        Other threads' cycles on this target wait meanwhile; this thread cannot decode in it.
+        """
+        with self.turn.held("target.stock()"):
+            outermost = self.layout.on
+            self._attend_through(self._stock)
+            self.layout.on = False
+            try:
+                yield self.model
+            finally:
+                if outermost:
+                    self.layout.on = True
+                    self._attend_through(bridge.ATTENTION)
 
     @torch.inference_mode()
+    @in_turn("target.probe()")
     def probe(self, attention: AttentionBackend, forward: Forward | None = None) -> None:
         """Check that passes over the tree cache are the model's own, on a small random tree.
 

@@ -85,13 +85,15 @@ def test_a_processor_sees_every_prefix_of_the_text(decoder):
         return scores
 
     result = decoder.generate(
-        PROMPTS[1], max_new_tokens=30, temperature=1.0, ignore_eos=True, processors=[note]
+        PROMPTS[1], max_new_tokens=30, temperature=1.0, seed=0, ignore_eos=True, processors=[note]
     )
     text = (*PROMPTS[1], *result.tokens)
     for length in range(len(PROMPTS[1]), len(text)):
         assert text[:length] in asked
     assert all(prefix[: len(PROMPTS[1])] == tuple(PROMPTS[1]) for prefix in asked)
-    plain = decoder.generate(PROMPTS[1], max_new_tokens=30, temperature=1.0, ignore_eos=True)
+    plain = decoder.generate(
+        PROMPTS[1], max_new_tokens=30, temperature=1.0, seed=0, ignore_eos=True
+    )
     assert result.tokens == plain.tokens
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MaxNewTokens",
     "MinP",
+    "OwnSeed",
     "Raw",
     "Seed",
     "SpecOption",
@@ -83,6 +84,15 @@ MinP = Annotated[
     typer.Option("--min-p", metavar="P", help="Only tokens P times as likely as the likeliest."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed, the same answer.")]
+OwnSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="The same seed, the same answer; without one, each answer draws its own.",
+        show_default=False,
+    ),
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(
@@ -222,12 +232,14 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def figures(stats: Stats) -> str:
-    """Return the figures of an answer in one line."""
+def figures(stats: Stats, seed: int | None = None) -> str:
+    """Return the figures of an answer in one line, and its seed where that is to be known."""
     parts = [_count(stats.new_tokens, "token"), f"{stats.tokens_per_second:.1f} tokens/s"]
     if stats.cycles:
         parts += [f"tau {stats.tau:.2f}", _count(stats.cycles, "cycle")]
     parts.append(f"first token {stats.time_to_first_token:.2f} s")
+    if seed is not None:
+        parts.append(f"seed {seed}")
     return " · ".join(parts)
 
 

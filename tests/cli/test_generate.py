@@ -51,7 +51,7 @@ def test_the_answer_is_on_stdout_and_one_line_of_figures_on_stderr(generate):
 def test_json_is_one_object_with_exactly_these_keys(generate):
     ran = generate(PROMPT, "--json")
     shown = json.loads(ran.out)
-    assert list(shown) == ["text", "tokens", "finish_reason", "stats", "spec", "lossless"]
+    assert list(shown) == ["text", "tokens", "finish_reason", "stats", "seed", "spec", "lossless"]
     assert {key: type(value) for key, value in shown["stats"].items()} == STATS
     assert shown["text"].split() == [f"w{token}" for token in shown["tokens"]]
     assert len(shown["tokens"]) == 12 == shown["stats"]["new_tokens"]
