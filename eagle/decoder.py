@@ -375,6 +375,6 @@ def _located(spec: DecoderSpec) -> loading.Source:
     try:
         return loading.locate(spec.target, spec.folder)
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, nobody's ~home
-        raise TargetError(
-            f"target.model: {brief(spec.target.model)} is no path: {error}"
-        ) from error
+        why = getattr(error, "strerror", None) or error
+        name = brief(spec.target.model)
+        raise TargetError(f"target.model: {name} is no path: {why}") from error

@@ -372,3 +372,23 @@ def test_a_config_that_has_no_schema_costs_the_others_nothing():
     _, chain, odd = schema["properties"]["tree"]["oneOf"]
     assert "depth" in chain["properties"]
     assert odd["additionalProperties"] is True
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "message"),
+    [
+        (None, [], "not as NoneType"),
+        ({"tree": "chain"}, [], "not as dict"),
+        (b"eagle", [], "not as bytes"),
+        ("x" * 5000, [], "names no spec and no file: File name too long"),
+        ("a\0b", [], "names no spec and no file|no spec is named"),
+        ("~nobody-is-called-so/x.yaml", [], "no spec|cannot be read"),
+        ("eagle", "tree=chain", "overrides are a list of 'path.to.key=value', not str"),
+        ("eagle", None, "not NoneType"),
+        ("eagle", [3], "'path.to.key=value' each, not int"),
+    ],
+)
+def test_refuses_what_names_no_spec_in_one_short_sentence(spec, overrides, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        load_spec(spec, overrides)
+    assert len(str(caught.value)) < 300
