@@ -115,3 +115,21 @@ def test_drafted_and_bonus_tokens_differ_in_colour_on_a_terminal(chat, monkeypat
     cyan, yellow = re.findall(r"\x1b\[36m *w\d+", shown), re.findall(r"\x1b\[33m *w\d+", shown)
     assert len(cyan) + len(yellow) == 20
     assert len(cyan) > len(yellow) > 0
+
+
+def test_every_answer_has_chance_of_its_own_and_a_seed_repeats_them(chat):
+    def said(*options):
+        ran = chat("w5", "/reset", "w5", options=("--temperature", "1.5", *options), count=20)
+        return ran.out.splitlines()
+
+    first = said("--seed", "3")
+    assert first == said("--seed", "3")
+    assert first[0] != first[1], "the same question, asked twice"
+    assert said() != said()
+
+
+def test_the_chat_template_gets_variables(chat, asked):
+    ran = chat("w5", options=("--template", "loop=1"))
+    assert (ran.status, "reads no 'loop'" in " ".join(ran.err.split())) == (2, True)
+    ran = chat("w5", options=("--template", "message=w9"))
+    assert ran.status == 0
