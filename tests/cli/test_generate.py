@@ -314,7 +314,7 @@ def thinking(folders, tmp_path):
     folder = tmp_path / "thinking"
     shutil.copytree(folders.target, folder)
     (folder / "chat_template.jinja").write_text(
-        "{% if tools %}{% for t in tools %}{{ t }} {% endfor %}{% endif %}"
+        "{% if tools %}{% for t in tools %}{{ t.name }} {% endfor %}{% endif %}"
         "{{ messages[0].content }}{% if enable_thinking is false %} w40{% endif %}"
     )
     return ("--target", str(folder))
@@ -324,7 +324,9 @@ def test_the_chat_template_gets_variables(generate, thinking):
     plain = generate(f"{PROMPT} w40", *thinking).out
     assert generate(PROMPT, *thinking, "--template", "enable_thinking=false").out == plain
     assert generate(PROMPT, *thinking, "--template", "enable_thinking=true").out != plain
-    given = json.loads(generate("w5", *thinking, "--template", "tools=[w9, w20]", "--json").out)
+    given = json.loads(
+        generate("w5", *thinking, "--template", "tools=[{name: w9}, {name: w20}]", "--json").out
+    )
     assert given["tokens"] == json.loads(generate("w9 w20 w5", *thinking, "--json").out)["tokens"]
     ran = generate(PROMPT, *thinking, "--template", "enable_thinking=false", "--compare", "--json")
     assert json.loads(ran.out)["compare"]["hf"]["identical"] is True
