@@ -94,8 +94,10 @@ def llama_config(values: Mapping[str, Any], path: Path, names: Container[str] = 
 
 def _checked(values: Mapping[str, Any], path: Path) -> Architecture:
     """Return the keys that matter, each of a value that can be built."""
-    # Keys that are null are as good as absent, as in transformers.
-    given = {k: v for k, v in values.items() if k in Architecture.model_fields and v is not None}
+    given = _known(values, Architecture.model_fields)
+    for key in ("rope_scaling", "rope_parameters"):
+        if isinstance(given.get(key), dict):
+            given[key] = _known(given[key], _ROPE)
     try:
         read = Architecture.model_validate(given)
     except ValidationError as error:
@@ -121,6 +123,11 @@ def _checked(values: Mapping[str, Any], path: Path) -> Architecture:
     return read
 
 
+def _known(values: Mapping[str, Any], keys: Container[str]) -> dict[str, Any]:
+    """Return the keys that are read; null is as good as absent, as in transformers."""
+    return {k: v for k, v in values.items() if k in keys and v is not None}
+
+
 def _given(said: bool | None, found: bool) -> bool:
     return found if said is None else said
 
@@ -128,12 +135,8 @@ def _given(said: bool | None, found: bool) -> bool:
 def _built(read: Architecture, path: Path) -> Any:
     from transformers import LlamaConfig
 
-    given = read.model_dump(exclude_none=True)
-    for key in ("rope_scaling", "rope_parameters"):
-        if key in given:
-            given[key] = {k: v for k, v in given[key].items() if k in _ROPE and v is not None}
     try:
-        return LlamaConfig(**given)
+        return LlamaConfig(**read.model_dump(exclude_none=True))
     except Exception as error:  # transformers' validators raise kinds of their own
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path} is no Llama configuration: {reason:.300}") from error

@@ -22,7 +22,7 @@ from eagle.budget import RATES_FILE
 from eagle.errors import CheckpointError
 from eagle_plugins.heads.layouts import Layout
 from eagle_plugins.heads.shared import EMBEDDING, LM_HEAD
-from eagle_plugins.heads.tensors import WEIGHTS, Stored, read
+from eagle_plugins.heads.tensors import WEIGHTS, Stored, read, shown
 
 __all__ = ["locate", "read_weights", "weights_of", "write_checkpoint"]
 
@@ -106,7 +106,7 @@ def read_weights(layout: Layout, expected: dict[str, Tensor]) -> dict[str, Tenso
     """
     stored = weights_of(layout)
     problems = [f"missing {name}" for name in expected if name not in stored]
-    problems += [f"unexpected {name}" for name in stored if name not in expected]
+    problems += [f"unexpected {shown(name)}" for name in stored if name not in expected]
     problems += [
         f"{name} is {list(stored[name].shape)}, not {list(expected[name].shape)}"
         for name in expected

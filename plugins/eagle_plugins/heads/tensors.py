@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eagle.errors import CheckpointError
 
-__all__ = ["WEIGHTS", "Stored", "read", "read_json", "rows_of", "stored_in"]
+__all__ = ["WEIGHTS", "Stored", "read", "read_json", "rows_of", "shown", "stored_in"]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, the first one that is there being read; ``NAME.index.json`` names shards."""
@@ -158,7 +158,7 @@ def _sharded(index: Path) -> dict[str, Stored]:
     lacking = [name for name in named if name not in found]
     if lacking:
         raise CheckpointError(
-            f"{index}: {lacking[0]} is not in {named[lacking[0]]}"
+            f"{index}: {shown(lacking[0])} is not in {named[lacking[0]]}"
             + (f", and so are {len(lacking) - 1} more" if len(lacking) > 1 else "")
         )
     return found
@@ -216,6 +216,11 @@ def _whole(file: Path, name: str, tensor: Tensor) -> Tensor:
             f"{file}: {name} has {tensor.numel():,} numbers, of which the file holds fewer"
         )
     return tensor.detach()
+
+
+def shown(name: str) -> str:
+    """Return a name of a file's, which may be anything, as messages show it."""
+    return " ".join(name.split())[:80]
 
 
 def _line(error: BaseException) -> str:
