@@ -33,7 +33,7 @@ def _a_path(name: str) -> str:
         reason = error.strerror if error.errno in (errno.ENAMETOOLONG, errno.EINVAL) else None
     except (ValueError, RuntimeError) as error:  # no text of a name, and nobody's home
         reason = str(error)
-    if reason is None and not name.isprintable():
+    if reason is None and any(character < " " for character in name):
         reason = "control characters"
     if reason:
         raise ValueError(f"should be the path of a file or folder: {reason}")
@@ -46,9 +46,8 @@ Rows = Annotated[int, Field(ge=1, le=2**14)]
 """What is in memory at once: more is a slip of the pen, and would be built before it fails."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
-
+Weight = Annotated[float, Field(ge=0, le=1e38)]  # what float32 holds
+Positive = Annotated[float, Field(gt=0, le=1e38)]
 
 DEEPEST = 32
 """Levels that rank replay measures: a head's training pass lays out that many copies of a text."""

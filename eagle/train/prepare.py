@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -59,25 +59,34 @@ def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
     return corpus
 
 
-def lost(counts: Mapping[str, Any]) -> list[str]:
+def lost(counts: Any) -> list[str]:
     """Return what of the conversations that are used has no loss or is not read, a line each.
 
     Args:
-        counts: of `Tally.as_dict`; text that was packed by an earlier version has fewer of them.
+        counts: of `Tally.as_dict`, or what a file has in its place; text that was packed by an
+            earlier version has fewer of them.
     """
-    answers = counts.get("answers", 0)
+    counts = counts if isinstance(counts, dict) else {}
+    answers, changed, wordless = (
+        _number(counts.get(k)) for k in ("answers", "changed", "wordless")
+    )
+    dropped = counts.get("dropped")
     lines = []
-    if changed := counts.get("changed", 0):
+    if changed:
         lines.append(
             f"{changed:,} of {answers:,} answers have no loss: the chat template renders them "
             "otherwise once there are later turns"
         )
-    if wordless := counts.get("wordless", 0):
+    if wordless:
         lines.append(f"{wordless:,} of {answers:,} answers have no loss: they have no words")
-    if dropped := counts.get("dropped"):
-        each = (f"{what} ({number:,} times)" for what, number in sorted(dropped.items()))
+    if dropped and isinstance(dropped, dict):
+        each = (f"{what} ({_number(n):,} times)" for what, n in sorted(dropped.items()))
         lines.append(f"not read: {', '.join(each)}")
     return lines
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _left_out(tally: Tally) -> str:

@@ -19,6 +19,7 @@ from eagle.train.config import DEEPEST, SourceSpec, TrainSpec
 from eagle.train.corpus import Corpus
 from eagle.train.evaluate import MASK, Answer, _parts, file_prompts
 from eagle.train.fit import check_target, memory_explained
+from eagle.train.prepare import lost
 from eagle.train.recipe import load_train_spec
 from eagle.train.run import train
 from eagle.train.sources import read_sources
@@ -264,6 +265,13 @@ def test_any_config_is_taken_or_refused(project, monkeypatch, assignments):
 @given(ASSIGNMENTS)
 def test_any_config_is_taken_or_refused_for_long(project, monkeypatch, assignments):
     config_is_taken_or_refused(project, monkeypatch, assignments)
+
+
+@pytest.mark.parametrize(
+    "counts", [None, 3, [1], {}, {"changed": "x", "dropped": [1]}, {"dropped": {"a": None}}]
+)
+def test_counts_of_a_file_may_be_anything(counts):
+    assert all("0" in line for line in lost(counts))
 
 
 WORDS = st.sampled_from(["", "w9", " w8 w7", "\n  w6", "<eos>", "w5 w4\n", "\ud800"])
