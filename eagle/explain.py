@@ -111,7 +111,7 @@ def _join(sentences: list[str], value: Any) -> str:
 
 def _value(data: Any, path: KeyPath) -> Any:
     for part in path:
-        if isinstance(data, dict) and part not in data:
+        if part not in (range(len(data)) if isinstance(data, list) else data):
             return None
         data = data[part]
     return data

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from eagle.document import Document
 from eagle.spec import ComponentSpec, DecoderSpec, TargetSpec
 
 __all__ = [
+    "DEEPEST",
     "DataSpec",
     "EvaluationSpec",
     "LossSpec",
@@ -20,11 +23,34 @@ __all__ = [
     "TrainSpec",
 ]
 
-Count = Annotated[int, Field(ge=1)]
+
+def _a_path(name: str) -> str:
+    """Refuse a name that no file can have, whether there is one or not."""
+    reason = None
+    try:
+        os.stat(Path(name).expanduser())
+    except OSError as error:
+        reason = error.strerror if error.errno in (errno.ENAMETOOLONG, errno.EINVAL) else None
+    except (ValueError, RuntimeError) as error:  # no text of a name, and nobody's home
+        reason = str(error)
+    if reason is None and any(character < " " for character in name):
+        reason = "control characters"
+    if reason:
+        raise ValueError(f"should be the path of a file or folder: {reason}")
+    return name
+
+
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_a_path)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Rows = Annotated[int, Field(ge=1, le=2**14)]
+"""What is in memory at once: more is a slip of the pen, and would be built before it fails."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e38)]  # what float32 holds
+Positive = Annotated[float, Field(gt=0, le=1e38)]
+
+DEEPEST = 32
+"""Levels that rank replay measures: a head's training pass lays out that many copies of a text."""
 
 
 class _Model(BaseModel):
@@ -47,7 +73,7 @@ class SourceSpec(_Model):
         revision: of a dataset on the Hub.
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: FileName
     format: Literal["auto", "sharegpt", "messages", "text", "dataset"] = "auto"
     split: str | None = None
     subset: str | None = None
@@ -76,13 +102,13 @@ class DataSpec(_Model):
     """
 
     sources: tuple[SourceSpec, ...] = (SourceSpec(path="sharegpt"),)
-    packed: str | None = None
+    packed: FileName | None = None
     limit: Count | None = None
     max_length: Count = 8192
-    length: Annotated[int, Field(ge=4)] = 1024
+    length: Annotated[int, Field(ge=4, le=2**24)] = 1024
     repack: bool | None = None
     features: Literal["on-the-fly", "cached"] = "on-the-fly"
-    cache: Annotated[str, Field(min_length=1)] | None = None
+    cache: FileName | None = None
     cache_limit: Positive = 64.0
     heldout: Share = 0.01
     seed: Seed = 0
@@ -126,7 +152,7 @@ class LossSpec(_Model):
     level_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Count | None = None
     top_k_weight: Weight = 1.0
-    chunk: Count = 2048
+    chunk: Annotated[int, Field(ge=1, le=2**24)] = 2048
     recompute: bool = True
 
     @property
@@ -199,21 +225,22 @@ class EvaluationSpec(_Model):
         max_new_tokens: length of an answer.
         trees: tree builders whose tau is measured; they must be fixed in shape. The first one's
             tau chooses the best head.
-        chain: levels of the chain on which n-alpha is measured.
+        chain: levels of the chain on which n-alpha is measured. Memory grows with its square,
+            as with that of the trees' depth.
         batch: prompts that are answered at once.
     """
 
     every: Count | None = 1000
-    heldout: Annotated[int, Field(ge=0)] = 32
-    prompts: dict[str, str] = {}
+    heldout: Annotated[int, Field(ge=0, le=2**40)] = 32
+    prompts: dict[str, FileName] = {}
     limit: Count = 80
     max_prompt: Count = 1024
-    max_new_tokens: Annotated[int, Field(ge=2)] = 128
+    max_new_tokens: Annotated[int, Field(ge=2, le=2**24)] = 128
     trees: Annotated[tuple[ComponentSpec, ...], Field(min_length=1)] = (
         ComponentSpec.model_validate({"name": "static", "tree": "reference-25"}),
     )
-    chain: Count = 5
-    batch: Count = 32
+    chain: Annotated[int, Field(ge=1, le=DEEPEST)] = 5
+    batch: Rows = 32
 
 
 class TrainSpec(_Model):
@@ -256,8 +283,8 @@ class TrainSpec(_Model):
     evaluation: EvaluationSpec = EvaluationSpec()
     steps: Count | None = None
     epochs: Positive = 3.0
-    batch: Count = 16
-    accumulate: Count = 1
+    batch: Rows = 16
+    accumulate: Rows = 1
     sharding: Literal["none", "fsdp"] = "none"
     compile: bool | Literal["auto"] = "auto"
     log_every: Count = 10
@@ -265,7 +292,7 @@ class TrainSpec(_Model):
     max_seconds: Positive | None = None
     tensorboard: bool | Literal["auto"] = "auto"
     seed: Seed = 0
-    output: Annotated[str, Field(min_length=1)] = "runs/eagle"
+    output: FileName = "runs/eagle"
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("training spec"))
 

@@ -137,7 +137,16 @@ class Trainer:
         )
 
     def restore(self, state: RunState) -> None:
-        """Go on from a state, which holds whole tensors in every process."""
+        """Go on from a state, which holds whole tensors in every process.
+
+        The optimizer's settings are the spec's, also where they were others before.
+
+        Raises:
+            CheckpointError: it is of another head.
+        """
+        head = self.head.module.state_dict()
+        averaged = self._average.values if self._average else []
+        state.check_fit(head, self._ordered, averaged)
         self.step, self.seconds = state.step, state.seconds
         cut = self._weights.cut
         named = dict(self.head.module.named_parameters())
@@ -148,7 +157,8 @@ class Trainer:
             number: {key: cut(value, self._ordered[number]) for key, value in entry.items()}
             for number, entry in state.optimizer["state"].items()
         }
-        self._optimizer.load_state_dict({**state.optimizer, "state": moments})
+        own = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**own, "state": moments})
         if self._average:
             pairs = zip(state.average, self._parameters, strict=bool(state.average))
             self._average.restore([cut(value, parameter) for value, parameter in pairs])

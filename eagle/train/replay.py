@@ -17,6 +17,7 @@ from torch import Tensor
 from eagle.errors import SpecError
 from eagle.roles import TreeBuilder
 from eagle.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.train.config import DEEPEST
 
 __all__ = ["Replay", "fixed_paths", "n_alpha", "tau"]
 
@@ -124,9 +125,14 @@ def fixed_paths(builder: TreeBuilder, name: str) -> frozenset[Path]:
         name: what messages call it.
 
     Raises:
-        SpecError: its trees depend on the draft distributions, so replay cannot measure them.
+        SpecError: its trees depend on the draft distributions, so replay cannot measure them, or
+            are too deep for it.
     """
     shape = builder.shape
+    if shape.depth > DEEPEST:
+        raise SpecError(
+            f"the tree {name!r} is {shape.depth} levels deep; rank replay measures up to {DEEPEST}"
+        )
     # Different distributions lead a builder that looks at them to different shapes.
     found = set()
     for seed in range(_LADDERS):

@@ -18,8 +18,8 @@ from eagle.roles import TrainableHead
 from eagle.spec import Resolved, resolve
 from eagle.target import Target, load_target
 from eagle.train.config import TrainSpec
-from eagle.train.fit import check_head, check_target
-from eagle.train.journal import Journal, require_tensorboard, say
+from eagle.train.fit import check_head, check_target, memory_explained
+from eagle.train.journal import Journal, read_log, require_tensorboard, say
 from eagle.train.loop import Trainer, compiles
 from eagle.train.measure import Measure, Measured
 from eagle.train.packing import Packer
@@ -86,7 +86,7 @@ def train(
         resolve(spec.decoder, registry) if fresh else resolve_for(spec.decoder, registry, target)
     )
     head = _trainable(spec, parts)
-    check_target(spec, target)
+    check_target(spec, target, parts.features, processes.shares)
     if spec.tensorboard is True:
         require_tensorboard()
     trees = {
@@ -100,7 +100,7 @@ def train(
     # Before the target's weights: what is wrong with the text shows at once.
     with processes.main_first():
         corpus = load_corpus(spec, folder / "text.npz", tell, target)
-    check_text(spec, corpus)
+    check_text(spec, corpus, processes.shares)
     target = target or load_target(spec.target, spec.document.folder)
     training, heldout = corpus.split(spec.data.heldout, spec.data.seed)
     packer = Packer(
@@ -124,7 +124,7 @@ def train(
     check_head(spec, head, parts.features, target)
     if processes.measures:
         measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell, keep=processes.main)
-    with target.stock():
+    with memory_explained(spec), target.stock():
         kept = None
         if spec.data.features == "cached":
             with processes.main_first():
@@ -281,4 +281,8 @@ def _previous(spec: TrainSpec, folder: Path, resume: bool) -> RunState | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EagleError(f"output: cannot make the folder {folder}: {error.strerror}") from error
-    return RunState.load(path) if path.exists() else None
+    if not path.exists():
+        return None
+    state = RunState.load(path)
+    read_log(folder / "log.jsonl")  # before anything is done, so that a damaged one shows at once
+    return state

@@ -16,14 +16,11 @@ from eagle.errors import CheckpointError
 from eagle.fusing import arrange
 from eagle.packing import Switch
 from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
-from eagle_plugins.heads.checkpoint import (
-    check_tensors,
-    locate,
-    read_config,
-    read_tensors,
-    write_checkpoint,
-)
+from eagle_plugins.heads.architecture import llama_config
+from eagle_plugins.heads.checkpoint import locate, read_weights, write_checkpoint
 from eagle_plugins.heads.layer import EagleModule
+from eagle_plugins.heads.layouts import Layout, identify
+from eagle_plugins.heads.shared import check_shared
 
 __all__ = ["EagleConfig", "EagleHead"]
 
@@ -46,7 +43,7 @@ class EagleConfig(StrategyConfig):
 
 
 class EagleHead:
-    """One decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
+    """A decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
 
     capturable = True
     module: EagleModule
@@ -70,7 +67,7 @@ class EagleHead:
                 another kind.
         """
         folder = self.folder
-        config = self._read(folder)
+        _, config = self._read()
         for key, ours in (("hidden_size", target.hidden_size), ("vocab_size", target.vocab_size)):
             theirs = getattr(config, key)
             if theirs != ours:
@@ -88,14 +85,16 @@ class EagleHead:
         """Load the checkpoint in the target's dtype, on its device.
 
         Raises:
-            CheckpointError: it is damaged, its tensors are not those of its configuration, or it
-                is a head of another kind.
+            CheckpointError: it is damaged, its tensors are not those of its configuration, it is
+                a head of another kind, or it comes with the embedding of another target.
         """
         folder = self.folder
-        config, tensors = self._read(folder), read_tensors(folder)
+        layout, config = self._read()
         with torch.device("meta"):
-            module = EagleModule(config, bias="fc.bias" in tensors, inputs=self.inputs)
-        check_tensors(folder, tensors, module.state_dict())
+            bias = "fc.bias" in layout.tensors  # absent from older configurations
+            module = EagleModule(config, bias=bias, inputs=self.inputs)
+        tensors = read_weights(layout, module.state_dict())
+        check_shared(layout, target)
         tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
         module.load_state_dict(tensors, assign=True)
         module.eval().requires_grad_(False)
@@ -134,15 +133,18 @@ class EagleHead:
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
 
-    def _read(self, folder: Path) -> Any:
-        config = read_config(folder)
+    def _read(self) -> tuple[Layout, Any]:
+        """Return the checkpoint's layout and its configuration, as Llama's."""
+        layout = identify(self.folder)
+        layout.require("eagle")
+        config = llama_config(layout.config, self.folder / "config.json", layout.tensors)
         theirs = getattr(config, "draft_kind", EagleHead.kind)
         if theirs != self.kind:
             raise CheckpointError(
-                f"{folder} is a draft head of the kind {theirs!r}, not {self.kind!r}; "
+                f"{self.folder} is a draft head of the kind {theirs!r}, not {self.kind!r}; "
                 f"use it with head.name={theirs}, or give another one as head.weights"
             )
-        return config
+        return layout, config
 
     def _adopt(self, module: EagleModule, config: Any, target: TargetModel) -> None:
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -152,14 +154,14 @@ class EagleHead:
         self._rotary = LlamaRotaryEmbedding(config).to(target.device)
 
     def allocate(self, slots: int, rows: int) -> None:
-        """Allocate the cache of the one layer, and lay out its weights for decoding."""
+        """Allocate the cache of its layers, and lay out their weights for decoding."""
         # Not on loading: neither packed nor stacked weights can be trained, nor through rough ones.
         arrange(self.module, Switch())
         if self._rough:
             self._logits = self._target.draft_logits()
         attention = self.module.attention
         self._cache = TreeCache(
-            layers=1,
+            layers=len(self.module.layers),
             slots=slots,
             kv_heads=attention.kv_heads,
             rows=rows,
@@ -194,8 +196,8 @@ class EagleHead:
         block = self.module.attention
         plan = self._attention.plan(step, block.heads, block.kv_heads, joined.dtype)
 
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = self._cache.write(0, keys, values, step)
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = self._cache.write(layer, keys, values, step)
             return self._attention.attend(query, keys, values, plan, block.head_dim**-0.5)
 
         out: Tensor = self.module(joined, *self._rotary(joined, step.positions), attend)
@@ -206,7 +208,7 @@ class EagleHead:
         block = self.module.attention
         groups = block.heads // block.kv_heads
 
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attend(_: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             # Repeated, since CUDA's fused kernels take a mask or grouped heads, not both.
             keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
             out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
@@ -221,7 +223,7 @@ class EagleHead:
             "architectures": ["LlamaForCausalLM"],
             "bias": self.module.fc.bias is not None,
             "dtype": "bfloat16",
-            "num_hidden_layers": 1,
+            "num_hidden_layers": len(self.module.layers),
         }
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
             config[key] = getattr(self._config, key)

@@ -78,7 +78,8 @@ def test_what_was_saved_is_loaded(target, folder):
 def test_a_published_checkpoint_loads(target, folder):
     """A pickle of tensors, with the FC's bias and the target's own embedding."""
     tensors = load_file(folder / "model.safetensors")
-    tensors |= {"fc.bias": torch.ones(32), "embed_tokens.weight": torch.zeros(64, 32)}
+    embedding = target.embed(torch.arange(64)[None])[0].half()
+    tensors |= {"fc.bias": torch.ones(32), "embed_tokens.weight": embedding}
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert torch.equal(load(target, folder).module.fc.bias, torch.ones(32))
