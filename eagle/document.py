@@ -118,14 +118,15 @@ class Document:
             prefix: key path of that part.
 
         Raises:
-            SpecError: one sentence, on a line of its own, for each key that is wrong.
+            SpecError: one sentence, on a line of its own, for each of the first few keys that are
+                wrong, and how many more there are.
         """
         try:
             # JSON mode with `strict` takes lists for tuples and strings for enums, as it must,
             # but not "3" or true for the number that was asked for.
             return model.model_validate_json(json.dumps(data, default=str), strict=True)
         except ValidationError as error:
-            problems = explain(error, model, data)
+            problems = explain(error, model, data, prefix)
             sentences = [self.sentence(prefix + path, text) for path, text in problems.items()]
             raise SpecError("\n".join(sentences)) from error
 

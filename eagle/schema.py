@@ -88,6 +88,8 @@ class TargetSpec(_Model):
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
         tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
             the model's own plan in transformers for tensor parallelism.
+        trust_remote_code: run Python code that comes with the model, which can do whatever the
+            user can. Nobody is ever asked: without this such a model is refused.
     """
 
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
@@ -96,6 +98,7 @@ class TargetSpec(_Model):
     revision: str | None = None
     device_map: DeviceMap | None = None
     tp_plan: Literal["auto"] | None = None
+    trust_remote_code: bool = False
 
     @property
     def spread(self) -> bool:
