@@ -37,10 +37,10 @@ __all__ = [
     "SpecError",
     "TargetError",
     "UnknownStrategyError",
+    "clipped",
     "listed",
     "nearest",
     "reason",
-    "short",
 ]
 
 _LINES, _LINE = 3, 1500  # of a message; of a line, in characters
@@ -117,10 +117,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def short(text: str, most: int = 60) -> str:
+def clipped(text: str, most: int = 60) -> str:
     """Return a text with its middle left out where it is longer than *most* characters.
 
-    >>> short("a=" + "[" * 3000 + "1", 20)
+    >>> clipped("a=" + "[" * 3000 + "1", 20)
     'a=[[[[[[ ... [[[[[1'
     """
     if len(text) <= most:
@@ -135,7 +135,7 @@ def listed(things: Sequence[Any], most: int = 5) -> str:
     >>> listed(range(3000), 3)
     '0, 1, 2 and 2,997 more'
     """
-    shown = ", ".join(short(str(thing)) for thing in things[:most])
+    shown = ", ".join(clipped(str(thing)) for thing in things[:most])
     more = len(things) - most
     return f"{shown} and {more:,} more" if more > 0 else shown
 
@@ -152,7 +152,7 @@ def reason(error: BaseException, most: int = 300) -> str:
     said = next(filter(None, lines), "")
     if " " not in said:  # a key, a number or nothing, which its class explains
         said = f"{type(error).__name__}: {said}".removesuffix(": ")
-    return short(said, most)
+    return clipped(said, most)
 
 
 def _bounded(message: str) -> str:
@@ -160,4 +160,4 @@ def _bounded(message: str) -> str:
     if len(lines) > _LINES:
         more = len(lines) - _LINES + 1
         lines = [*lines[: _LINES - 1], f"and {more:,} lines more"]
-    return "\n".join(short(line, _LINE) for line in lines)
+    return "\n".join(clipped(line, _LINE) for line in lines)

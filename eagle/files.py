@@ -10,7 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["FULL_DISK", "disk_error", "is_sealed", "replacing", "seal", "write_text"]
+__all__ = [
+    "FULL_DISK",
+    "disk_error",
+    "expanded",
+    "is_sealed",
+    "is_there",
+    "replacing",
+    "seal",
+    "write_text",
+]
 
 FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Numbers of the errors that say that there is no room."""
@@ -75,6 +84,22 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
     """
     with replacing(path, shared=shared) as place:
         place.write_text(text, encoding="utf-8")
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with ``~`` replaced by the user's folder, where there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # no such user
+        return Path(path)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; not so of names that no file can have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long, NUL, half of a surrogate pair, not permitted
+        return False
 
 
 def seal(archive: bytes) -> bytes:

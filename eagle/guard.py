@@ -33,7 +33,7 @@ if not sys.stdin.buffer.read():
 
 @contextmanager
 def guarded(folder: Path) -> Iterator[None]:
-    """Let no process that is started within outlive this one, and *folder* neither, if it is killed.
+    """Let no process that is started within outlive this one if it is killed, nor *folder*.
 
     The folder is also where those processes keep what they need for a moment (``TMPDIR``).
 

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from eagle.assets import gguf_options
-from eagle.errors import TargetError, reason
+from eagle.errors import TargetError, clipped, reason
+from eagle.files import expanded, is_there
 from eagle.quiet import without_bars
 from eagle.roles import TargetInfo
 from eagle.schema import TargetSpec
@@ -35,6 +36,7 @@ __all__ = [
 
 # Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_LONGEST_ID = 200  # of a Hub id, with room to spare
 _MODELS = "target.model is the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id"
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
@@ -74,9 +76,13 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
     asset = assets.ASSETS.get(spec.model)
     if asset is not None and asset.kind == "model":
         return Source(spec.model, str(assets.model_folder(spec.model)), options, cached=True)
-    path = Path(spec.model).expanduser()
+    path = expanded(spec.model)
     beside = (folder or Path()) / path
-    path = beside if beside.exists() else path
+    path = beside if is_there(beside) else path
+    if not is_there(path) and len(spec.model) > _LONGEST_ID:
+        raise TargetError(
+            f"target.model: {clipped(spec.model)!r} is too long for a path or a Hub id"
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise TargetError(f"target.model: there is no file {path}")

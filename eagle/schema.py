@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 from eagle.document import Document
+from eagle.errors import clipped
 from eagle.registry import ROLE_TITLES, Registered, Registry
 from eagle.roles import Role
 
@@ -69,6 +71,8 @@ class ComponentSpec(BaseModel):
         return {"name": self.name, **self.settings} if self.settings else self.name
 
 
+_LAST_DEVICE = 127  # PyTorch keeps the index in a byte
+
 DeviceMap = (
     Literal["auto", "balanced", "balanced_low_0", "sequential"]
     | Annotated[dict[str, int | str], Field(min_length=1)]
@@ -108,9 +112,10 @@ class TargetSpec(_Model):
     @field_validator("device")
     @classmethod
     def _device_is_known(cls, device: str) -> str:
-        kind, _, index = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
-            raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
+        index = re.fullmatch("cuda:(0|[1-9][0-9]{0,2})", device)
+        if device not in ("auto", "cpu", "cuda") and not (index and int(index[1]) <= _LAST_DEVICE):
+            last = f" of at most {_LAST_DEVICE}" if device.startswith("cuda:") else ""
+            raise ValueError(f"should be auto, cpu, cuda or cuda:N{last}, not {clipped(device)!r}")
         return device
 
     @model_validator(mode="after")

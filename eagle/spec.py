@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eagle.document import Document
-from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, nearest
+from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, clipped, nearest
+from eagle.files import expanded, is_there
 from eagle.registry import ROLE_TITLES, Registered, Registry, describe
 from eagle.roles import (
     AcceptanceRule,
@@ -93,11 +94,11 @@ def _find(spec: str | Path) -> Document:
         found = Document.read(shipped[str(spec)])
         # Nobody means the installed package's folder by a relative path.
         return replace(found, label=str(spec), folder=Path())
-    path = Path(spec).expanduser()
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
+    path = expanded(spec)
+    if (is_there(path) and path.is_file()) or path.suffix in (".yaml", ".yml"):
         return Document.read(path)
     raise SpecError(
-        f"no spec is named {str(spec)!r}, and there is no such file."
+        f"no spec is named {clipped(str(spec))!r}, and there is no such file."
         f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
     )
 
