@@ -86,9 +86,10 @@ def _key_path(loc: KeyPath, kind: str, data: Any) -> tuple[KeyPath, bool]:
     tagged = False
     for number, part in enumerate(loc):
         last = number == len(loc) - 1
-        keys = range(len(data)) if isinstance(data, list) else data
-        if isinstance(data, dict | list) and part in keys:
-            data = data[part]  # type: ignore[index]
+        # Looking for a branch's name among indices would compare it with each of them.
+        indexed = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if indexed or (isinstance(data, dict) and part in data):
+            data = data[part]
         elif not (last and kind == "missing"):
             tagged = True
             continue

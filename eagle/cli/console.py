@@ -37,7 +37,9 @@ GROUP: dict[str, Any] = {
 _LONGEST = 1500  # characters of a line: what was given, and is repeated, may be longer
 
 # What PyTorch says, whose error on a CPU is a RuntimeError like any other.
-_NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|size calculation overflowed", re.I
+)
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
