@@ -20,8 +20,8 @@ from eagle.spec import load_spec, resolve
 STRANGE = [
     "", " ", "\0", "a\0b", "\udcff", "\ud800x", "x" * 300, "x" * 5000, "/" + "x" * 5000,
     "~nobody/x", "\u0663", "\u00b2", "cuda:\u0663", "cuda:\u00b2", "cuda:" + "9" * 30, "cuda:128",
-    "1e400", ".nan", ".inf", "-1", "0", "9" * 400, "9" * 5000, "[", "{" * 300, "[" * 3000 + "]" * 3000,
-    "a: b: c", "!!python/object:x", "&a [*a]", "\u2028", "\x1b[31m", "[red]", "true", "null", "~",
+    "1e400", ".nan", ".inf", "-1", "0", "9" * 400, "9" * 5000, "[", "{" * 300,
+    "[" * 3000 + "]" * 3000, "a: b: c", "!!python/object:x", "&a [*a]", "\u2028", "\x1b[31m", "[red]", "true", "null", "~",
     "/dev/null", "/", ".", "..", "*", "%s", "{}", "--", "-", "=", "!",
 ]  # fmt: skip
 OPTIONS = [
