@@ -121,7 +121,7 @@ def clipped(text: str, most: int = 60) -> str:
     """Return a text with its middle left out where it is longer than *most* characters.
 
     >>> clipped("a=" + "[" * 3000 + "1", 20)
-    'a=[[[[[[ ... [[[[[1'
+    'a=[[[[[[[ ... [[[[[1'
     """
     if len(text) <= most:
         return text
