@@ -16,6 +16,7 @@ from eagle.processing import Bound, Processors, processors_of_each
 from eagle.requests import Request
 from eagle.sampling import SamplingParams, derived_seed
 from eagle.target import Target
+from eagle.templating import template_tokens
 from eagle.text import half_surrogate
 
 __all__ = ["Prompt", "encode", "intake"]
@@ -199,14 +200,12 @@ def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool, template: Mapping[str, An
     if not tokenizer.chat_template:
         raise RequestError("this target has no chat template; give the prompt as a string")
     _check_reads(template, tokenizer)
-    try:
-        return list(
-            tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=False, **template
-            )
-        )
-    except Exception as error:  # templates are programs of the model's author; any error is theirs
-        raise RequestError(f"the chat template refuses these messages: {error}") from error
+    return template_tokens(
+        tokenizer,
+        cast("list[Mapping[str, Any]]", messages),
+        add_generation_prompt=True,
+        **template,
+    )
 
 
 def _checked_template(template: Any) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from eagle.assets import gguf_options
-from eagle.errors import TargetError
+from eagle.errors import TargetError, clipped, reason
+from eagle.files import expanded, is_there
 from eagle.quiet import without_bars
 from eagle.roles import TargetInfo
 from eagle.schema import TargetSpec
@@ -35,6 +36,8 @@ __all__ = [
 
 # Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+_LONGEST_ID = 200  # of a Hub id, with room to spare
+_MODELS = "target.model is the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id"
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
 
 
@@ -68,23 +71,31 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
     """
     from eagle import assets
 
+    # Said to every loader, since transformers asks on standard input where nothing is said.
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     asset = assets.ASSETS.get(spec.model)
     if asset is not None and asset.kind == "model":
-        return Source(spec.model, str(assets.model_folder(spec.model)), {}, cached=True)
-    path = Path(spec.model).expanduser()
+        return Source(spec.model, str(assets.model_folder(spec.model)), options, cached=True)
+    path = expanded(spec.model)
     beside = (folder or Path()) / path
-    path = beside if beside.exists() else path
+    path = beside if is_there(beside) else path
+    if not is_there(path) and len(spec.model) > _LONGEST_ID:
+        raise TargetError(
+            f"target.model: {clipped(spec.model)!r} is too long for a path or a Hub id"
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise TargetError(f"target.model: there is no file {path}")
-        return Source(spec.model, str(path.parent), {"gguf_file": path.name})
+        return Source(spec.model, str(path.parent), options | {"gguf_file": path.name})
     if path.is_dir():
-        return Source(spec.model, str(path), {})
+        return Source(spec.model, str(path), options)
     if path.exists():
         raise TargetError(f"target.model: {path} is a file; give a .gguf file or a model's folder")
     if spec.model.startswith((".", "/", "~")) or spec.model.count("/") > 1:
         raise TargetError(f"target.model: there is no folder {path}")
-    return Source(spec.model, spec.model, {"revision": spec.revision} if spec.revision else {})
+    if spec.revision:
+        options["revision"] = spec.revision
+    return Source(spec.model, spec.model, options)
 
 
 def describe(source: Source) -> tuple[TargetInfo, Any]:
@@ -99,8 +110,8 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
         config = AutoConfig.from_pretrained(source.path, **source.options)
     except Exception as error:  # transformers raises many kinds here, all meaning the same
         raise TargetError(
-            f"the target {source.name!r} cannot be read: {_first_line(error)} (target.model is "
-            "the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id)"
+            f"the target {source.name!r} cannot be read: {_reason(error)}"
+            + ("" if _is_distrusted(error) else f" ({_MODELS})")
         ) from error
     refuse(source.name, config)
     text = config.get_text_config()
@@ -241,7 +252,7 @@ def load_model(
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
     except Exception as error:
         raise TargetError(
-            f"the target {source.name!r} cannot be loaded: {_first_line(error)}"
+            f"the target {source.name!r} cannot be loaded: {_reason(error)}"
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
     model = model if spread else model.to(device)
@@ -258,10 +269,19 @@ def load_tokenizer(source: Source) -> Any:
         if Path(source.path).is_dir() and not list(Path(source.path).glob("token*")):
             return None
         raise TargetError(
-            f"the tokenizer of {source.name!r} cannot be loaded: {_first_line(error)}"
+            f"the tokenizer of {source.name!r} cannot be loaded: {_reason(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+def _is_distrusted(error: Exception) -> bool:
+    return "trust_remote_code" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """Return what a loader of transformers says, and in our words where it will not run code."""
+    if _is_distrusted(error):
+        return (
+            "it comes with Python code of its own, which is run only if target.trust_remote_code "
+            "is true; set that if you trust whoever wrote it"
+        )
+    return reason(error)

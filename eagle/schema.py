@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ from pydantic import (
 )
 
 from eagle.document import Document
+from eagle.errors import clipped
 from eagle.registry import ROLE_TITLES, Registered, Registry
 from eagle.roles import Role
 
@@ -69,6 +71,8 @@ class ComponentSpec(BaseModel):
         return {"name": self.name, **self.settings} if self.settings else self.name
 
 
+_LAST_DEVICE = 127  # PyTorch keeps the index in a byte
+
 DeviceMap = (
     Literal["auto", "balanced", "balanced_low_0", "sequential"]
     | Annotated[dict[str, int | str], Field(min_length=1)]
@@ -91,6 +95,8 @@ class TargetSpec(_Model):
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
         tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
             the model's own plan in transformers for tensor parallelism.
+        trust_remote_code: run Python code that comes with the model, which can do whatever the
+            user can. Nobody is ever asked: without this such a model is refused.
     """
 
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
@@ -100,6 +106,7 @@ class TargetSpec(_Model):
     generation_config: Literal["apply", "ignore"] = "apply"
     device_map: DeviceMap | None = None
     tp_plan: Literal["auto"] | None = None
+    trust_remote_code: bool = False
 
     @property
     def spread(self) -> bool:
@@ -109,9 +116,10 @@ class TargetSpec(_Model):
     @field_validator("device")
     @classmethod
     def _device_is_known(cls, device: str) -> str:
-        kind, _, index = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
-            raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
+        index = re.fullmatch("cuda:(0|[1-9][0-9]{0,2})", device)
+        if device not in ("auto", "cpu", "cuda") and not (index and int(index[1]) <= _LAST_DEVICE):
+            last = f" of at most {_LAST_DEVICE}" if device.startswith("cuda:") else ""
+            raise ValueError(f"should be auto, cpu, cuda or cuda:N{last}, not {clipped(device)!r}")
         return device
 
     @model_validator(mode="after")

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from eagle.document import Document
-from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, brief, nearest
+from eagle.errors import (
+    EagleError,
+    IncompatibleError,
+    PluginError,
+    SpecError,
+    brief,
+    clipped,
+    nearest,
+)
+from eagle.files import expanded
 from eagle.registry import ROLE_TITLES, Registered, Registry, describe
 from eagle.roles import (
     AcceptanceRule,
@@ -104,15 +113,15 @@ def _find(spec: str | Path) -> Document:
         found = Document.read(shipped[str(spec)])
         # Nobody means the installed package's folder by a relative path.
         return replace(found, label=str(spec), folder=Path())
+    path = expanded(spec)
     try:
-        path = Path(spec).expanduser()
         if path.is_file() or path.suffix in (".yaml", ".yml"):
             return Document.read(path)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, nobody's ~home
+    except (OSError, ValueError) as error:  # too long, or with a NUL
         why = getattr(error, "strerror", None) or error
         raise SpecError(f"{brief(str(spec))} names no spec and no file: {why}") from error
     raise SpecError(
-        f"no spec is named {brief(str(spec))}, and there is no such file."
+        f"no spec is named {clipped(str(spec))!r}, and there is no such file."
         f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from eagle.cli.decoding import checked
 from eagle.cli.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
 from eagle.cli.verify import progress_bar
 
@@ -60,7 +61,7 @@ def attention(
     from eagle.spec import load_spec, resolve
     from eagle.target import resolve_device, resolve_dtype
 
-    spec = TargetSpec.model_validate({"dtype": dtype, "device": device})
+    spec = checked(TargetSpec, {"dtype": dtype, "device": device})
     where = resolve_device(spec.device)
     kind = resolve_dtype(spec.dtype, where)
     shape = AttentionShape(batch, heads, kv_heads, head_dim, nodes, length, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import threading
@@ -191,9 +192,9 @@ def _turns() -> Iterator[str]:
     if interactive:
         with suppress(ImportError):
             import readline  # noqa: F401 - gives input() editing and history
-    while True:
+    for number in itertools.count(1):
         try:
-            line = input("> ") if interactive else next(sys.stdin)
+            line = input("> ") if interactive else _line(number)
         except (EOFError, StopIteration):
             return
         except KeyboardInterrupt:
@@ -202,8 +203,29 @@ def _turns() -> Iterator[str]:
             print()
             _note("Ctrl-D or /exit ends the conversation")
             continue
+        except UnicodeDecodeError:
+            _note("that is not UTF-8 text; say it again")
+            continue
         if line.strip():
             yield line.strip()
+
+
+def _line(number: int) -> str:
+    """Return the next line of standard input.
+
+    Raises:
+        StopIteration: there is none.
+        RequestError: it is not UTF-8 text. Read as bytes, so that earlier lines are answered first.
+    """
+    from eagle.errors import RequestError
+
+    line = next(getattr(sys.stdin, "buffer", sys.stdin))
+    try:
+        return line if isinstance(line, str) else line.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"line {number} of standard input is not UTF-8 text (byte {error.start})"
+        ) from error
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -20,6 +20,8 @@ from eagle.cli.options import settings_of
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+
+    from pydantic import BaseModel
 
     from eagle.decoder import Decoder
     from eagle.requests import Stats
@@ -39,6 +41,7 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
+    "checked",
     "figures",
     "load_decoder",
     "read_prompt",
@@ -47,6 +50,8 @@ __all__ = [
     "warn_if_lossy",
     "working",
 ]
+
+_Model = TypeVar("_Model", bound="BaseModel")
 
 # Tokens, some 1,400 cycles. In each, a compiled verification saves about 3 ms on an H100, at the
 # 135M as at the 7B shape; finding compiled code again takes 9 s there, and making it a minute.
@@ -113,16 +118,26 @@ def sampling_params(**given: Any) -> SamplingParams:
     Raises:
         RequestError: naming the option that is out of bounds.
     """
+    from eagle.sampling import SamplingParams
+
+    return checked(SamplingParams, given)
+
+
+def checked(model: type[_Model], given: dict[str, Any]) -> _Model:
+    """Return a pydantic model of what options of the same names were given.
+
+    Raises:
+        RequestError: naming the option that is wrong.
+    """
     from pydantic import ValidationError
 
     from eagle.errors import RequestError
     from eagle.explain import explain
-    from eagle.sampling import SamplingParams
 
     try:
-        return SamplingParams(**given)
+        return model(**given)
     except ValidationError as error:
-        path, problem = next(iter(explain(error, SamplingParams, given).items()))
+        path, problem = next(iter(explain(error, model, given).items()))
         option = "--" + str(path[0]).replace("_", "-")
         raise RequestError(f"{option}: {problem}") from error
 

@@ -133,3 +133,13 @@ def test_the_chat_template_gets_variables(chat, asked):
     assert (ran.status, "reads no 'loop'" in " ".join(ran.err.split())) == (2, True)
     ran = chat("w5", options=("--template", "message=w9"))
     assert ran.status == 0
+
+
+def test_input_that_is_no_text_is_refused_after_what_comes_before_is_answered(
+    eagle, folders, monkeypatch, asked
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"w5\nw6 \xff\nw7\n"), "utf-8"))
+    ran = eagle("chat", *folders.options("--max-new-tokens", "4"))
+    assert ran.status == 2
+    assert "line 2 of standard input is not UTF-8 text (byte 3)" in ran.err
+    assert len(asked) == 1
