@@ -23,6 +23,7 @@ __all__ = [
     "check_split",
     "describe",
     "device_of",
+    "first_line",
     "is_spread",
     "load_model",
     "load_tokenizer",
@@ -30,7 +31,6 @@ __all__ = [
     "processes",
     "refuse",
     "rotary_depends_on_length",
-    "window",
 ]
 
 # Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
@@ -99,7 +99,7 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
         config = AutoConfig.from_pretrained(source.path, **source.options)
     except Exception as error:  # transformers raises many kinds here, all meaning the same
         raise TargetError(
-            f"the target {source.name!r} cannot be read: {_first_line(error)} (target.model is "
+            f"the target {source.name!r} cannot be read: {first_line(error)} (target.model is "
             "the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id)"
         ) from error
     refuse(source.name, config)
@@ -135,8 +135,6 @@ def refuse(name: str, config: Any) -> None:
         )
     if not hasattr(text, "num_attention_heads") or not hasattr(text, "max_position_embeddings"):
         raise no("it is not built of attention layers with rotary positions")
-    if getattr(text, "attn_logit_softcapping", None):
-        raise no("it caps attention scores, which no attention backend here does")
     if kind := rotary_depends_on_length(text):
         raise no(
             f"its rotary embedding ({kind}) changes with the text's length, so cached keys would "
@@ -151,15 +149,6 @@ def rotary_depends_on_length(config: Any) -> str | None:
         if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROPE:
             return str(parameters["rope_type"])
     return None
-
-
-def window(text: Any) -> int | None:
-    """Return the sliding window of a text configuration, or None if no layer has one."""
-    size = getattr(text, "sliding_window", None)
-    if size is None or size <= 0 or getattr(text, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(text, "layer_types", None)
-    return None if kinds and "sliding_attention" not in kinds else int(size)
 
 
 def processes() -> int:
@@ -241,7 +230,7 @@ def load_model(
             model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
     except Exception as error:
         raise TargetError(
-            f"the target {source.name!r} cannot be loaded: {_first_line(error)}"
+            f"the target {source.name!r} cannot be loaded: {first_line(error)}"
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
     model = model if spread else model.to(device)
@@ -258,10 +247,11 @@ def load_tokenizer(source: Source) -> Any:
         if Path(source.path).is_dir() and not list(Path(source.path).glob("token*")):
             return None
         raise TargetError(
-            f"the tokenizer of {source.name!r} cannot be loaded: {_first_line(error)}"
+            f"the tokenizer of {source.name!r} cannot be loaded: {first_line(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Return an exception's kind, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

@@ -38,7 +38,7 @@ def check_target(spec: TrainSpec, target: Target | None) -> None:
             info.name,
             resolve_dtype(spec.target.dtype, resolve_device(spec.target.device)),
         )
-        capacity = min(info.max_positions, loading.window(text) or info.max_positions)
+        capacity = info.max_positions
     if dtype not in (torch.float32, torch.bfloat16):
         raise SpecError("target.dtype: training needs bfloat16 or float32")
     if spec.data.length > capacity:
