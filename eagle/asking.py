@@ -32,7 +32,8 @@ _HARMLESS = frozenset(
     "output_attentions output_hidden_states output_router_logits position_ids sliding_window "
     "use_cache".split()
 )
-_LOOKED_AT = 2**23  # pairs of positions, at most, that a mask is asked about
+_KEYS = 2**20  # positions, at most, of which a mask is asked whether they are seen
+_LOOKED_AT = 2**23  # pairs of positions, likewise
 
 
 @dataclass(frozen=True)
@@ -193,25 +194,29 @@ def window_of(see: See, positions: int, device: torch.device) -> int | None:
         TargetError: it is neither causal nor a sliding window.
     """
     zero = torch.zeros((), dtype=torch.int64, device=device)
-    keys = torch.arange(positions, device=device)
+    keys = torch.arange(min(positions, _KEYS), device=device)
+    if positions > _KEYS:  # both ends, each longer than windows are
+        keys = torch.cat((keys[: _KEYS // 2], keys[_KEYS // 2 :] + positions - _KEYS))
 
     def seen(query: int) -> Tensor:
-        return see(zero, zero, zero + query, keys).expand(positions)
+        return see(zero, zero, zero + query, keys).expand(len(keys))
 
     window = int(seen(positions - 1).sum())
-    queries = {0, 1, positions // 2, positions - 1}
+    queries = [positions - 1, 0, 1, positions // 2]
     # Around every multiple of the window, where chunks of that size would begin, and in between.
     for bound in range(window, positions, max(window, positions // 16, 1)):
-        queries |= {bound - 1, bound, bound + 1, bound + window // 2}
-    many = max(4, _LOOKED_AT // positions)
-    for query in [q for q in sorted(queries) if q < positions][:many]:
-        expected = (keys <= query) & (keys > query - max(window, 1))
+        queries += [bound - 1, bound, bound + 1, bound + window // 2]
+    many = max(16, _LOOKED_AT // len(keys))
+    for query in [q for q in queries if 0 <= q < positions][:many]:
+        expected = keys <= query
+        if window < len(keys):
+            expected &= keys > query - max(window, 1)
         if not torch.equal(seen(query), expected):
             raise TargetError(
                 "its attention mask is neither causal nor a sliding window (chunks, perhaps, or "
                 "both directions)"
             )
-    return None if window == positions else window
+    return None if window == len(keys) else window
 
 
 _current: ContextVar[Recorder | None] = ContextVar("recorder", default=None)

@@ -6,6 +6,8 @@ Knows transformers' loaders and what they cannot serve; knows nothing of decodin
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from eagle.errors import TargetError
 from eagle.quiet import without_bars
 from eagle.roles import TargetInfo
 from eagle.schema import TargetSpec
+from eagle.sizes import check_files, check_sizes, whole
 
 __all__ = [
     "Source",
@@ -24,6 +27,7 @@ __all__ = [
     "describe",
     "device_of",
     "first_line",
+    "info_of",
     "is_spread",
     "load_model",
     "load_tokenizer",
@@ -36,6 +40,13 @@ __all__ = [
 # Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+_SHOWN = 3  # keys that a message names
+# What files have that no pass over text multiplies by: tables and masks that models make for
+# themselves, scales of a cache of eight bits, other modalities, and layers that draft.
+_NO_WEIGHT = re.compile(
+    r"inv_freq$|position_ids$|masked_bias$|attn\.bias$|attention\.bias$|_extra_state$|[kv]_scale$"
+    r"|(^|\.)(mtp|vision|visual|audio|speech|image|embed_vision|embed_audio|multi_modal|mm)\w*\."
+)
 
 
 @dataclass(frozen=True)
@@ -93,10 +104,14 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
     Raises:
         TargetError: it cannot be read, or `refuse` refuses it.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     try:
+        raw, _ = PreTrainedConfig.get_config_dict(source.path, **source.options)
+        check_sizes(raw, source.name)
         config = AutoConfig.from_pretrained(source.path, **source.options)
+    except TargetError:
+        raise
     except Exception as error:  # transformers raises many kinds here, all meaning the same
         raise TargetError(
             f"the target {source.name!r} cannot be read: {first_line(error)} (target.model is "
@@ -104,14 +119,24 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
         ) from error
     refuse(source.name, config)
     text = config.get_text_config()
-    info = TargetInfo(
-        name=source.name,
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
-        layers=text.num_hidden_layers,
-        max_positions=text.max_position_embeddings,
-    )
+    info = info_of(source.name, text)
+    check_files(Path(source.path), text, source.name)
     return info, text
+
+
+def info_of(name: str, text: Any) -> TargetInfo:
+    """Return the sizes of a text configuration.
+
+    Raises:
+        TargetError: one is not there, or is no size.
+    """
+    return TargetInfo(
+        name=name,
+        hidden_size=whole(text, "hidden_size", name),
+        vocab_size=whole(text, "vocab_size", name),
+        layers=whole(text, "num_hidden_layers", name),
+        max_positions=whole(text, "max_position_embeddings", name),
+    )
 
 
 def refuse(name: str, config: Any) -> None:
@@ -130,11 +155,16 @@ def refuse(name: str, config: Any) -> None:
     kinds = set(getattr(text, "layer_types", None) or ()) - set(_ATTENTION_LAYERS)
     if kinds:
         raise no(
-            f"it has layers of the kind {', '.join(sorted(kinds))}, whose state cannot hold a "
-            "token tree; only attention over all earlier tokens can"
+            f"it has layers of the kind {', '.join(sorted(map(str, kinds)))}, which cannot be shown "
+            "a token tree here; full_attention and sliding_attention can"
         )
-    if not hasattr(text, "num_attention_heads") or not hasattr(text, "max_position_embeddings"):
-        raise no("it is not built of attention layers with rotary positions")
+    for key in ("num_attention_heads", "max_position_embeddings"):
+        try:
+            getattr(text, key)
+        except AttributeError:
+            raise no("it is not built of attention layers with rotary positions") from None
+        except RuntimeError:
+            pass  # one for each layer: the model is asked
     if kind := rotary_depends_on_length(text):
         raise no(
             f"its rotary embedding ({kind}) changes with the text's length, so cached keys would "
@@ -227,14 +257,43 @@ def load_model(
         options |= gguf_options()
     try:
         with without_bars(gguf="gguf_file" in options):
-            model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=dtype, output_loading_info=True, **options
+            )
     except Exception as error:
         raise TargetError(
             f"the target {source.name!r} cannot be loaded: {first_line(error)}"
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
+    _check_report(source.name, report)
     model = model if spread else model.to(device)
     return model.eval().requires_grad_(False)
+
+
+def _check_report(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model that is not wholly what its files hold.
+
+    Raises:
+        TargetError: with the first few weights that are not.
+    """
+    unexpected = [key for key in report["unexpected_keys"] if not _NO_WEIGHT.search(key)]
+    misshapen = [str(key[0]) for key in report["mismatched_keys"]]
+    for what, keys in (
+        ("lack", report["missing_keys"]),
+        ("have in another shape", misshapen),
+        ("have, and the model has no place for,", unexpected),
+    ):
+        if keys:
+            raise TargetError(
+                f"the target {name!r} cannot be served: its files {what} {_few(keys)}, so it would "
+                "run with numbers that are not its own"
+            )
+
+
+def _few(keys: Iterable[str]) -> str:
+    ordered = sorted(keys)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more
 
 
 def load_tokenizer(source: Source) -> Any:

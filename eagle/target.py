@@ -7,20 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eagle import bridge, loading, probing
 from eagle.asking import Layers, Recorder, asking
 from eagle.cache import Step, TreeCache
 from eagle.errors import TargetError
 from eagle.fusing import arrange
-from eagle.packing import Switch, hooked
+from eagle.packing import Switch, left_alone
 from eagle.quantized import Int8Linear, int8_linear
-from eagle.roles import AttentionBackend, TargetInfo
+from eagle.roles import AttentionBackend
 from eagle.rotary import settle_rotary
 from eagle.schema import TargetSpec
 
@@ -55,13 +56,8 @@ class Target:
             )
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()
-        self.info = TargetInfo(
-            name=name,
-            hidden_size=self.config.hidden_size,
-            vocab_size=model.get_output_embeddings().weight.shape[0],
-            layers=self.config.num_hidden_layers,
-            max_positions=self.config.max_position_embeddings,
-        )
+        head = model.get_output_embeddings()
+        self.info = replace(loading.info_of(name, self.config), vocab_size=head.weight.shape[0])
         self.device = loading.device_of(model.get_output_embeddings())
         self.dtype = model.dtype
         self.spread = loading.is_spread(model)
@@ -71,12 +67,15 @@ class Target:
         if not self.spread:  # its layers are hooked, by what they are
             arrange(model, self.layout)
         self.body = model.get_decoder()
+        if isinstance(self.body, nn.Linear):  # ModernBERT calls its LM head the decoder
+            self.body = model.base_model
         settle_rotary(self.body)
         self._head = model.get_output_embeddings()
         self._int8_head: Int8Linear | None = None
         self._int8_of: tuple[int, int] | None = None
         self._embedding = model.get_input_embeddings()
         self._asked: Layers | None = None
+        _ = self.eos_tokens  # what is no token is refused before anything is decoded
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
     @property
@@ -101,11 +100,21 @@ class Target:
 
     @property
     def eos_tokens(self) -> frozenset[int]:
-        """Tokens that end a text."""
+        """Tokens that end a text.
+
+        Raises:
+            TargetError: its files name something else.
+        """
         ids = self.model.generation_config.eos_token_id
         if ids is None and self.tokenizer is not None:
             ids = self.tokenizer.eos_token_id
-        return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
+        found = [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+        if not all(isinstance(token, int) for token in found):
+            raise TargetError(
+                f"the target {self.info.name!r} cannot be served: eos_token_id should be a token's "
+                f"number or a list of them, not {ids!r:.40}"
+            )
+        return frozenset(found)
 
     @property
     def embeddings(self) -> int:
@@ -184,6 +193,8 @@ class Target:
         What is drafted decides how much of it is accepted, not what is said. The weight is copied
         once, and anew where it has been changed since; what was returned before keeps the old one.
         """
+        if left_alone(self._head):
+            return self.logits
         weight: Tensor = self._head.weight
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._int8_head is None or self._int8_of != state:
@@ -193,7 +204,7 @@ class Target:
             return self.logits
 
         def logits(features: Tensor) -> Tensor:
-            changed = features.dtype != self.dtype or hooked(self._head)  # since then
+            changed = features.dtype != self.dtype or left_alone(self._head)  # since then
             if changed or not head.serves(features):
                 return self.logits(features)
             return self._scaled(head(features))
@@ -329,7 +340,12 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):  # digits of other scripts, or more than an index may have
+        raise TargetError(
+            f"target.device: there is no {name:.40} here; use 'cpu' or 'auto'"
+        ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise TargetError(f"target.device: there is no {name} here; use 'cpu' or 'auto'")
     return device
