@@ -28,9 +28,20 @@ _SERVED = {"s_aux": "sinks", "softcap": "softcap"}
 # Nothing of these changes what attention gives to one text without padding: the mask has been made
 # already, and positions are in queries and keys.
 _HARMLESS = frozenset(
-    "cache_position cu_seq_lens_k cu_seq_lens_q is_causal max_length_k max_length_q "
-    "output_attentions output_hidden_states output_router_logits position_ids sliding_window "
-    "use_cache".split()
+    [
+        "cache_position",
+        "cu_seq_lens_k",
+        "cu_seq_lens_q",
+        "is_causal",
+        "max_length_k",
+        "max_length_q",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "sliding_window",
+        "use_cache",
+    ]
 )
 _KEYS = 2**20  # positions, at most, of which a mask is asked whether they are seen
 _LOOKED_AT = 2**23  # pairs of positions, likewise

@@ -106,7 +106,9 @@ class TargetSpec(_Model):
     @classmethod
     def _device_is_known(cls, device: str) -> str:
         kind, _, index = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isascii() and index.isdigit()):
+        if device not in ("auto", "cpu", "cuda") and not (
+            kind == "cuda" and index.isascii() and index.isdigit()
+        ):
             raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
         return device
 

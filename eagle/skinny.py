@@ -176,7 +176,11 @@ def narrow(module: nn.Module, switch: Switch) -> None:
             layer.switch = switch  # replaced before, for another owner of the same module
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and not left_alone(child) and not child.weight.requires_grad:
+            if (
+                type(child) is nn.Linear
+                and not left_alone(child)
+                and not child.weight.requires_grad
+            ):
                 plan = plan_of(child.weight)
                 if plan != Plan():
                     setattr(parent, name, SkinnyLinear(child, switch, plan))

@@ -151,7 +151,12 @@ def test_right_passes_pass_the_probe_in_every_dtype(architecture, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize(
     ("architecture", "dropped"),
-    [("gpt-oss", "window"), ("gpt-oss", "sinks"), ("gemma2", "window"), ("mistral-window", "window")],
+    [
+        ("gpt-oss", "window"),
+        ("gpt-oss", "sinks"),
+        ("gemma2", "window"),
+        ("mistral-window", "window"),
+    ],
 )
 def test_the_probe_notices_what_a_backend_drops(architecture, dropped, dtype):
     target = tiny_target(architecture, dtype=dtype)

@@ -20,7 +20,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "targets.md"
 SPEC = DecoderSpec(head="none", tree="none")
 SMALL = 3_000_000  # parameters
 PROMPT = list(range(5, 25))
-COUNT = 40  # past every window, which is of 24 positions
+COUNT = 24  # past every window, which is of 24 positions
 KINDS = {
     "AttentionInterface": "its attention cannot be exchanged",
     "layers of the kind": "recurrent, convolutional, chunked or indexed layers",
@@ -60,7 +60,9 @@ def outcome(family):
         target = Target(model, None, family)
         decoder = Decoder.from_spec(SPEC, target=target)
     except TargetError as error:
-        return "refused", next((why for words, why in KINDS.items() if words in str(error)), str(error))
+        return "refused", next(
+            (why for words, why in KINDS.items() if words in str(error)), str(error)
+        )
     found = decoder.generate(PROMPT, max_new_tokens=COUNT, ignore_eos=True)
     with target.stock() as model:
         own = model.generate(

@@ -19,8 +19,8 @@ from eagle.roles import (
     Drafter,
     DraftHead,
     FeatureExtractor,
-    Scores,
     Law,
+    Scores,
     TargetModel,
     TreeBuilder,
 )

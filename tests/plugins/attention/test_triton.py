@@ -340,7 +340,7 @@ def test_a_decoder_says_the_same_as_with_sdpa(pair, spec):
 )
 def test_windows_caps_and_sinks_agree_with_the_naive_twin(device, shape, window, softcap, sinks):
     shape = replace(shape, earlier=0)
-    query, keys, values, lengths, tail = inputs = make(shape, device)
+    query, _keys, _values, lengths, tail = inputs = make(shape, device)
     scale = shape.head_dim**-0.5
     generator = torch.Generator().manual_seed(shape.seed)
     options = {
