@@ -155,8 +155,8 @@ def refuse(name: str, config: Any) -> None:
     kinds = set(getattr(text, "layer_types", None) or ()) - set(_ATTENTION_LAYERS)
     if kinds:
         raise no(
-            f"it has layers of the kind {', '.join(sorted(map(str, kinds)))}, which cannot be shown "
-            "a token tree here; full_attention and sliding_attention can"
+            f"it has layers of the kind {', '.join(sorted(map(str, kinds)))}, which cannot be "
+            "shown a token tree here; full_attention and sliding_attention can"
         )
     for key in ("num_attention_heads", "max_position_embeddings"):
         try:

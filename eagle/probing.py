@@ -110,11 +110,13 @@ def _judged(found: Tensor, own: list[Tensor], target: Any) -> str | None:
     middle, worst = ordered[len(ordered) // 2].item(), ordered[-1 - _STRAYS].item()
     if middle <= usual and worst <= most:
         return None
+    name = str(target.dtype).removeprefix("torch.")
     return (
         f"relative difference {middle:.2g} in the median and {worst:.2g} and more, where valid "
-        f"passes of {str(target.dtype).removeprefix('torch.')} would have {usual:.2g} and {most:.2g}"
+        f"passes of {name} would have {usual:.2g} and {most:.2g}"
     )
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
-    return (one - other).norm(dim=-1) / other.norm(dim=-1)
+    relative: Tensor = (one - other).norm(dim=-1) / other.norm(dim=-1)
+    return relative

@@ -274,7 +274,7 @@ class Target:
         for window in self.asked.windows:
             if window not in made:
                 # A backend that knows no windows was refused when the target was probed.
-                options = {} if window is None else {"window": window}
+                options: dict[str, Any] = {} if window is None else {"window": window}
                 made[window] = attention.plan(step, *sizes, **options)
         return tuple(made[window] for window in self.asked.windows)
 

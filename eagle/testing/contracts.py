@@ -66,7 +66,7 @@ def check_attention_backend(
     Windows, caps and sinks are among the cases where it declares that it serves them.
     """
     generator = torch.Generator().manual_seed(0)
-    modifiers = getattr(backend, "modifiers", frozenset())
+    modifiers: frozenset[str] = getattr(backend, "modifiers", frozenset())
 
     def pick(*choices: int) -> int:
         return choices[int(torch.randint(len(choices), (), generator=generator))]
