@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from eagle.packing import PackedLinear, hooked
+from eagle.packing import PackedLinear, left_alone
 from eagle.skinny import MAX_ROWS, SkinnyLinear, product_of_bytes, reads_bytes
 from eagle.surroundings import free_memory
 
@@ -115,12 +115,12 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
 
     On a CPU it pays in bfloat16, where the processor multiplies bytes (VNNI) and oneDNN is not
     held to older instructions; on a GPU where `eagle.skinny.reads_bytes` says so. Never where
-    memory is short, nor for a layer that does something of its own, or that is hooked.
+    memory is short, nor for a layer that does something of its own, or that is `left_alone`.
     """
     if (
         type(dense) not in (nn.Linear, PackedLinear, SkinnyLinear)
         or not isinstance(dense, nn.Linear)
-        or hooked(dense)
+        or left_alone(dense)
         or dense.weight.numel() > _SHARE * free_memory(dense.weight.device)
     ):
         return None

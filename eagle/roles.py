@@ -9,6 +9,7 @@ value on the host or let a shape depend on one; a component that cannot keep to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -33,6 +34,7 @@ __all__ = [
     "Law",
     "MeasuredHead",
     "Role",
+    "Scores",
     "Strategy",
     "StrategyConfig",
     "TargetInfo",
@@ -102,8 +104,33 @@ class FeatureExtractor(Component, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a layer makes of its attention scores, beside scaling them.
+
+    Attributes:
+        softcap: c, where a scaled score s becomes ``c * tanh(s / c)`` before any mask.
+        sinks: ``[query_heads]``, a score for each head that takes part in the softmax and has no
+            row: what it weighs is lost. It is neither scaled nor capped.
+    """
+
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
 class AttentionBackend(Component, Protocol):
-    """How is a token tree attended over the cache?"""
+    """How is a token tree attended over the cache?
+
+    Some targets ask for more than scaled scores under a mask: a ``window``, a ``softcap``,
+    ``sinks``. A backend that serves them names them in an attribute ``modifiers``, a frozenset of
+    these words, and is given them as keyword arguments: ``plan(..., window=W)``, once for each
+    window that layers have, and ``attend(..., scores=Scores(...))``. One without the attribute is
+    called without them, and refused for targets that need them when they are probed.
+
+    A window counts positions: an entry at position p sees, of what its mask shows it, what is at
+    positions above p - W. Committed rows are at their own positions. Passes with a window have one
+    row of the tail for each entry, in order, so `Step.positions` has those of all others.
+    """
 
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return why this backend cannot serve such tensors, or None if it can."""

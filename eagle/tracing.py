@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eagle import bridge, cache, fusing, packing
+from eagle import asking, bridge, cache, fusing, packing
 from eagle import target as targets
 from eagle.cache import Step, TreeCache
 from eagle.fusing import products
@@ -167,7 +167,7 @@ class TracedPass(nn.Module):
         """Return a digest of all that the code depends on; weights are no part of it."""
         target, modules = self._target[0], dict(self.body.named_modules())
         kinds = {type(module) for module in modules.values()} | {type(self._attention)}
-        ours = (bridge, cache, fusing, packing, targets, inspect.getmodule(TracedPass))
+        ours = (asking, bridge, cache, fusing, packing, targets, inspect.getmodule(TracedPass))
         files = {inspect.getsourcefile(source) for source in (*kinds, *ours) if source}
         # A backend may consist of several, each in a file of its own.
         beside = Path(inspect.getsourcefile(type(self._attention)) or "").parent.glob("*.py")

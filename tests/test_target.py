@@ -8,7 +8,7 @@ from eagle import Decoder, DecoderSpec
 from eagle.bridge import ATTENTION
 from eagle.cache import Step
 from eagle.errors import TargetError
-from eagle.loading import refuse, window
+from eagle.loading import refuse
 from eagle.registry import default_registry
 from eagle.roles import BuildContext, Role
 from eagle.schema import TargetSpec
@@ -89,7 +89,6 @@ def test_probe_refuses_unknown_treatment_of_logits():
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.MambaConfig(), "attention"),
         (transformers.Qwen3NextConfig(), "linear_attention"),
-        (transformers.Gemma2Config(), "caps attention scores"),
         (
             transformers.LlamaConfig(
                 rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -97,18 +96,11 @@ def test_probe_refuses_unknown_treatment_of_logits():
             "rotary embedding",
         ),
     ],
-    ids=["t5", "mamba", "qwen3-next", "gemma2", "dynamic-rope"],
+    ids=["t5", "mamba", "qwen3-next", "dynamic-rope"],
 )
 def test_refuses_what_it_cannot_keep_exact(config, reason):
     with pytest.raises(TargetError, match=reason):
         refuse("some-model", config)
-
-
-def test_a_sliding_window_bounds_the_capacity():
-    target = tiny_target("mistral", sliding_window=40)
-    assert window(target.config) == 40
-    assert target.capacity == 40
-    assert tiny_target("qwen2").capacity == 512
 
 
 def test_a_target_with_a_table_of_positions_is_served_up_to_its_end():

@@ -20,6 +20,7 @@ from eagle.roles import (
     DraftHead,
     FeatureExtractor,
     Law,
+    Scores,
     TargetModel,
     TreeBuilder,
 )
@@ -60,8 +61,12 @@ def check_attention_backend(
     tolerance: float = 1e-4,
     cases: int = 20,
 ) -> None:
-    """Compare a backend with the definition of attention, on random trees and lengths."""
+    """Compare a backend with the definition of attention, on random trees and lengths.
+
+    Windows, caps and sinks are among the cases where it declares that it serves them.
+    """
     generator = torch.Generator().manual_seed(0)
+    modifiers: frozenset[str] = getattr(backend, "modifiers", frozenset())
 
     def pick(*choices: int) -> int:
         return choices[int(torch.randint(len(choices), (), generator=generator))]
@@ -74,23 +79,54 @@ def check_attention_backend(
         parents = torch.tensor([[-1] + [pick(*range(n)) for n in range(1, nodes)]] * slots)
         lengths = torch.randint(0, 40, (slots,), generator=generator)
         span = int(lengths.max()) + nodes + pick(0, 9)
-        step = Step.tree(lengths, torch.zeros_like(parents), ancestor_mask(parents, depth), span)
+        seen = ancestor_mask(parents, depth)
+        step = Step.tree(lengths, seen.sum(2) - 1, seen, span)
         shape = (slots, kv_heads, span, size)
         query = torch.randn(slots, kv_heads * groups, nodes, size, generator=generator)
         keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+        window, softcap, sinks = None, None, None
+        if "window" in modifiers and pick(0, 1):
+            window = pick(1, 2, 5, 17, 90)
+        if "softcap" in modifiers and pick(0, 1):
+            softcap = 1.5
+        if "sinks" in modifiers and pick(0, 1):
+            sinks = torch.randn(kv_heads * groups, generator=generator)
+        mask = step.mask()
+        if window is not None:
+            mask &= _near(step, window)
         scores = query @ keys.repeat_interleave(groups, 1).transpose(2, 3) * size**-0.5
-        weights = scores.masked_fill(~step.mask(), -torch.inf).softmax(-1)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        if sinks is not None:
+            lost = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+            scores = torch.cat((scores, lost), -1)
+        weights = scores.softmax(-1)[..., :span]
         expected = (weights @ values.repeat_interleave(groups, 1)).transpose(1, 2)
         tensors: dict[str, Any] = {
             name: t.to(device) for name, t in vars(step).items() if isinstance(t, Tensor)
         }
         moved = replace(step, **tensors)
-        plan = backend.plan(moved, kv_heads * groups, kv_heads, dtype)
+        within: dict[str, Any] = {} if window is None else {"window": window}
+        plan = backend.plan(moved, kv_heads * groups, kv_heads, dtype, **within)
         q, k, v = (x.to(device, dtype) for x in (query, keys, values))
-        found = backend.attend(q, k, v, plan, size**-0.5).float().cpu()
+        asked: dict[str, Any] = {}
+        if softcap is not None or sinks is not None:
+            asked["scores"] = Scores(softcap, None if sinks is None else sinks.to(device, dtype))
+        found = backend.attend(q, k, v, plan, size**-0.5, **asked).float().cpu()
         assert found.shape == expected.shape, f"{list(found.shape)}, not {list(expected.shape)}"
         error = ((found - expected).norm() / expected.norm()).item()
-        assert error <= tolerance, f"attention is off by {error:.2g} (B={slots}, N={nodes})"
+        given = f"B={slots}, N={nodes}, window={window}, softcap={softcap}, sinks={sinks}"
+        assert error <= tolerance, f"attention is off by {error:.2g} ({given})"
+
+
+def _near(step: Step, window: int) -> Tensor:
+    """Return bool ``[B, 1, N, span]``: which rows are at positions that a window reaches."""
+    places = torch.arange(step.span).expand(len(step.lengths), -1).clone()
+    for slot, length in enumerate(step.lengths.tolist()):
+        nodes = step.positions.shape[1]
+        places[slot, length : length + nodes] = step.positions[slot]
+    return (step.positions[:, :, None] - places[:, None] < window)[:, None]
 
 
 def check_draft_head(head: DraftHead, target: TargetModel, *, tolerance: float = 1e-4) -> None:

@@ -32,12 +32,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"num_key_value_heads": 4}),
     "llama-gqa": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": 24}),
     "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma": ("Gemma", {"head_dim": 16}),
-    "gemma2": ("Gemma2", {"head_dim": 16, "attn_logit_softcapping": None, "sliding_window": 512}),
-    "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 512}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 24, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 24, "sliding_window_pattern": 2}),
+    "gpt-oss": ("GptOss", {"head_dim": 16, "sliding_window": 24, "num_local_experts": 4}),
 }
 """Names of the tiny architectures: transformers' class prefix, and what differs in its config."""
 

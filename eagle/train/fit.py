@@ -48,7 +48,7 @@ def check_target(
             loading.check_split(info.name, text)
         device = resolve_device(spec.target.device)
         dtype = resolve_dtype(spec.target.dtype, device)
-        capacity = min(info.max_positions, loading.window(text) or info.max_positions)
+        capacity = info.max_positions
     if dtype not in (torch.float32, torch.bfloat16):
         raise SpecError("target.dtype: training needs bfloat16 or float32")
     if spec.data.length > capacity:

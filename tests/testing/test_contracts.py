@@ -111,8 +111,8 @@ def test_a_tree_that_hides_its_law_fails():
 def test_attention_that_ignores_the_tree_fails():
     inner = build(Role.ATTENTION, "sdpa")
 
-    def plan(step, *rest):
-        return inner.plan(replace(step, tail=torch.ones_like(step.tail)), *rest)
+    def plan(step, *rest, **options):
+        return inner.plan(replace(step, tail=torch.ones_like(step.tail)), *rest, **options)
 
     with pytest.raises(AssertionError, match="attention is off"):
         check_attention_backend(Changed(inner, plan=plan))
