@@ -35,7 +35,8 @@ def test_every_name_that_a_page_gives_exists(page):
 @pytest.mark.parametrize(
     "name",
     [
-        "eagle.roles.FittedTree", "eagle.roles.MeasuredHead", "eagle.roles.TrainableHead",
+        "eagle.capabilities.FittedTree", "eagle.capabilities.MeasuredHead",
+        "eagle.capabilities.TrainableHead",
         "eagle.budget.Budget", "eagle.budget.Costs", "eagle.budget.Fit", "eagle.budget.Option",
         "eagle.budget.RankRates",
     ],
