@@ -326,7 +326,8 @@ class Decoder:
         if self._slots is None or self._slots.root.shape[0] != count or self._capacity < longest:
             rows = self._runtime.rows(longest, self.capacity)
             self._slots = None  # so that an interruption leaves nothing half allocated
-            self._slots, self._capacity = self._runtime.allocate(count, rows), rows
+            with self.resolved.blaming():
+                self._slots, self._capacity = self._runtime.allocate(count, rows), rows
         self._slots.active.zero_()
         self._slots.lengths.zero_()
         return self._slots
