@@ -15,6 +15,8 @@ import torch
 
 from eagle import loading
 from eagle.batch import Batch, Outcome, failed_last
+from eagle.capabilities import RequestAware, VaryingTree
+from eagle.conformity import Breach
 from eagle.cycle import Cycle, Slots
 from eagle.errors import EagleError, PluginError, SpecError, TargetError, brief
 from eagle.feeding import Feed
@@ -24,7 +26,7 @@ from eagle.intake import Prompt, intake
 from eagle.processing import Processors
 from eagle.registry import Registry, default_registry
 from eagle.requests import Event, Request, Result
-from eagle.roles import BuildContext
+from eagle.roles import BuildContext, Role
 from eagle.runtime import Runtime
 from eagle.sampling import Sampling, SamplingParams
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
@@ -75,6 +77,8 @@ class Decoder(Whole):
             resolved.acceptance,
         )
         self._runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
+        parts = resolved.components.values()
+        self._aware = [part for part in parts if isinstance(part, RequestAware)]
         self._slots: Slots | None = None
         self._seat = Seat()
         self._sampling: Sampling | None = None
@@ -226,7 +230,7 @@ class Decoder(Whole):
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
         stay = self._seat.take()
-        waiting = deque(requests)
+        waiting, batch = deque(requests), None
         try:
             with self._turn():
                 slots = self._allocate(requests)
@@ -247,6 +251,7 @@ class Decoder(Whole):
                         if not ahead:
                             self._advance(slots, batch, feed)
                         outcomes = slots.outcome.tolist()
+                        batch.note(outcomes)
                         ahead = self._runtime.graph and batch.goes_on(
                             outcomes, waiting=bool(waiting)
                         )
@@ -262,6 +267,21 @@ class Decoder(Whole):
             raise
         finally:
             stay.over = True
+            if batch is not None:
+                self._end_all(batch)
+
+    def _end_all(self, batch: Batch) -> None:
+        """Tell components that what is still unfinished is given up."""
+        for slot, request in enumerate(batch.requests):
+            if request is not None:
+                batch.requests[slot] = None
+                self._end(slot, request)
+
+    def _end(self, slot: int, request: Request) -> None:
+        if self._aware:
+            with torch.inference_mode(), self.resolved.blaming():
+                for part in self._aware:
+                    part.end_request(slot, [*request.prompt, *request.tokens])
 
     def _turn(self) -> AbstractContextManager[None]:
         """Have the target, for as long as passes are under way; others wait for that long only."""
@@ -291,7 +311,9 @@ class Decoder(Whole):
             with torch.inference_mode(), self.resolved.blaming():
                 for (slot, request), own, uniform in needs:
                     request.start()
-                    batch.requests[slot] = request
+                    batch.put(slot, request)
+                    for part in self._aware:
+                        part.begin_request(slot, request.prompt)
                     processing = batch.processing()
                     self._runtime.prefill(slots, slot, request.prompt, own, uniform, processing)
                     read.append(slot)
@@ -307,18 +329,35 @@ class Decoder(Whole):
         if not self._sampling.greedy:
             feed.fill(batch.requests)
         # A cycle that started ahead may have committed what has not been delivered yet.
-        committed = batch.longest + self.resolved.tree.shape.depth + 1
+        committed = batch.longest + self._cycle.depth + 1
         with torch.inference_mode(), self.resolved.blaming():
-            self._runtime.run(slots, self._sampling, committed, batch.processing())
+            tree = self._choose(batch)
+            self._runtime.run(slots, self._sampling, committed, batch.processing(), tree)
             if not self._sampling.greedy:
                 feed.refill(batch.requests)
+
+    def _choose(self, batch: Batch) -> int:
+        """Return which tree the next cycle drafts, by what has been read back already."""
+        tree = self.resolved.tree
+        if not isinstance(tree, VaryingTree):
+            return 0
+        chosen = tree.choose(batch.seen)
+        if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
+            raise Breach(
+                Role.TREE,
+                f"choose() returned {chosen!r}, which is none of its {len(self._cycle.trees)} "
+                "alternatives",
+            )
+        return chosen
 
     def _deliver(
         self, slots: Slots, slot: int, batch: Batch, outcome: Outcome, *, verified: bool = True
     ) -> Event:
         """Give a slot's new tokens to its request; let the slot idle if that finishes it."""
+        request = batch.requests[slot]
         event = batch.deliver(slot, outcome, verified=verified)
-        if event.finish_reason:
+        if event.finish_reason and request is not None:
+            self._end(slot, request)
             self._sampling = None
             with self._turn():
                 slots.active[slot] = False
@@ -332,7 +371,8 @@ class Decoder(Whole):
         if self._slots is None or self._slots.root.shape[0] != count or self._capacity < longest:
             rows = self._runtime.rows(longest, self.capacity)
             self._slots = None  # so that an interruption leaves nothing half allocated
-            self._slots, self._capacity = self._runtime.allocate(count, rows), rows
+            with self.resolved.blaming():
+                self._slots, self._capacity = self._runtime.allocate(count, rows), rows
         self._slots.active.zero_()
         self._slots.lengths.zero_()
         return self._slots
@@ -366,9 +406,14 @@ def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = N
         EagleError: see `Decoder.from_spec`.
     """
     resolve(spec, registry)  # without the target first: a typo should not cost a download
-    info = target.info if target else loading.describe(_located(spec))[0]
-    device = target.device if target else resolve_device(spec.target.device)
-    return resolve(spec, registry, BuildContext(info, device, spec.folder))
+    if target is not None:
+        info, device, path = target.info, target.device, target.model.name_or_path
+    else:
+        source = _located(spec)
+        info, device = loading.describe(source)[0], resolve_device(spec.target.device)
+        path = source.path
+    context = BuildContext(info, device, spec.folder, loading.folder_of(path, spec.target.revision))
+    return resolve(spec, registry, context)
 
 
 def _located(spec: DecoderSpec) -> loading.Source:

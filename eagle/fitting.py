@@ -20,10 +20,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from eagle.ahead import made
 from eagle.assets.cache import cache_dir, notify
 from eagle.budget import RATES_FILE, Budget, Costs, Fit, RankRates
+from eagle.capabilities import FittedTree, MeasuredHead
 from eagle.costing import measure_costs
 from eagle.errors import PluginError
 from eagle.files import write_text
-from eagle.roles import FittedTree, MeasuredHead, Role, TreeBuilder
+from eagle.laws import listed
+from eagle.roles import Role, TreeBuilder
 from eagle.spec import Resolved
 from eagle.surroundings import hardware, versions
 from eagle.target import Target
@@ -207,10 +209,13 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
     rates = rates_of(resolved)
     if rates is None:
         shape = resolved.tree.shape
+        lacking, help_ = f"no {RATES_FILE}", "Measure the head with `eagle bench ranks`."
+        if not isinstance(resolved.head, MeasuredHead):
+            lacking = "no files in which that could be kept"
+            help_ = "Give its size in the spec instead of `size: auto`, or take a head with files."
         notify(
-            f"tree: its size is chosen by how often the draft head is right, and this head has no "
-            f"{RATES_FILE}; so the tree has {shape.nodes} nodes and {shape.depth} levels. "
-            "Measure the head with `eagle bench ranks`."
+            f"tree: its size is chosen by how often the draft head is right, and this head has "
+            f"{lacking}; so the tree has {shape.nodes} nodes and {shape.depth} levels. {help_}"
         )
         return resolved
     known = recall(cost_key(resolved, target.config, target.dtype, target.device))
@@ -242,9 +247,9 @@ def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
             f"{entry}, {entry.origin}: fit() returned a {type(fit).__name__}; it should return an "
             "eagle.budget.Fit, or None"
         )
-    if extra := fit.builder.laws - resolved.tree.laws:
+    if extra := [law for law in fit.builder.laws if law not in resolved.tree.laws]:
         raise PluginError(
             f"{entry}, {entry.origin}: fit() returned a builder that draws siblings by "
-            f"{', '.join(sorted(extra))}, which this one does not declare"
+            f"{listed(extra)}, which this one does not declare"
         )
     return fit

@@ -27,6 +27,7 @@ __all__ = [
     "check_split",
     "describe",
     "device_of",
+    "folder_of",
     "info_of",
     "is_spread",
     "load_model",
@@ -106,6 +107,24 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
     if spec.revision:
         options["revision"] = spec.revision
     return Source(spec.model, spec.model, options)
+
+
+def folder_of(path: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a model's files, or None where they are not on this machine.
+
+    Args:
+        path: a folder, or a Hub id of which at least the configuration was fetched.
+        revision: of a Hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not path or Path(path).is_dir():
+        return Path(path) if path else None
+    try:
+        found = try_to_load_from_cache(path, "config.json", revision=revision)
+    except ValueError:  # it is no Hub id: the name of a model made in memory, say
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def describe(source: Source) -> tuple[TargetInfo, Any]:

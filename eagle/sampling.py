@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Annotated, Protocol, TypeGuard
@@ -211,6 +211,21 @@ class Draws(Protocol):
         """
         ...
 
+    def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
+        """Return float64 ``[B]``, uniform in [0, 1).
+
+        For what is no draw from a distribution at hand: one number that decides several things at
+        once, say. Whatever follows may depend on it only through the interval between neighbouring
+        cuts in which it falls. So an oracle can stand in for it, and the rule can be proved; where
+        an interval is left out of the cuts, its outcomes have wrong probabilities and are found
+        out. What depends on a number in another way (Gumbel noise on a whole vocabulary, with
+        draft and target sharing it) cannot be enumerated.
+
+        Args:
+            cuts: returns float ``[B, K]`` in [0, 1], in any order. Only an oracle calls it.
+        """
+        ...
+
 
 class UniformDraws:
     """Draws that read uniforms in [0, 1), ``[B, U]``, column after column.
@@ -246,6 +261,10 @@ class UniformDraws:
         """See `Draws.categorical` and `eagle.drawing.draw`."""
         width = weights.shape[1] if weights.dim() == 3 else 1
         return self._draw(weights, self.read(width).to(torch.float64).reshape(weights.shape[:-1]))
+
+    def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
+        """See `Draws.uniform`."""
+        return self.read(1)[:, 0].to(torch.float64)
 
 
 def fusible(draws: Draws, logits: Tensor, sampling: Sampling) -> TypeGuard[UniformDraws]:

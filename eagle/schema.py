@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,14 +12,13 @@ from pydantic import (
     Field,
     PrivateAttr,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
 from eagle.document import Document
 from eagle.errors import clipped
 from eagle.registry import ROLE_TITLES, Registered, Registry
-from eagle.roles import Role
+from eagle.strategy import ROLES, ComponentSpec, Role
 
 __all__ = [
     "DEFAULT_STRATEGIES",
@@ -43,32 +41,6 @@ DEFAULT_STRATEGIES = {
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ComponentSpec(BaseModel):
-    """One role's strategy: in YAML its name, or a mapping of `name` and the strategy's settings."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: Annotated[str, Field(min_length=1)]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What is given for the strategy's config, as it was written."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_yaml(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, ComponentSpec) or (isinstance(value, Mapping) and "name" in value):
-            return value
-        raise ValueError("should be a strategy's name, or a mapping with `name` and its settings")
-
-    @model_serializer
-    def _to_yaml(self) -> str | dict[str, Any]:
-        return {"name": self.name, **self.settings} if self.settings else self.name
 
 
 _LAST_DEVICE = 127  # PyTorch keeps the index in a byte
@@ -220,7 +192,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     schema = DecoderSpec.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     definitions.pop("ComponentSpec", None)
-    for role in Role:
+    for role in ROLES:
         known = registry.strategies(role)
         named = {"enum": [entry.name for entry in known], "description": "A strategy's name."}
         choices = [named, *(_choice(entry, definitions) for entry in known)]

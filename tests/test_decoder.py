@@ -344,7 +344,7 @@ def test_what_a_plug_in_returns_wrongly_is_put_down_to_it(spec, pair):
             return None
 
     registry = Registry.discover()
-    odd = Strategy("odd", ChainConfig, Empty, "gives no tree", laws=CHAIN.laws)
+    odd = Strategy("odd", ChainConfig, Empty, "gives no tree")
     registry.register(plugin(tree=[odd]), "odd", "odd-trees", "0.1")
     decoder = Decoder.from_spec(spec(tree="odd"), target=pair[0], registry=registry)
     message = r"NoneType.*tree builder 'odd' \(odd-trees 0.1\)"

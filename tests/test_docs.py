@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eagle import capabilities
 from eagle.hookspecs import ENTRY_POINT_GROUP, HOOKS
 from eagle.schema import DecoderSpec
 from eagle.spec import shipped_specs
@@ -35,7 +36,7 @@ def test_every_name_that_a_page_gives_exists(page):
 @pytest.mark.parametrize(
     "name",
     [
-        "eagle.roles.FittedTree", "eagle.roles.MeasuredHead", "eagle.roles.TrainableHead",
+        *(f"eagle.capabilities.{name}" for name in capabilities.__all__),
         "eagle.budget.Budget", "eagle.budget.Costs", "eagle.budget.Fit", "eagle.budget.Option",
         "eagle.budget.RankRates",
     ],

@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from eagle.budget import Budget, Costs, Curve, Fit, Option, RankRates
+from eagle.capabilities import FittedTree
 from eagle.decoder import Decoder, resolve_for
 from eagle.errors import CheckpointError, PluginError, SpecError
 from eagle.fitting import account, cost_key, fit_tree, recall
 from eagle.registry import default_registry
-from eagle.roles import BuildContext, FittedTree, Law
+from eagle.roles import BuildContext, Law
 from eagle.trace import Trace
 from eagle_plugins.trees.chain import CHAIN
 

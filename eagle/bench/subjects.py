@@ -12,10 +12,10 @@ from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
 from eagle.bench.widen_head import widen_head
 from eagle.budget import RankRates
+from eagle.capabilities import MeasuredHead
 from eagle.decoder import Decoder, resolve_for
 from eagle.errors import RequestError
 from eagle.registry import default_registry
-from eagle.roles import MeasuredHead
 from eagle.spec import NONE, ComponentSpec, DecoderSpec
 from eagle.target import Target, load_target, resolve_device, resolve_dtype
 

@@ -30,9 +30,9 @@ def show_choice(spec: DecoderSpec, *, measure: bool) -> None:
             of which too little is known.
         EagleError: see `eagle.decoder.Decoder.from_spec`, where something is measured.
     """
+    from eagle.capabilities import FittedTree
     from eagle.errors import EagleError, SpecError
     from eagle.registry import default_registry
-    from eagle.roles import FittedTree
     from eagle.spec import resolve
 
     try:

@@ -116,8 +116,8 @@ def _folder(resolved: Resolved) -> Path:
     """
     import os
 
+    from eagle.capabilities import MeasuredHead
     from eagle.errors import CheckpointError, SpecError
-    from eagle.roles import MeasuredHead
 
     head = resolved.head
     if not isinstance(head, MeasuredHead):

@@ -87,15 +87,16 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
     What is `auto` in it is described as it would run on this machine.
     """
     from eagle.registry import default_registry
-    from eagle.roles import BuildContext, Role
+    from eagle.roles import BuildContext
     from eagle.spec import load_spec, resolve
+    from eagle.strategy import ROLES
 
     loaded = load_spec(spec, set_ or ())
     resolve(loaded, default_registry())  # a mistake should show before transformers is imported
     device = _device(loaded.target.device)
     context = BuildContext(device=device, folder=loaded.folder)
     resolved = resolve(loaded, default_registry(), context)
-    parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in Role)
+    parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in ROLES)
     console.out.out(f"{spec}: valid")
     console.out.out(f"  {parts}")
     console.out.out(
@@ -107,7 +108,7 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
 
 
 def _size(tree: TreeBuilder) -> str:
-    from eagle.roles import FittedTree
+    from eagle.capabilities import FittedTree
 
     if isinstance(tree, FittedTree):
         return "tree of the size that fits the machine (`eagle spec show` says which)"

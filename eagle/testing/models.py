@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from eagle.roles import BuildContext, Role, TrainableHead
+from eagle.capabilities import TrainableHead
+from eagle.roles import BuildContext, Role
 from eagle.target import Target
 
 __all__ = ["ARCHITECTURES", "tiny_head", "tiny_pair", "tiny_target", "tiny_text"]
@@ -141,7 +142,7 @@ def _head_loss(target: Target, head: TrainableHead, generator: torch.Generator) 
         features = target.model.get_decoder()(input_ids=text, use_cache=False).last_hidden_state
     positions = torch.arange(31).expand(16, -1)
     visible = torch.ones(31, 31, dtype=torch.bool).tril()[None, None].expand(16, 1, -1, -1)
-    states = head.train_states(text[:, 1:], features[:, :-1], positions, visible)
+    states = head.train_states(text[:, 1:], text[:, :-1], [features[:, :-1]], positions, visible)
     wanted = target.logits(features[:, 1:]).softmax(-1)
     cross = -(wanted * head.logits(states).log_softmax(-1)).sum(-1).mean()
     return F.smooth_l1_loss(states, features[:, 1:]) + 0.1 * cross

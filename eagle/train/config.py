@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
@@ -127,45 +129,44 @@ class DataSpec(_Model):
         return self
 
 
-class LossSpec(_Model):
-    """``feature * SmoothL1(f̂, f) + token * CE(softmax(LMhead f), softmax(LMhead f̂))``.
+class LossSpec(BaseModel):
+    """What is minimised: a strategy by name, with its settings beside those of every loss.
 
     Attributes:
-        feature: weight of the regression loss (arXiv 2401.15077, section 3.2: 1).
-        token: weight of the classification loss (the same: 0.1).
+        name: the strategy (`eagle.objective.TrainingLoss`).
         levels: how many levels deep the head drafts from its own predictions in training. 1, the
             paper's, feeds it true features only; more is the multi-step training of HASS (arXiv
             2408.15766) and of EAGLE-3's training-time test (arXiv 2503.01840).
         level_decay: weight of each level relative to the one above it. The total is the weighted
             mean over levels, so that its size does not depend on their number.
-        top_k: K of HASS's distillation loss (section 3.1), the cross entropy over the target's K
-            most likely tokens alone, or null. HASS: 10.
-        top_k_weight: its weight. HASS: 1.
         chunk: positions whose logits are in memory at once, each level's and the target's.
         recompute: make each chunk's logits again for the backward pass instead of keeping them:
             less memory, about a quarter more time.
     """
 
-    feature: Weight = 1.0
-    token: Weight = 0.1
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)] = "eagle"
     levels: Annotated[int, Field(ge=1, le=16)] = 1
     level_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count | None = None
-    top_k_weight: Weight = 1.0
     chunk: Annotated[int, Field(ge=1, le=2**24)] = 2048
     recompute: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def strategy(self) -> ComponentSpec:
+        """The strategy with its own settings, as they were written."""
+        return ComponentSpec.model_validate({"name": self.name, **(self.model_extra or {})})
 
     @property
     def shares(self) -> tuple[float, ...]:
         """How much each level counts; they add up to 1."""
         weights = [self.level_decay**level for level in range(self.levels)]
         return tuple(weight / sum(weights) for weight in weights)
-
-    @model_validator(mode="after")
-    def _something_is_learned(self) -> LossSpec:
-        if self.feature == self.token == 0:
-            raise ValueError("feature and token should not both be 0")
-        return self
 
 
 class NoiseSpec(_Model):
@@ -340,11 +341,14 @@ class TrainSpec(_Model):
         """Return the rows of a step that so many processes, or groups of them, share."""
         return self.batch * self.accumulate * shares
 
-    def identity(self, shares: int = 1) -> dict[str, Any]:
+    def identity(
+        self, shares: int = 1, loss: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Return what a resumed run must share with the one it goes on from.
 
         Args:
             shares: see `rows`. Their number may change where a step's rows do not.
+            loss: the settings of the loss's strategy, its defaults among them.
         """
         fixed = ("target", "features", "head", "start", "data", "loss", "noise", "batch", "seed")
         dumped = self.model_dump(mode="json", include=set(fixed))
@@ -353,6 +357,9 @@ class TrainSpec(_Model):
         dumped["data"]["repack"] = self.data.repacked
         dumped["target"] = {"model": Path(self.target.model).name}
         dumped["batch"] = self.rows(shares)
+        dumped["loss"] |= loss
         for key in ("chunk", "recompute"):
             del dumped["loss"][key]
+        if self.loss.name == LossSpec().name:  # checkpoints of before losses had names
+            del dumped["loss"]["name"]
         return dumped

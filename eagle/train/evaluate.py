@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eagle.capabilities import OwnVocabulary, TrainableHead
 from eagle.errors import DataError
-from eagle.roles import TrainableHead
 from eagle.target import Target
 from eagle.text import half_surrogate
 from eagle.train.corpus import Corpus
@@ -161,11 +161,27 @@ def replay_answers(
         with torch.no_grad():
             true, _ = features(tokens, positions, visible)
             ahead = tokens.roll(-1, dims=1)
-            states = level_states(head.train_states, ahead, true, positions, visible, levels)
-            found = _ranks(states, [answers[i] for i in part], head.logits)
+            states = level_states(
+                head.train_states, head.feed_back, ahead, tokens, true, positions, visible, levels
+            )
+            found = _ranks(states, [answers[i] for i in part], _whole(head, features.vocab))
         for i, ranks in zip(part, found, strict=True):
             replays[i] = Replay(ranks)
     return [replays[i] for i in range(len(answers))]
+
+
+def _whole(head: TrainableHead, vocab: int) -> Callable[[Tensor], Tensor]:
+    """Return a head's logits over the target's vocabulary: -inf for what it never drafts."""
+    ids = head.draft_vocab if isinstance(head, OwnVocabulary) else None
+    if ids is None:
+        return head.logits
+
+    def logits(states: Tensor) -> Tensor:
+        drafts = head.logits(states)
+        wide = drafts.new_full((*drafts.shape[:-1], vocab), -torch.inf)
+        return wide.index_copy(-1, ids, drafts)
+
+    return logits
 
 
 def _parts(answers: Sequence[Answer], budget: int, levels: int) -> Iterator[list[int]]:
@@ -221,7 +237,10 @@ def _ranks(
         for start in range(0, len(wanted), RANK_CHUNK):
             chunk = slice(start, start + RANK_CHUNK)
             scores = logits(chosen[None, chunk])[0].float()
-            found.append((scores > scores.gather(-1, wanted[chunk])).sum(-1))
+            true_score = scores.gather(-1, wanted[chunk])
+            ranks_of = (scores > true_score).sum(-1)
+            # What cannot be drafted has no rank that a tree could have.
+            found.append(ranks_of.where(true_score[:, 0] > -torch.inf, scores.shape[-1]))
         # One wait for the device per level and batch, not per answer.
         by_answer = np.split(torch.cat(found).cpu().numpy(), np.cumsum(roots)[:-1])
         for mine, count, values in zip(ranks, roots, by_answer, strict=True):

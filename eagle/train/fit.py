@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from eagle import loading
+from eagle.capabilities import TrainableHead
 from eagle.errors import EagleError, IncompatibleError, SpecError
-from eagle.roles import FeatureExtractor, TrainableHead
+from eagle.objective import TrainingLoss
+from eagle.roles import FeatureExtractor
 from eagle.surroundings import free_memory
 from eagle.target import Target, resolve_device, resolve_dtype
 from eagle.train.config import TrainSpec
+from eagle.train.levels import level_states
 
 __all__ = ["check_head", "check_target", "memory_explained"]
 
@@ -56,9 +58,10 @@ def check_target(
             f"data.length: {spec.data.length} is more than the {capacity} tokens that the "
             f"target {info.name!r} takes"
         )
-    if (spec.loss.top_k or 0) > info.vocab_size:
+    top_k = spec.loss.strategy.settings.get("top_k")
+    if isinstance(top_k, int) and top_k > info.vocab_size:
         raise SpecError(
-            f"loss.top_k: {spec.loss.top_k} is more than the {info.vocab_size} tokens that the "
+            f"loss.top_k: {top_k} is more than the {info.vocab_size} tokens that the "
             f"target {info.name!r} knows"
         )
     _check_room(spec, extractor.feature_size(info) * dtype.itemsize, device, shares)
@@ -111,13 +114,17 @@ def memory_explained(spec: TrainSpec) -> Iterator[None]:
 
 @torch.no_grad()
 def check_head(
-    spec: TrainSpec, head: TrainableHead, extractor: FeatureExtractor, target: Target
+    spec: TrainSpec,
+    head: TrainableHead,
+    extractor: FeatureExtractor,
+    objective: TrainingLoss,
+    target: Target,
 ) -> None:
     """Run a head over a text of four tokens, and look at what comes out.
 
     Raises:
-        IncompatibleError: it does not take these features, or its states are not of a size that
-            the loss can compare with them.
+        IncompatibleError: it does not take these features or what it feeds back, or predicts no
+            features where the loss compares them.
     """
     size = extractor.feature_size(target.info)
     device = target.device
@@ -128,9 +135,18 @@ def check_head(
     try:
         # In training a head's weights are float32, whatever it was loaded in.
         with torch.autocast(device.type, torch.bfloat16, enabled=target.dtype != torch.float32):
-            states: Any = head.train_states(tokens, features, positions, visible)
-            width = states.shape[-1]
-            head.logits(states)
+            states = level_states(
+                head.train_states,
+                head.feed_back,
+                tokens,
+                tokens,
+                features,
+                positions,
+                visible,
+                min(spec.loss.levels, 2),
+            )
+            width = head.feed_back(states[0]).shape[-1]
+            head.logits(states[0])
     except EagleError:
         raise
     except Exception as error:  # a plug-in's code, and every kind is the same to who chose it
@@ -139,12 +155,12 @@ def check_head(
             f"it cannot be run on features of size {size} ({spec.features.name!r}): "
             f"{type(error).__name__}: {error}",
         ) from error
-    if (spec.loss.feature or spec.loss.levels > 1) and width < size:
+    if objective.compares_features and width != size:
         raise _misfit(
             spec,
-            f"its states have size {width}, the features of {spec.features.name!r} {size}, so "
-            "they cannot be compared or fed back: set loss.feature to 0 and loss.levels to 1, or "
-            "choose another extractor",
+            f"what it feeds back has size {width}, the features of {spec.features.name!r} {size}, "
+            "so they cannot be compared: set loss.feature to 0, or choose another loss or "
+            "extractor",
         )
 
 

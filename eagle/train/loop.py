@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eagle.capabilities import OwnVocabulary, TrainableHead
 from eagle.errors import NumericalError
-from eagle.roles import FeatureExtractor, TrainableHead
+from eagle.objective import TrainingLoss
+from eagle.roles import FeatureExtractor
 from eagle.target import Target
 from eagle.train.average import Average
 from eagle.train.config import TrainSpec
@@ -45,6 +47,7 @@ class Trainer:
         target: the frozen target, with transformers' own attention in place.
         extractor: the feature extractor.
         head: the head, its weights made or loaded.
+        objective: the loss.
         packer: the batches.
         steps: of the whole run.
         kept: features that were computed before, by number of the batch, instead of the target's
@@ -58,6 +61,7 @@ class Trainer:
         target: Target,
         extractor: FeatureExtractor,
         head: TrainableHead,
+        objective: TrainingLoss,
         packer: Packer,
         steps: int,
         kept: Callable[[int], tuple[Tensor, Tensor]] | None = None,
@@ -73,7 +77,15 @@ class Trainer:
         self._features = Features(target, extractor, compiled=compiled)
         self._kept = kept
         self._noise = Noise(spec.noise, spec.seed, target.device)
-        self._loss = Loss(spec.loss, target.logits, head.logits, compiled=compiled)
+        self._loss = Loss(
+            spec.loss,
+            objective,
+            target.logits,
+            head.logits,
+            head.feed_back,
+            draft_vocab=head.draft_vocab if isinstance(head, OwnVocabulary) else None,
+            compiled=compiled,
+        )
         states: States = head.train_states
         if compiled:
             states = torch.compile(head.train_states, dynamic=False)
@@ -280,7 +292,16 @@ class Trainer:
         levels, ahead = self.spec.loss.levels, batch.tokens.roll(-1, dims=1)
         # In two contexts: autocast may keep the weights that it cast where there was no gradient.
         with self.precision():
-            fed = Levels.fed(self._states, ahead, noisy, batch.positions, visible, levels)
+            fed = Levels.fed(
+                self._states,
+                self.head.feed_back,
+                ahead,
+                batch.tokens,
+                noisy,
+                batch.positions,
+                visible,
+                levels,
+            )
         with self.precision():
             states = fed.states(self._states)
             return self._loss(states, true, last, batch.entries, weights, counts)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eagle.capabilities import TrainableHead
 from eagle.files import write_text
-from eagle.roles import FeatureExtractor, TrainableHead
+from eagle.roles import FeatureExtractor
 from eagle.target import Target
 from eagle.train.config import EvaluationSpec
 from eagle.train.corpus import Corpus

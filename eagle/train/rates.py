@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from eagle.budget import RankRates, steady
+from eagle.capabilities import TrainableHead
 from eagle.errors import DataError, PluginError
-from eagle.roles import FeatureExtractor, TrainableHead
+from eagle.roles import FeatureExtractor
 from eagle.schema import TargetSpec
 from eagle.target import Target
 from eagle.train.config import DataSpec, TrainSpec
@@ -99,7 +100,7 @@ def measure_rates(
     """Let the target answer prompts at temperature 0, and look up the ranks of what it says.
 
     Args:
-        head: loaded, with a training pass (`eagle.roles.TrainableHead`).
+        head: loaded, with a training pass (`eagle.capabilities.TrainableHead`).
         target: the target.
         extractor: the feature extractor.
         prompts: tokens of each.
@@ -117,7 +118,7 @@ def measure_rates(
     if not callable(getattr(head, "train_states", None)):
         raise PluginError(
             f"a {type(head).__name__} has no train_states, through which ranks are found "
-            "(see eagle.roles.TrainableHead)"
+            "(see eagle.capabilities.TrainableHead)"
         )
     replayed: TrainableHead = head
     longest = min(max_prompt, target.capacity - max_new_tokens)

@@ -109,7 +109,11 @@ class _Ladder:
         """Return the logits of what follows the root, ``[1, 1, V]``."""
         return self.expand(self.root[None], self.root[None])
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> None:
+        """Return None: no two nodes have the same distribution."""
+        return
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         """Return the logits of what follows each token, ``[1, W, V]``."""
         steepness = 10 ** (4 * torch.rand(*tokens.shape, 1, generator=self._chance) - 3)
         return -steepness * self._ranks

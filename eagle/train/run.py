@@ -6,16 +6,18 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from eagle.capabilities import TrainableHead
 from eagle.decoder import resolve_for
 from eagle.document import dump
 from eagle.errors import CheckpointError, EagleError, SpecError
 from eagle.files import write_text
 from eagle.registry import Registry, default_registry
-from eagle.roles import TrainableHead
-from eagle.spec import Resolved, resolve
+from eagle.roles import BuildContext, Role
+from eagle.spec import Resolved, built, resolve
 from eagle.target import Target, load_target
 from eagle.train.config import TrainSpec
 from eagle.train.fit import check_head, check_target, memory_explained
@@ -86,6 +88,13 @@ def train(
         resolve(spec.decoder, registry) if fresh else resolve_for(spec.decoder, registry, target)
     )
     head = _trainable(spec, parts)
+    _, settings, objective = built(
+        spec.document,
+        registry,
+        Role.LOSS,
+        spec.loss.strategy,
+        BuildContext(folder=spec.document.folder),
+    )
     check_target(spec, target, parts.features, processes.shares)
     if spec.tensorboard is True:
         require_tensorboard()
@@ -113,15 +122,15 @@ def train(
         repack=spec.data.repacked,
     )
     steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.rows(processes.shares)))
+    identity = spec.identity(processes.shares, settings.model_dump(mode="json"))
     if state:
-        identity = spec.identity(processes.shares)
         check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     measure = Measure(spec.evaluation, target, parts.features, trees, spec.path)
     if fresh:
         head.initialise(target, spec.seed)
     else:
         head.load(target, parts.attention)
-    check_head(spec, head, parts.features, target)
+    check_head(spec, head, parts.features, objective, target)
     if processes.measures:
         measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell, keep=processes.main)
     with memory_explained(spec), target.stock():
@@ -129,10 +138,14 @@ def train(
         if spec.data.features == "cached":
             with processes.main_first():
                 kept = kept_features(spec, target, parts.features, packer, corpus.digest, tell)
-        trainer = Trainer(spec, target, parts.features, head, packer, steps, kept, processes)
+        trainer = Trainer(
+            spec, target, parts.features, head, objective, packer, steps, kept, processes
+        )
         if state:
             trainer.restore(state)
-        return _Run(spec, trainer, measure, folder, state or RunState(), corpus.digest).go()
+        return _Run(
+            spec, trainer, measure, folder, state or RunState(), corpus.digest, identity
+        ).go()
 
 
 class _Run:
@@ -146,7 +159,9 @@ class _Run:
         folder: Path,
         state: RunState,
         text: str,
+        identity: dict[str, Any],
     ) -> None:
+        self._identity = identity
         self._spec, self._trainer, self._measure, self._folder = spec, trainer, measure, folder
         self._text, self._best = text, state.best
         self._processes = trainer.processes
@@ -235,7 +250,7 @@ class _Run:
                     "saved; the last checkpoint is from before"
                 )
             state.best, state.text = self._best, self._text
-            state.identity = self._spec.identity(self._processes.shares)
+            state.identity = self._identity
             state.save(self._folder / "checkpoint.pt")
         with self._trainer.ready():
             if self._processes.main:
@@ -245,7 +260,7 @@ class _Run:
 def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
     lacking = [
         name
-        for name in ("initialise", "train_states", "save")
+        for name in ("initialise", "train_states", "feed_back", "save")
         if not callable(getattr(parts.head, name, None))
     ]
     if lacking:
@@ -253,7 +268,7 @@ def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
             spec.document.sentence(
                 ("head",),
                 f"the draft head {spec.head.name!r} cannot be trained: it has no "
-                f"{', '.join(lacking)} (see eagle.roles.TrainableHead)",
+                f"{', '.join(lacking)} (see eagle.capabilities.TrainableHead)",
             )
         )
     return parts.head  # type: ignore[return-value]

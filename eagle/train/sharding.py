@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from eagle.roles import TrainableHead
+from eagle.capabilities import TrainableHead
 from eagle.train.levels import States
 from eagle.train.processes import Processes
 

@@ -272,7 +272,6 @@ def eagle_tree_builders():
             config=StrategyConfig,
             build=build,
             description="raises",
-            laws=frozenset([Law.TOP_K]),
         )
     ]
 """

@@ -6,7 +6,7 @@ import pytest
 
 from eagle import costing
 from eagle.budget import RankRates
-from eagle.roles import FittedTree
+from eagle.capabilities import FittedTree
 from eagle.stopwatch import Job
 
 RATES = RankRates(levels=((0.7, 0.2), (0.6, 0.2), (0.5, 0.2)), positions=100, source="made up")

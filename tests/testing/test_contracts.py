@@ -121,8 +121,9 @@ def test_attention_that_ignores_the_tree_fails():
 def test_a_head_that_sees_siblings_fails(loaded):
     target, head = loaded
 
-    def extend(tokens, states, step):
-        return head.extend(tokens, states, replace(step, tail=torch.ones_like(step.tail)))
+    def extend(drafted):
+        step = replace(drafted.step, tail=torch.ones_like(drafted.step.tail))
+        return head.extend(replace(drafted, step=step))
 
     with pytest.raises(AssertionError, match="sibling"):
         check_draft_head(Changed(head, extend=extend), target)

@@ -1,7 +1,7 @@
 """The fan of `five_roles.tree`, as wide as pays on the machine that it runs on."""
 
 from eagle.budget import Fit, Option
-from eagle.roles import Law, Strategy, StrategyConfig
+from eagle.roles import Strategy, StrategyConfig
 from five_roles.tree import Fan, FanConfig
 
 
@@ -31,5 +31,4 @@ FITTED_FAN = Strategy(
     config=StrategyConfig,
     build=FittedFan,
     description="the likeliest next tokens, as many as pay on this machine",
-    laws=frozenset({Law.TOP_K}),
 )

@@ -7,7 +7,7 @@ from typing import Annotated
 import torch
 from pydantic import Field
 
-from eagle.roles import Law, StrategyConfig
+from eagle.roles import EVERY_LAW, StrategyConfig
 from eagle.sampling import Draws, TargetProbs, probabilities
 from eagle.tree import Acceptance, TokenTree, TreeShape
 
@@ -34,7 +34,7 @@ class TypicalRule:
 
     capturable = True
     lossless = False
-    laws = frozenset(Law)
+    laws = EVERY_LAW
 
     def __init__(self, config: TypicalConfig | None = None) -> None:
         self.config = config or TypicalConfig()

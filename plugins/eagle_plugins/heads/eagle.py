@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,7 +15,15 @@ from eagle.cache import Step, TreeCache
 from eagle.errors import CheckpointError
 from eagle.fusing import arrange
 from eagle.packing import Switch
-from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle.roles import (
+    AttentionBackend,
+    BuildContext,
+    Committed,
+    Drafted,
+    StrategyConfig,
+    TargetInfo,
+    TargetModel,
+)
 from eagle_plugins.heads.architecture import llama_config
 from eagle_plugins.heads.checkpoint import locate, read_weights, write_checkpoint
 from eagle_plugins.heads.layer import EagleModule
@@ -107,7 +115,7 @@ class EagleHead:
             )
 
     def initialise(self, target: TargetModel, seed: int) -> None:
-        """See `eagle.roles.TrainableHead.initialise`; normal weights of the target's own scale."""
+        """See `eagle.capabilities.TrainableHead`; normal weights of the target's own scale."""
         from transformers import LlamaConfig
 
         theirs = target.config
@@ -129,7 +137,7 @@ class EagleHead:
 
     @cached_property  # to look for it may ask a server
     def folder(self) -> Path:
-        """Where its checkpoint is; see `eagle.roles.MeasuredHead`."""
+        """Where its checkpoint is; see `eagle.capabilities.MeasuredHead`."""
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
 
@@ -170,22 +178,32 @@ class EagleHead:
             device=self._target.device,
         )
 
-    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+    def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.roles.DraftHead.absorb`."""
-        return self._cached(self._join(tokens, features), step)
+        return self._cached(self._join(committed.tokens, committed.features), committed.step)
 
-    # A predicted feature takes the true one's place: what was absorbed is extended the same way.
-    extend = absorb
+    def extend(self, drafted: Drafted) -> Tensor:
+        """See `eagle.roles.DraftHead.extend`: a predicted feature takes the true one's place."""
+        return self._cached(self._join(drafted.tokens, drafted.states), drafted.step)
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the frozen LM head's logits of predicted features."""
         return self._logits(states)
 
     def train_states(
-        self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
+        self,
+        tokens: Tensor,
+        own: Tensor,
+        features: Sequence[Tensor],
+        positions: Tensor,
+        visible: Tensor,
     ) -> Tensor:
-        """See `eagle.roles.TrainableHead.train_states`."""
-        return self._parallel(self._join(tokens, features), positions, visible)
+        """See `eagle.capabilities.TrainableHead.train_states`."""
+        return self._parallel(self._join(tokens, side_by_side(features)), positions, visible)
+
+    def feed_back(self, states: Tensor) -> Tensor:
+        """Return the states: they are predicted features."""
+        return states
 
     def _join(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Return what goes into the FC, ``[B, T, inputs * H]``."""
@@ -234,3 +252,8 @@ class EagleHead:
             k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
         }
         write_checkpoint(folder, config, tensors)
+
+
+def side_by_side(features: Sequence[Tensor]) -> Tensor:
+    """Return the features of all copies of some texts, ``[B, A * T, F]``."""
+    return features[0] if len(features) == 1 else torch.cat(list(features), dim=1)

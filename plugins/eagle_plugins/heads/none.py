@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from eagle.cache import Step
-from eagle.roles import AttentionBackend, BuildContext, StrategyConfig, TargetInfo, TargetModel
+from eagle.roles import (
+    AttentionBackend,
+    BuildContext,
+    Committed,
+    Drafted,
+    StrategyConfig,
+    TargetInfo,
+    TargetModel,
+)
 
 __all__ = ["NoHead", "NoHeadConfig"]
 
@@ -36,11 +43,11 @@ class NoHead:
     def allocate(self, slots: int, rows: int) -> None:
         """There is nothing to keep."""
 
-    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+    def absorb(self, committed: Committed) -> Tensor:
         """Return states of size zero."""
-        return features[..., :0]
+        return committed.features[..., :0]
 
-    def extend(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
+    def extend(self, drafted: Drafted) -> Tensor:
         """Fail: there is nothing to extend."""
         raise NotImplementedError("the head 'none' drafts nothing; use it with the tree 'none'")
 

@@ -197,11 +197,14 @@ def test_the_shipped_head_is_small_and_without_bias():
 
 def test_states_agree_between_absorbing_and_training(target, folder):
     from eagle.cache import Step
+    from eagle.roles import Committed
 
     head = load(target, folder)
     head.allocate(1, 16)
     tokens, features = torch.randint(64, (1, 9)), torch.randn(1, 9, 32)
-    absorbed = head.absorb(tokens, features, Step.chain(torch.tensor([0]), 9, 9))
+    step = Step.chain(torch.tensor([0]), 9, 9)
+    own = tokens.roll(1, 1)
+    absorbed = head.absorb(Committed(tokens, own, features, torch.tensor([9]), step))
     visible = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
-    trained = head.train_states(tokens, features, torch.arange(9)[None], visible)
+    trained = head.train_states(tokens, own, [features], torch.arange(9)[None], visible)
     torch.testing.assert_close(absorbed, trained)
