@@ -1,4 +1,4 @@
-"""Every error that this library raises on purpose; it knows no other module.
+"""Every error that this library raises on purpose, how long it may be; knows no other module.
 
     EagleError
     ├── SpecError               a decoder or training spec is not valid
@@ -11,15 +11,17 @@
     ├── AssetError              a file could not be fetched, verified or stored
     ├── RequestError            a prompt or its sampling parameters are not valid
     ├── DataError               training or evaluation data cannot be used
+    ├── CopyError               what exists once was to be copied or pickled; a TypeError, too
     └── NumericalError          the target or the head produced NaN
 
-A message says what was wrong, where, and what would have been right.
+A message says what was wrong, where, and what would have been right, in three lines at most: what a
+user gave may be of any length, and so may what another library says of it.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -27,6 +29,7 @@ __all__ = [
     "AssetError",
     "CheckpointError",
     "CompileError",
+    "CopyError",
     "DataError",
     "EagleError",
     "IncompatibleError",
@@ -36,8 +39,14 @@ __all__ = [
     "SpecError",
     "TargetError",
     "UnknownStrategyError",
+    "brief",
+    "clipped",
+    "listed",
     "nearest",
+    "reason",
 ]
+
+_LINES, _LINE = 3, 1500  # of a message; of a line, in characters
 
 
 class EagleError(Exception):
@@ -49,6 +58,10 @@ class EagleError(Exception):
     """
 
     results: Mapping[int, Any] = MappingProxyType({})
+
+    def __init__(self, *details: Any) -> None:
+        first, rest = details[:1], details[1:]
+        super().__init__(*(_bounded(d) if isinstance(d, str) else d for d in first), *rest)
 
 
 class SpecError(EagleError):
@@ -91,8 +104,21 @@ class DataError(EagleError):
     """Training or evaluation data cannot be used."""
 
 
+class CopyError(EagleError, TypeError):
+    """A decoder, its target or its caches were to be copied, pickled or sent to a process."""
+
+
 class NumericalError(EagleError):
     """The target or the draft head produced NaN; no token can be chosen from that."""
+
+
+def brief(value: object) -> str:
+    """Return what a value looks like, in one line of at most 80 characters.
+
+    >>> brief(["a", "b"])
+    "['a', 'b']"
+    """
+    return clipped(" ".join(repr(value).split()), 80)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -101,5 +127,53 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("statc", ["static", "chain"])
     " Did you mean 'static'?"
     """
+    if len(name) > _LINE:  # compared letter by letter
+        return ""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def clipped(text: str, most: int = 60) -> str:
+    """Return a text with its middle left out where it is longer than *most* characters.
+
+    >>> clipped("a=" + "[" * 3000 + "1", 20)
+    'a=[[[[[[[ ... [[[[[1'
+    """
+    if len(text) <= most:
+        return text
+    tail = (most - 5) * 2 // 5
+    return f"{text[: most - 5 - tail]} ... {text[len(text) - tail :]}"
+
+
+def listed(things: Sequence[Any], most: int = 5) -> str:
+    """Return things with commas between them: the first few, and how many more there are.
+
+    >>> listed(range(3000), 3)
+    '0, 1, 2 and 2,997 more'
+    """
+    shown = ", ".join(clipped(str(thing)) for thing in things[:most])
+    more = len(things) - most
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
+def reason(error: BaseException, most: int = 300) -> str:
+    """Return what another library's exception says, in one line; its class if that says nothing.
+
+    >>> reason(ValueError("no such thing\\n\\nTraceback ..."))
+    'no such thing'
+    >>> reason(KeyError("model"))
+    "KeyError: 'model'"
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines()]
+    said = next(filter(None, lines), "")
+    if " " not in said:  # a key, a number or nothing, which its class explains
+        said = f"{type(error).__name__}: {said}".removesuffix(": ")
+    return clipped(said, most)
+
+
+def _bounded(message: str) -> str:
+    lines = message.split("\n")
+    if len(lines) > _LINES:
+        more = len(lines) - _LINES + 1
+        lines = [*lines[: _LINES - 1], f"and {more:,} lines more"]
+    return "\n".join(clipped(line, _LINE) for line in lines)

@@ -23,7 +23,7 @@ from eagle_plugins.attention.triton_kernel import _attend
 # Multiprocessors and shared memory, by compute capability, of an RTX 4090, an H100, a B200 and an
 # RTX 5090.
 GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 100: (148, 227 << 10), 120: (170, 99 << 10)}
-ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128)]
+ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128), (90, 8, 64, True)]
 PRODUCTS = [
     (90, 26, 1, "bf16"), (90, 64, 1, "bf16"), (120, 64, 1, "bf16"), (120, 26, 2, "bf16"),
     (90, 4, 1, "i8"), (90, 64, 1, "i8"), (100, 4, 1, "i8"), (120, 64, 1, "i8"),
@@ -31,8 +31,11 @@ PRODUCTS = [
 TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
 
 
-def attention(capability, groups, head_dim):
-    """Return the shared memory of the kernel for 26 nodes and 8 KV heads."""
+def attention(capability, groups, head_dim, modified=False):
+    """Return the shared memory of the kernel for 26 nodes and 8 KV heads.
+
+    With or without a window, a cap and sinks, all at once.
+    """
     multiprocessors, room = GPUS[capability]
     tiling = choose_tiling(
         slots=1,
@@ -45,12 +48,17 @@ def attention(capability, groups, head_dim):
         shared_memory=room,
     )
     types = {f"{name}_ptr": kind for kind, names in TYPES.items() for name in names}
-    types |= {"tail_ptr": "*u8", "ticket_ptr": "*i32", "scale": "fp32"}
-    constants = {
+    types |= {"tail_ptr": "*u8", "ticket_ptr": "*i32", "scale": "fp32", "softcap": "fp32"}
+    types |= {"position_ptr": "*i64", "sink_ptr": "*bf16"} if modified else {}
+    constants = {} if modified else {"position_ptr": None, "sink_ptr": None}
+    constants |= {
         "GROUPS": groups,
         "HEAD_DIM": head_dim,
         "SPLIT": True,
         "JOIN": True,
+        "WINDOWED": modified,
+        "CAPPED": modified,
+        "SINKS": modified,
         "PRECISION": "ieee",
         "BLOCK_M": tiling.block_m,
         "BLOCK_N": tiling.block_n,

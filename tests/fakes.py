@@ -31,6 +31,12 @@ class Nothing(StrategyConfig):
 CHAIN_OF_TWO = TreeShape(nodes=3, depth=2, siblings=1, expansions=1)
 
 
+OPTIONAL = {  # what a component only has if it can do it
+    *("begin_request", "end_request", "draft", "draft_vocab", "feature_layers", "following"),
+    *("alternatives", "choose", "fit", "folder", "topology"),
+}
+
+
 def never(*arguments: Any) -> Any:
     raise AssertionError("a spec was checked, yet something ran")
 
@@ -48,7 +54,7 @@ class Component:
     uniforms: int = 0
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or name in OPTIONAL:
             raise AttributeError(name)
         return never
 
@@ -71,8 +77,6 @@ def strategy(
         config=config,
         build=build or (lambda settings, context: Component(**fields)),
         description=f"the {name}",
-        laws=laws,
-        lossless=attributes.get("lossless", True),
     )
 
 
@@ -82,6 +86,7 @@ HOOKS = {
     Role.TREE: "eagle_tree_builders",
     Role.ATTENTION: "eagle_attention_backends",
     Role.ACCEPTANCE: "eagle_acceptance_rules",
+    Role.LOSS: "eagle_training_losses",
 }
 
 
@@ -145,7 +150,7 @@ def install(
 
 TREE_PLUGIN = """
 from eagle.plugin import hookimpl
-from eagle.plugin import Law, Strategy, StrategyConfig
+from eagle.plugin import Strategy, StrategyConfig
 
 @hookimpl
 def eagle_tree_builders():
@@ -155,7 +160,6 @@ def eagle_tree_builders():
             config=StrategyConfig,
             build=lambda settings, context: None,
             description="does nothing",
-            laws=frozenset([Law.TOP_K]),
         )
     ]
 """

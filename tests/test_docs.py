@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from eagle.plugin import capabilities
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS
 from eagle.spec.building import shipped_specs
 from eagle.spec.schema import DecoderSpec
@@ -35,7 +36,7 @@ def test_every_name_that_a_page_gives_exists(page):
 @pytest.mark.parametrize(
     "name",
     [
-        "eagle.plugin.FittedTree", "eagle.plugin.MeasuredHead", "eagle.plugin.TrainableHead",
+        *(f"eagle.plugin.{name}" for name in capabilities.__all__),
         "eagle.plugin.Budget", "eagle.plugin.Costs", "eagle.plugin.Fit", "eagle.plugin.Option",
         "eagle.plugin.RankRates",
     ],

@@ -2,11 +2,13 @@
 
 import five_roles
 import pytest
+import torch
 from five_roles.acceptance import Match, MatchConfig
 from five_roles.attention import Naive, NaiveConfig
 from five_roles.features import Joined, JoinedConfig
 from five_roles.fitted import FittedFan
 from five_roles.head import Echo, EchoConfig
+from five_roles.loss import Choice, ChoiceConfig
 from five_roles.tree import Fan, FanConfig
 
 from eagle import Decoder, DecoderSpec
@@ -16,6 +18,7 @@ from eagle.plugin import (
     Costs,
     Curve,
     IncompatibleError,
+    Prediction,
     RankRates,
     Registry,
     SpecError,
@@ -91,6 +94,15 @@ def test_the_attention_backend_keeps_its_contract():
 # [acceptance]
 def test_the_acceptance_rule_is_lossless():
     check_acceptance_rule(Match(MatchConfig(), CONTEXT))
+
+
+# [loss]
+def test_the_loss_is_least_where_the_choice_is_the_targets():
+    draft = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
+    target = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    said = Prediction(0, draft, draft, draft, target)
+    right, wrong = Choice(ChoiceConfig(), CONTEXT)(said)["loss"].tolist()
+    assert right < 0.1 < 4 < wrong
 
 
 # [decode]

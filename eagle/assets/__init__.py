@@ -5,7 +5,14 @@ placed atomically in one cache folder, checked against a digest, and never fetch
 is there, no network is needed.
 """
 
-from eagle.assets.cache import cache_dir, exclusive, notify, staging
+from eagle.assets.cache import (
+    cache_dir,
+    exclusive,
+    full_disk,
+    notify,
+    readable_disk_errors,
+    staging,
+)
 from eagle.assets.convert import gguf_options
 from eagle.assets.obtain import dataset_file, model_folder
 from eagle.assets.table import ASSETS, DATASETS, MODELS, Asset
@@ -18,8 +25,10 @@ __all__ = [
     "cache_dir",
     "dataset_file",
     "exclusive",
+    "full_disk",
     "gguf_options",
     "model_folder",
     "notify",
+    "readable_disk_errors",
     "staging",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -13,11 +12,18 @@ from pathlib import Path
 
 import platformdirs
 
-from eagle.errors import AssetError
+from eagle.errors import AssetError, EagleError
+from eagle.host import FULL_DISK, disk_error
 
-__all__ = ["cache_dir", "exclusive", "matches", "notify", "readable_disk_errors", "staging"]
-
-FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+__all__ = [
+    "cache_dir",
+    "exclusive",
+    "full_disk",
+    "matches",
+    "notify",
+    "readable_disk_errors",
+    "staging",
+]
 
 
 def cache_dir() -> Path:
@@ -49,11 +55,16 @@ def readable_disk_errors(folder: Path, space: int) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno in FULL_DISK:
+    except EagleError:
+        raise
+    except Exception as error:
+        found = disk_error(error)
+        if found is None:
+            raise
+        if found.errno in FULL_DISK:
             raise AssetError(full_disk(folder, space)) from error
         raise AssetError(
-            f"cannot write to the cache folder {folder}: {error.strerror or error}. "
+            f"cannot write to the cache folder {folder}: {found.strerror or found}. "
             "Set EAGLE_CACHE to a folder that you may write to."
         ) from error
 

@@ -45,7 +45,11 @@ def convert(gguf: Path, folder: Path) -> None:
     tokenizer = _tokenizer(gguf)
     with without_bars(gguf=True):
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, **gguf_options()
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+            **gguf_options(),
         )
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

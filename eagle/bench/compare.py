@@ -7,10 +7,11 @@ on the same machine. Prints nothing.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from eagle.bench.stock import stock_texts
 from eagle.decoding import Decoder, Prompt, encode
@@ -150,6 +151,7 @@ def compare(
     *,
     repeats: int = 1,
     raw: bool = False,
+    template: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Answer each prompt by a decoder, plainly in the same runtime, and by transformers.
@@ -163,12 +165,13 @@ def compare(
         params: for all prompts.
         repeats: rounds for each prompt.
         raw: see `Decoder.generate`.
+        template: what its `chat_template_kwargs` are.
         progress: called after each round with the rounds done and their total.
     """
     target = decoder.target
     plain = plain_decoder(decoder)
     texts = [
-        encode(prompt, target.tokenizer, raw=raw, embeddings=target.embeddings)
+        encode(prompt, target.tokenizer, raw=raw, embeddings=target.embeddings, template=template)
         for prompt in prompts
     ]
     longest = max(texts, key=len)
@@ -176,7 +179,8 @@ def compare(
         for _ in islice(either.stream(longest, params), 1 + _WARM_UP):
             pass
     brief = params.model_copy(update={"max_new_tokens": min(_WARM_UP, params.max_new_tokens)})
-    stock_generate(target, longest, brief)
+    applied = decoder.defaults.fields
+    stock_generate(target, longest, brief, applied)
 
     rounds: list[Round] = []
     total = len(texts) * repeats
@@ -187,9 +191,8 @@ def compare(
         # The capacity may have cut the answer short of max_new_tokens.
         room = min(params.max_new_tokens, decoder.capacity - len(text))
         limited = params.model_copy(update={"max_new_tokens": room})
-        rounds.append(
-            Round(index, spec, _run(plain, text, limited), stock_generate(target, text, limited))
-        )
+        hf = stock_generate(target, text, limited, applied)
+        rounds.append(Round(index, spec, _run(plain, text, limited), hf))
         progress(number + 1, total)
     return Comparison(tuple(rounds), greedy=params.temperature == 0)
 
@@ -215,13 +218,19 @@ def _run(decoder: Decoder, text: Sequence[int], params: SamplingParams) -> Run:
     return Run(result.tokens, result.stats.seconds, result.stats.cycles)
 
 
-def stock_generate(target: Target, text: Sequence[int], params: SamplingParams) -> Run:
+def stock_generate(
+    target: Target,
+    text: Sequence[int],
+    params: SamplingParams,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+) -> Run:
     """Answer a prompt with transformers' own `generate`, its default cache, and nothing of ours.
 
     Args:
         target: whose model is used, with transformers' own attention.
         text: ids of the prompt.
         params: as for a decoder; the text ends at the same tokens and stop strings.
+        defaults: see `stock_texts`.
     """
-    (tokens,), seconds = stock_texts(target, [text], params)
+    (tokens,), seconds = stock_texts(target, [text], params, defaults=defaults)
     return Run(tokens, seconds)

@@ -7,8 +7,8 @@ takes its turn on every prompt, so that a machine that slows down slows them all
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol
 
 from eagle.bench.compare import plain_decoder
 from eagle.bench.floors import peak_memory, read_bandwidth, reset_peak_memory, weight_bytes
@@ -79,25 +79,34 @@ class _Ours:
 class _Stock:
     """transformers' own `generate`."""
 
-    def __init__(self, target: Target, lookup: int) -> None:
-        self.target, self.lookup = target, lookup
+    def __init__(self, target: Target, lookup: int, defaults: Mapping[str, Any]) -> None:
+        self.target, self.lookup, self.defaults = target, lookup, defaults
 
     def warm_up(self, groups: Sequence[Texts], params: SamplingParams, capacity: int) -> None:
         limited = _limited(_brief(params), groups[-1], capacity)
-        stock_texts(self.target, groups[-1], limited, lookup=self.lookup)
+        self._texts(groups[-1], limited)
 
     def answer(self, prompts: tuple[int, ...], texts: Texts, params: SamplingParams) -> Trial:
         reset_peak_memory(self.target.device)
-        answers, seconds = stock_texts(self.target, texts, params, lookup=self.lookup)
+        answers, seconds = self._texts(texts, params)
         memory = peak_memory(self.target.device)
         return Trial(prompts=prompts, answers=tuple(answers), seconds=seconds, memory=memory)
 
+    def _texts(self, texts: Texts, params: SamplingParams) -> tuple[list[tuple[int, ...]], float]:
+        return stock_texts(self.target, texts, params, lookup=self.lookup, defaults=self.defaults)
 
-def check_baselines(baselines: Sequence[str], batch: int) -> None:
-    """Refuse baselines that there are not.
+
+def check_baselines(baselines: Sequence[str], batch: int, specs: Collection[str] = ()) -> None:
+    """Refuse baselines that there are not, and those that are measured already.
+
+    Args:
+        baselines: their names.
+        batch: prompts answered at once.
+        specs: names of the specs that are held against them.
 
     Raises:
-        RequestError: one is unknown, named twice, or cannot answer several prompts at once.
+        RequestError: one is unknown, named twice, cannot answer several prompts at once, or has
+            a spec's name.
     """
     for name in baselines:
         if name not in BASELINES:
@@ -111,6 +120,10 @@ def check_baselines(baselines: Sequence[str], batch: int) -> None:
         raise RequestError(
             "--baseline hf-assisted-ngram answers one prompt at a time in transformers; leave it "
             "out, or leave --batch at 1"
+        )
+    if both := set(specs) & set(baselines):
+        raise RequestError(
+            f"the spec {both.pop()!r} is measured as a baseline already; leave out one of the two"
         )
 
 
@@ -139,14 +152,9 @@ def speed(
         progress: called with what is done, how much of it, and its total.
 
     Raises:
-        RequestError: see `check_baselines`; a decoder has a baseline's name; or a prompt is not
-            valid.
+        RequestError: see `check_baselines`; or a prompt is not valid.
     """
-    check_baselines(baselines, batch)
-    if both := set(decoders) & set(baselines):
-        raise RequestError(
-            f"the spec {both.pop()!r} is measured as a baseline already; leave out one of the two"
-        )
+    check_baselines(baselines, batch, decoders)
     first = next(iter(decoders.values()))
     target, ours = first.target, dict(decoders)
     if "plain" in baselines:
@@ -154,7 +162,8 @@ def speed(
     contenders: dict[str, _Contender] = {name: _Ours(decoder) for name, decoder in ours.items()}
     for name in baselines:
         if name != "plain":
-            contenders[name] = _Stock(target, _LOOKUP if name == "hf-assisted-ngram" else 0)
+            lookup = _LOOKUP if name == "hf-assisted-ngram" else 0
+            contenders[name] = _Stock(target, lookup, first.defaults.fields)
 
     texts = [encode(p, target.tokenizer, raw=raw, embeddings=target.embeddings) for p in prompts]
     whole = range(0, len(texts) - batch + 1, batch)

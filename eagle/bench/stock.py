@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eagle.plugin import SamplingParams
+from eagle.plugin import SamplingParams, fresh_seed
 from eagle.target import Target
 
 __all__ = ["configured", "left_padded", "stock_texts", "until_end"]
@@ -18,7 +19,12 @@ __all__ = ["configured", "left_padded", "stock_texts", "until_end"]
 
 @torch.inference_mode()
 def stock_texts(
-    target: Target, texts: Sequence[Sequence[int]], params: SamplingParams, *, lookup: int = 0
+    target: Target,
+    texts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    *,
+    lookup: int = 0,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[list[tuple[int, ...]], float]:
     """Answer prompts in one call of `generate`, with its default cache.
 
@@ -28,6 +34,8 @@ def stock_texts(
         params: as for a decoder; the text ends at the same tokens and stop strings.
         lookup: candidates a step that are looked up in the text so far (transformers'
             ``prompt_lookup_num_tokens``, for one prompt only); 0 for none.
+        defaults: fields of the model's generation config that apply, as to a decoder with such
+            `defaults`.
 
     Returns:
         The answers' ids, and the seconds that the call took.
@@ -36,6 +44,7 @@ def stock_texts(
 
     ends = frozenset() if params.ignore_eos else target.eos_tokens
     options: dict[str, Any] = {
+        **defaults,
         "max_new_tokens": params.max_new_tokens,
         "do_sample": params.temperature > 0,
         "eos_token_id": sorted(ends) or None,
@@ -74,11 +83,11 @@ def configured(model: Any, config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _seeded(target: Target, seed: int) -> Iterator[None]:
+def _seeded(target: Target, seed: int | None) -> Iterator[None]:
     """Seed the global generators, which `generate` draws from, and put them back."""
     devices = [target.device] if target.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(fresh_seed() if seed is None else seed)
         yield
 
 

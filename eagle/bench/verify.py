@@ -236,6 +236,11 @@ def verify_sampled(
 def _encoded(decoder: Decoder, prompts: Sequence[Prompt], room: int) -> list[list[int]]:
     """Return the prompts' ids, each of which leaves room for so many tokens."""
     target = decoder.target
+    if decoder.defaults.fields:
+        raise RequestError(
+            "tokens are held against the target's own logits, which its generation_config changes "
+            f"({', '.join(decoder.defaults.fields)}); verify with target.generation_config=ignore"
+        )
     texts = []
     for index, prompt in enumerate(prompts):
         ids = encode(prompt, target.tokenizer, raw=False, embeddings=target.embeddings)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from eagle.cache.compaction import Mover
+from eagle.host import Whole
 
 __all__ = ["Step", "TreeCache"]
 
@@ -63,21 +64,35 @@ class Step:
             return self.slot[:, None]
         return torch.arange(self.lengths.shape[0], device=self.lengths.device)[:, None]
 
-    def mask(self) -> Tensor:
-        """Return the dense mask, bool ``[B, 1, N, span]``, True where an entry sees a row."""
+    def mask(self, window: int | None = None) -> Tensor:
+        """Return the dense mask, bool ``[B, 1, N, span]``, True where an entry sees a row.
+
+        Args:
+            window: how many positions an entry sees back, its own included; None for all. Rows of
+                the tail must be those of the entries then, in order, for their positions are known.
+        """
         behind = torch.arange(self.span, device=self.lengths.device) - self.lengths[:, None]
         inside = (behind >= 0) & (behind < self.tail.shape[2])
         index = behind.clamp(0, self.tail.shape[2] - 1)[:, None].expand(-1, self.tail.shape[1], -1)
         seen = self.tail.gather(2, index) & inside[:, None]
-        return (seen | (behind < 0)[:, None])[:, None]
+        seen = seen | (behind < 0)[:, None]
+        if window is not None:
+            if self.tail.shape[1] != self.tail.shape[2]:
+                raise ValueError("a window needs the positions of all rows of the tail")
+            row = torch.arange(self.span, device=self.lengths.device)
+            place = torch.where(behind < 0, row, self.positions.gather(1, index[:, 0]))
+            seen = seen & (place[:, None] > self.positions[:, :, None] - window)
+        return seen[:, None]
 
 
-class TreeCache:
+class TreeCache(Whole):
     """Keys and values of all layers, ``[slots, kv_heads, rows, head_dim]`` each.
 
     Rows start as zeros: a masked row still takes part in attention's weighted sum with weight
     zero, and zero times the NaN of uninitialised memory would be NaN.
     """
+
+    copied = "a decoder's cache (what is moved and what is read would part in a copy)"
 
     def __init__(
         self,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -15,7 +16,7 @@ from eagle.cli import console
 from eagle.cli.decoding import (
     MaxNewTokens,
     MinP,
-    Seed,
+    OwnSeed,
     SpecOption,
     Stop,
     Target,
@@ -27,7 +28,7 @@ from eagle.cli.decoding import (
     sampling_params,
     warn_if_lossy,
 )
-from eagle.cli.options import Overrides
+from eagle.cli.options import Overrides, Template, template_of
 
 if TYPE_CHECKING:
     from eagle.decoding import Decoder
@@ -51,8 +52,9 @@ def chat(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
-    seed: Seed = 0,
+    seed: OwnSeed = None,
     stop: Stop = None,
+    template: Template = None,
 ) -> None:
     """Talk with the target, in several turns.
 
@@ -72,8 +74,9 @@ def chat(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    given = template_of(template)
     decoder = load_decoder(spec, set_, target)
-    conversation = Conversation(decoder, params)
+    conversation = Conversation(decoder, params, given)
     warn_if_lossy(decoder)
     _legend()
     for turn in _turns():
@@ -89,11 +92,21 @@ def chat(
 class Conversation:
     """The turns so far, and the decoder that answers them.
 
+    Args:
+        decoder: the decoder.
+        params: of every answer; a seed is the first one's own, and later ones derive theirs.
+        template: what the chat template is given beside the turns.
+
     Raises:
         RequestError: the target cannot hold a conversation.
     """
 
-    def __init__(self, decoder: Decoder, params: SamplingParams) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: SamplingParams,
+        template: dict[str, Any] | None = None,
+    ) -> None:
         from eagle.errors import RequestError
 
         if not getattr(decoder.target.tokenizer, "chat_template", None):
@@ -101,7 +114,8 @@ class Conversation:
                 f"the target {decoder.target.info.name!r} has no chat template, so it cannot tell "
                 "turns apart; use `eagle generate --raw` with it"
             )
-        self.decoder, self.params = decoder, params
+        self.decoder, self.params, self.template = decoder, params, template
+        self._answers = 0
         self.messages: list[dict[str, str]] = []
 
     def answer(self, turn: str) -> None:
@@ -120,10 +134,22 @@ class Conversation:
         else:
             self.messages.append({"role": "assistant", "content": text})
 
+    def _params(self) -> SamplingParams:
+        """Return the parameters of the next answer, with a seed of its own."""
+        from eagle.plugin import derived_seed
+
+        number, self._answers = self._answers, self._answers + 1
+        if self.params.seed is None:
+            return self.params
+        seed = derived_seed(self.params.seed, number)
+        return self.params.model_copy(update={"seed": seed})
+
     def _stream(self) -> str:
         text, tokens, result = "", 0, None
         with _interruptible() as stopped:
-            for event in self.decoder.stream(self.messages, self.params):
+            for event in self.decoder.stream(
+                self.messages, self._params(), chat_template_kwargs=self.template
+            ):
                 for piece in event.pieces:
                     text += piece.text
                     style = DRAFTED if piece.drafted else BONUS
@@ -144,7 +170,13 @@ class Conversation:
         room = capacity - min(self.params.max_new_tokens, capacity // 2)
         dropped = 0
         while len(self.messages) > 1:
-            ids = encode(self.messages, target.tokenizer, raw=False, embeddings=target.embeddings)
+            ids = encode(
+                self.messages,
+                target.tokenizer,
+                raw=False,
+                embeddings=target.embeddings,
+                template=self.template,
+            )
             if len(ids) <= room:
                 break
             del self.messages[:2]  # a question with its answer
@@ -160,9 +192,9 @@ def _turns() -> Iterator[str]:
     if interactive:
         with suppress(ImportError):
             import readline  # noqa: F401 - gives input() editing and history
-    while True:
+    for number in itertools.count(1):
         try:
-            line = input("> ") if interactive else next(sys.stdin)
+            line = input("> ") if interactive else _line(number)
         except (EOFError, StopIteration):
             return
         except KeyboardInterrupt:
@@ -171,8 +203,29 @@ def _turns() -> Iterator[str]:
             print()
             _note("Ctrl-D or /exit ends the conversation")
             continue
+        except UnicodeDecodeError:
+            _note("that is not UTF-8 text; say it again")
+            continue
         if line.strip():
             yield line.strip()
+
+
+def _line(number: int) -> str:
+    """Return the next line of standard input.
+
+    Raises:
+        StopIteration: there is none.
+        RequestError: it is not UTF-8 text. Read as bytes, so that earlier lines are answered first.
+    """
+    from eagle.errors import RequestError
+
+    line = next(getattr(sys.stdin, "buffer", sys.stdin))
+    try:
+        return line if isinstance(line, str) else line.decode()
+    except UnicodeDecodeError as error:
+        raise RequestError(
+            f"line {number} of standard input is not UTF-8 text (byte {error.start})"
+        ) from error
 
 
 @contextmanager

@@ -40,8 +40,7 @@ def compile_(spec: SpecName = "eagle", set_: Overrides = None, target: Target = 
         )
     resolved = decoder.resolved
     made = AheadPass(decoder.target, resolved.attention, resolved.features.layers)
-    if made.path.is_file():
-        made.load()
+    if made.path.is_file() and made.load():
         console.err.print(f"Already compiled: {escape(str(made.path))}", soft_wrap=True)
         return
     started = time.perf_counter()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from eagle.errors import EagleError
+from eagle.errors import EagleError, clipped, reason
 
 __all__ = ["GROUP", "emit_json", "err", "examples", "fail", "help_if_bare", "out", "run"]
 
@@ -31,6 +33,13 @@ GROUP: dict[str, Any] = {
     "add_completion": False,
 }
 """Settings of the program and of every group of commands."""
+
+_LONGEST = 1500  # characters of a line: what was given, and is repeated, may be longer
+
+# What PyTorch says, whose error on a CPU is a RuntimeError like any other.
+_NO_MEMORY = re.compile(
+    "out of memory|can't allocate memory|not enough memory|size calculation overflowed", re.I
+)
 
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
 
@@ -56,7 +65,7 @@ def emit_json(value: Any) -> None:
 def fail(message: str) -> None:
     """Print an error on stderr, one line for each of its sentences."""
     for line in message.splitlines():
-        err.print(f"[bold red]error:[/] {escape(line)}", soft_wrap=True)
+        err.print(f"[bold red]error:[/] {escape(clipped(line, _LONGEST))}", soft_wrap=True)
 
 
 def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
@@ -67,6 +76,10 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
         arguments: the words after the program's name.
         debug: show tracebacks.
     """
+    # No text is a mistake: neither a path that is no UTF-8, nor an answer in a terminal's code.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         status = command.main(args=list(arguments), prog_name="eagle", standalone_mode=False)
         if sys.stdout is not None:  # None where it was closed before the start
@@ -92,7 +105,7 @@ def _of_option(error: Exception) -> str | None:
         return None
     from pydantic import ValidationError
 
-    from eagle.spec import explain_value
+    from eagle.plugin import explain_value
 
     cause, options = error.__cause__, getattr(error.param, "opts", None)
     if not isinstance(cause, ValidationError) or not options:
@@ -113,6 +126,9 @@ def _explain(error: Exception) -> int:
         return USER_ERROR
     if isinstance(error, OSError):
         fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        return USER_ERROR
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        fail(f"there is not enough memory for that: {reason(error)}")
         return USER_ERROR
     text = " ".join(f"{type(error).__name__}: {error}".split())
     fail(f"{text} (a mistake in this library; run again with --debug and report what it shows)")

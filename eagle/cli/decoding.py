@@ -10,7 +10,7 @@ import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
@@ -21,6 +21,8 @@ from eagle.cli.options import settings_of
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from pydantic import BaseModel
+
     from eagle.decoding import Decoder, Stats, Trace
     from eagle.plugin import SamplingParams
     from eagle.spec import DecoderSpec
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MaxNewTokens",
     "MinP",
+    "OwnSeed",
     "Raw",
     "Seed",
     "SpecOption",
@@ -36,6 +39,7 @@ __all__ = [
     "Temperature",
     "TopK",
     "TopP",
+    "checked",
     "figures",
     "load_decoder",
     "read_prompt",
@@ -44,6 +48,8 @@ __all__ = [
     "warn_if_lossy",
     "working",
 ]
+
+_Model = TypeVar("_Model", bound="BaseModel")
 
 # Tokens, some 1,400 cycles. In each, a compiled verification saves about 3 ms on an H100, at the
 # 135M as at the 7B shape; finding compiled code again takes 9 s there, and making it a minute.
@@ -81,6 +87,15 @@ MinP = Annotated[
     typer.Option("--min-p", metavar="P", help="Only tokens P times as likely as the likeliest."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed, the same answer.")]
+OwnSeed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="The same seed, the same answer; without one, each answer draws its own.",
+        show_default=False,
+    ),
+]
 Stop = Annotated[
     list[str] | None,
     typer.Option(
@@ -101,16 +116,26 @@ def sampling_params(**given: Any) -> SamplingParams:
     Raises:
         RequestError: naming the option that is out of bounds.
     """
+    from eagle.plugin import SamplingParams
+
+    return checked(SamplingParams, given)
+
+
+def checked(model: type[_Model], given: dict[str, Any]) -> _Model:
+    """Return a pydantic model of what options of the same names were given.
+
+    Raises:
+        RequestError: naming the option that is wrong.
+    """
     from pydantic import ValidationError
 
     from eagle.errors import RequestError
-    from eagle.plugin import SamplingParams
-    from eagle.spec import explain
+    from eagle.plugin import explain
 
     try:
-        return SamplingParams(**given)
+        return model(**given)
     except ValidationError as error:
-        path, problem = next(iter(explain(error, SamplingParams, given).items()))
+        path, problem = next(iter(explain(error, model, given).items()))
         option = "--" + str(path[0]).replace("_", "-")
         raise RequestError(f"{option}: {problem}") from error
 
@@ -220,12 +245,14 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def figures(stats: Stats) -> str:
-    """Return the figures of an answer in one line."""
+def figures(stats: Stats, seed: int | None = None) -> str:
+    """Return the figures of an answer in one line, and its seed where that is to be known."""
     parts = [_count(stats.new_tokens, "token"), f"{stats.tokens_per_second:.1f} tokens/s"]
     if stats.cycles:
         parts += [f"tau {stats.tau:.2f}", _count(stats.cycles, "cycle")]
     parts.append(f"first token {stats.time_to_first_token:.2f} s")
+    if seed is not None:
+        parts.append(f"seed {seed}")
     return " · ".join(parts)
 
 

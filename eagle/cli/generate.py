@@ -15,8 +15,8 @@ from eagle.cli.compiling import suggest
 from eagle.cli.decoding import (
     MaxNewTokens,
     MinP,
+    OwnSeed,
     Raw,
-    Seed,
     SpecOption,
     Stop,
     Target,
@@ -30,7 +30,7 @@ from eagle.cli.decoding import (
     warn_if_lossy,
     working,
 )
-from eagle.cli.options import Json, Overrides
+from eagle.cli.options import Json, Overrides, Template, template_of
 
 if TYPE_CHECKING:
     from eagle.bench.compare import Against, Comparison, Side
@@ -42,6 +42,7 @@ EXAMPLES = console.examples(
     "cat question.txt | eagle generate - --temperature 0.7 --seed 1",
     'eagle generate "Once upon a time" --raw --stop "The end"',
     'eagle generate "Why is the sky blue?" --spec chain --set tree.depth=4 --json',
+    'eagle generate "What is 7 * 8?" --target ./qwen3 --template enable_thinking=false',
     'eagle generate "Why is the sky blue?" --compare',
     "eagle generate --compare --prompts mt_bench.jsonl --max-new-tokens 128",
 )
@@ -64,9 +65,10 @@ def generate(
     top_k: TopK = 0,
     top_p: TopP = 1.0,
     min_p: MinP = 0.0,
-    seed: Seed = 0,
+    seed: OwnSeed = None,
     stop: Stop = None,
     raw: Raw = False,
+    template: Template = None,
     as_json: Json = False,
     compare: Annotated[
         bool,
@@ -110,15 +112,21 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
+    given = template_of(template)
+    if given and raw:
+        raise _idle_template()
     # What is compared is what a decoder comes to after many answers.
     decoder = load_decoder(spec, set_, target, tokens=None if compare else max_new_tokens)
     warn_if_lossy(decoder)
     answer = None
     if prompts is None:
-        answer = _stream(decoder, texts[0], params, raw=raw, show=not as_json)
-        console.err.print(figures(answer.stats), style="dim", soft_wrap=True)
+        answer = _stream(decoder, texts[0], params, raw=raw, template=given, show=not as_json)
+        drawn = answer.seed if seed is None and temperature > 0 else None
+        console.err.print(figures(answer.stats, drawn), style="dim", soft_wrap=True)
         suggest(decoder)
-    comparison = _compare(decoder, texts, params, repeats or 1, raw=raw) if compare else None
+    comparison = None
+    if compare:
+        comparison = _compare(decoder, texts, params, repeats or 1, raw=raw, template=given)
     if as_json:
         console.emit_json(_describe(decoder, answer, comparison))
     elif comparison is not None:
@@ -152,12 +160,24 @@ def _refuse_idle_repeats(repeats: int | None, *, compare: bool) -> None:
         raise RequestError("--repeats goes with --compare only; leave it out, or add that")
 
 
+def _idle_template() -> Exception:
+    from eagle.errors import RequestError
+
+    return RequestError("--template goes with a chat template, which --raw leaves out; drop one")
+
+
 def _stream(
-    decoder: Decoder, prompt: str, params: SamplingParams, *, raw: bool, show: bool
+    decoder: Decoder,
+    prompt: str,
+    params: SamplingParams,
+    *,
+    raw: bool,
+    template: dict[str, Any] | None,
+    show: bool,
 ) -> Result:
     """Answer a prompt, showing the text as it becomes certain."""
     text, result = "", None
-    for event in decoder.stream(prompt, params, raw=raw):
+    for event in decoder.stream(prompt, params, raw=raw, chat_template_kwargs=template):
         text, result = event.text or text, event.result
         if show:
             print(event.text, end="", flush=True)
@@ -168,7 +188,13 @@ def _stream(
 
 
 def _compare(
-    decoder: Decoder, prompts: list[str], params: SamplingParams, repeats: int, *, raw: bool
+    decoder: Decoder,
+    prompts: list[str],
+    params: SamplingParams,
+    repeats: int,
+    *,
+    raw: bool,
+    template: dict[str, Any] | None,
 ) -> Comparison:
     from eagle.bench.compare import compare
 
@@ -178,7 +204,15 @@ def _compare(
             if status is not None:
                 status.update(f"comparing, {done} of {total} rounds done ...")
 
-        return compare(decoder, prompts, params, repeats=repeats, raw=raw, progress=progress)
+        return compare(
+            decoder,
+            prompts,
+            params,
+            repeats=repeats,
+            raw=raw,
+            template=template,
+            progress=progress,
+        )
 
 
 def _describe(
@@ -192,6 +226,7 @@ def _describe(
             "tokens": list(answer.tokens),
             "finish_reason": answer.finish_reason,
             "stats": asdict(answer.stats),
+            "seed": answer.seed,
         }
     elif comparison is not None:
         shown |= {"tau": comparison.tau, "rounds": [asdict(r) for r in comparison.rounds]}

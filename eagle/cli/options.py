@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,9 +17,11 @@ __all__ = [
     "Overrides",
     "Shapes",
     "SpecName",
+    "Template",
     "numbers",
     "settings_of",
     "shape_of",
+    "template_of",
 ]
 
 Overrides = Annotated[
@@ -49,6 +51,17 @@ SpecName = Annotated[
     str, typer.Argument(metavar="SPEC", help="A shipped spec's name, or a YAML file.")
 ]
 
+Template = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template",
+        metavar="KEY=VALUE",
+        help="Give the chat template a variable, its value in YAML, as in enable_thinking=false or "
+        "tools=[...]; may be repeated.",
+        show_default=False,
+    ),
+]
+
 Shapes = Annotated[
     str | None,
     typer.Option(
@@ -65,6 +78,33 @@ def settings_of(overrides: Sequence[str] | None, target: str | None) -> list[str
     """Return what ``--set`` and ``--target`` change of a spec, as `load_spec` takes it."""
     given = [] if target is None else [f"target.model={json.dumps(target)}"]
     return [*(overrides or ()), *given]
+
+
+def template_of(given: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return what ``--template`` gives the chat template, by name; None if it gives nothing.
+
+    Raises:
+        RequestError: one is no ``key=value``, or its value is not YAML.
+    """
+    if not given:
+        return None
+    from eagle.errors import RequestError
+    from eagle.spec import read_value
+
+    found: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise RequestError(
+                f"--template {text:.80}: must look like key=value, as in enable_thinking=false"
+            )
+        if name in found:
+            raise RequestError(f"--template {name}: is given twice")
+        try:
+            found[name] = read_value(value)
+        except ValueError as error:
+            raise RequestError(f"--template {name}: the value {error}") from error
+    return found
 
 
 def shape_of(name: str | None) -> Shape | None:

@@ -13,7 +13,8 @@ from eagle.cli.options import Json
 from eagle.errors import nearest
 
 if TYPE_CHECKING:
-    from eagle.plugin import Registered, Registry, Role
+    from eagle.plugin import Registry, Role
+    from eagle.spec import Declared
 
 EXAMPLES = console.examples("eagle plugins", "eagle plugins --role tree", "eagle plugins --json")
 
@@ -24,7 +25,7 @@ def plugins(
         typer.Option(
             "--role",
             metavar="ROLE",
-            help="Only this role: features, head, tree, attention or acceptance.",
+            help="Only this role: features, head, tree, attention, acceptance or loss.",
         ),
     ] = None,
     as_json: Json = False,
@@ -52,6 +53,8 @@ def _role(name: str | None) -> Role | None:
 
 
 def _describe(registry: Registry, role: Role | None) -> dict[str, Any]:
+    from eagle.spec import declared
+
     return {
         "strategies": [
             {
@@ -61,10 +64,11 @@ def _describe(registry: Registry, role: Role | None) -> dict[str, Any]:
                 "distribution": entry.origin.distribution,
                 "version": entry.origin.version,
                 "description": entry.strategy.description,
-                "laws": _laws(entry),
-                "lossless": _lossless(entry),
+                "laws": _laws(known),
+                "lossless": known.lossless if known else None,
             }
             for entry in registry.strategies(role)
+            for known in [declared(entry)]
         ],
         "broken": [
             {"name": broken.name, "distribution": broken.distribution, "reason": broken.reason}
@@ -73,17 +77,13 @@ def _describe(registry: Registry, role: Role | None) -> dict[str, Any]:
     }
 
 
-def _laws(entry: Registered) -> list[str]:
-    return sorted(law.value for law in entry.strategy.laws)
-
-
-def _lossless(entry: Registered) -> bool | None:
-    """Return whether a rule is lossless; the question does not arise for the other roles."""
-    return entry.strategy.lossless if entry.role.value == "acceptance" else None
+def _laws(known: Declared | None) -> list[str]:
+    return sorted(law.name for law in known.laws) if known else []
 
 
 def _print(registry: Registry, role: Role | None) -> None:
     from eagle.plugin import ROLE_TITLES
+    from eagle.spec import declared
 
     table = Table.grid(padding=(0, 2))
     heading = None
@@ -92,10 +92,11 @@ def _print(registry: Registry, role: Role | None) -> None:
             heading = entry.role
             table.add_row(f"[bold]{heading.value}[/]", f"[bold]{ROLE_TITLES[heading]}s[/]")
         details = [entry.origin.release]
-        if entry.strategy.laws:
-            details.append(f"siblings: {', '.join(_laws(entry))}")
-        if (lossless := _lossless(entry)) is not None:
-            details.append("lossless" if lossless else "not lossless")
+        known = declared(entry)
+        if laws := _laws(known):
+            details.append(f"siblings: {', '.join(laws)}")
+        if known and known.lossless is not None:
+            details.append("lossless" if known.lossless else "not lossless")
         table.add_row(
             f"  {escape(entry.name)}",
             f"{escape(entry.strategy.description)}\n[dim]{escape(' · '.join(details))}[/]",

@@ -85,7 +85,7 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
 
     What is `auto` in it is described as it would run on this machine.
     """
-    from eagle.plugin import BuildContext, Role, default_registry
+    from eagle.plugin import ROLES, BuildContext, default_registry
     from eagle.spec import load_spec, resolve
 
     loaded = load_spec(spec, set_ or ())
@@ -93,7 +93,7 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
     device = _device(loaded.target.device)
     context = BuildContext(device=device, folder=loaded.folder)
     resolved = resolve(loaded, default_registry(), context)
-    parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in Role)
+    parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in ROLES)
     console.out.out(f"{spec}: valid")
     console.out.out(f"  {parts}")
     console.out.out(

@@ -17,15 +17,24 @@ from eagle.plugin import (
     Acceptance,
     AcceptanceRule,
     AttentionBackend,
+    Committed,
     DraftHead,
     Draws,
     FeatureExtractor,
+    OwnVocabulary,
+    ParallelHead,
+    Role,
     Sampling,
     SamplingParams,
     TargetProbs,
     TokenTree,
     TreeBuilder,
     UniformDraws,
+    VaryingTree,
+    check_draft_vocab,
+    check_draws,
+    check_states,
+    check_tree,
     probabilities,
 )
 from eagle.target import Forward, Target
@@ -79,6 +88,10 @@ class Cycle:
         timer: called with the name of each phase as it begins, and with ``end``.
         compiled: what to call in place of the methods of these names, the cycle first.
         ahead: the target's pass compiled ahead of time, in place of its `forward`.
+        trees: the tree builders to choose from; one, except with a `VaryingTree`.
+        tree: the one that the next cycle drafts with; see `use`.
+        shape: of its trees.
+        depth: D of the deepest trees.
     """
 
     draws: Callable[[Tensor], Draws] = UniformDraws
@@ -93,20 +106,37 @@ class Cycle:
         acceptance: AcceptanceRule,
     ) -> None:
         self.target, self.features, self.head = target, features, head
-        self.tree, self.attention, self.acceptance = tree, attention, acceptance
-        self.shape = tree.shape
-        self.draws_per_cycle = tree.uniforms + acceptance.uniforms(tree.shape)
+        self.attention, self.acceptance = attention, acceptance
+        self.trees = tuple(tree.alternatives) if isinstance(tree, VaryingTree) else (tree,)
+        self.use(0)
+        shapes = [one.shape for one in self.trees]
+        self.depth = max(shape.depth for shape in shapes)
+        self.draws_per_cycle = max(
+            one.uniforms + acceptance.uniforms(shape)
+            for one, shape in zip(self.trees, shapes, strict=True)
+        )
         # Rows behind the committed ones that a cycle writes, in a slot that is at its end too:
         # a cycle that was started ahead may go on from there.
-        written = max(self.shape.nodes, self.shape.expansions, self.shape.depth + 1)
-        self.headroom = self.shape.depth + 1 + written
+        written = max(max(s.nodes, s.expansions, s.depth + 1) for s in shapes)
+        self.headroom = self.depth + 1 + written
+        self._checked: list[TreeBuilder] = []
         self.timer: Callable[[str], None] | None = None
         self.compiled: dict[str, Callable[..., object]] = {}
         self.ahead: Forward | None = None
 
+    def use(self, number: int) -> None:
+        """Draft with the tree builder of that number from now on."""
+        self.tree = self.trees[number]
+        self.shape = self.tree.shape
+
     def allocate(self, slots: int, rows: int) -> Slots:
         """Allocate caches of *rows* committed rows per slot, and the slots."""
         device = self.target.device
+        # Asked here, since compilers do not follow what a protocol asks of an object.
+        self._parallel = self.head if isinstance(self.head, ParallelHead) else None
+        self._vocab = self.head.draft_vocab if isinstance(self.head, OwnVocabulary) else None
+        if self._vocab is not None:
+            check_draft_vocab(self._vocab, self.target.info.vocab_size)
         self.rows = -(-(rows + self.headroom) // _SPAN) * _SPAN
         self.cache = self.target.make_cache(slots, self.rows)
         self.head.allocate(slots, self.rows)
@@ -125,7 +155,7 @@ class Cycle:
             ),
             active=torch.zeros(slots, dtype=torch.bool, device=device),
             uniforms=torch.zeros(slots, self.draws_per_cycle, dtype=torch.float64, device=device),
-            outcome=integers(slots, self.shape.depth + 3),
+            outcome=integers(slots, self.depth + 3),
             sampling=Sampling.of([SamplingParams()] * slots, device),
         )
 
@@ -139,13 +169,24 @@ class Cycle:
         """Draft, verify, accept and commit once, for all slots; `slots.outcome` says what came."""
         draws = self.draws(slots.uniforms)
         tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
+        self._check_draft(tree, slots, draws)
         logits, features = self._phase("verify", slots, tree, span)
         scores = processing.at_nodes(logits, tree) if processing else logits
+        before = _used(draws)
         choice: Acceptance = self._phase("accept", tree, scores, sampling, draws)
+        declared = self.acceptance.uniforms(self.shape)
+        check_draws(Role.ACCEPTANCE, "accept", _used(draws) - before, declared)
         self._mark("commit")
         self.cache.store.compact(slots.lengths, choice.path)
         self.phase("commit", slots, tree, choice, logits, scores, features, span)
         self._mark("end")
+
+    def _check_draft(self, tree: TokenTree, slots: Slots, draws: Draws) -> None:
+        check_draws(Role.TREE, "build", _used(draws), self.tree.uniforms)
+        if not any(self.tree is one for one in self._checked):
+            # Once: it reads the device. With graphs, before anything is captured.
+            self._checked.append(self.tree)
+            check_tree(tree, self.shape, slots.root)
 
     def _phase(self, name: str, *args: object) -> Any:
         self._mark(name)
@@ -161,8 +202,18 @@ class Cycle:
 
     def draft(self, slots: Slots, sampling: Sampling, span: int, draws: Draws) -> TokenTree:
         """Return a token tree for every slot."""
-        drafter = CycleDrafter(self.head, slots.root, slots.state, slots.lengths, span, sampling)
-        return self.tree.build(drafter, draws)
+        drafter = CycleDrafter(
+            self.head,
+            slots.root,
+            slots.state,
+            slots.lengths,
+            span,
+            sampling,
+            self.shape.depth,
+            self._parallel,
+            self._vocab,
+        )
+        return drafter.finish(self.tree.build(drafter, draws))
 
     def verify(self, slots: Slots, tree: TokenTree, span: int) -> tuple[Tensor, Tensor]:
         """Return the target's logits ``[B, N, V]`` and features ``[B, N, F]`` at every node."""
@@ -190,17 +241,28 @@ class Cycle:
         order = torch.arange(self.shape.depth + 1, device=logits.device)
         follow = tree.tokens.gather(1, choice.path).roll(-1, 1)
         follow = torch.where(order == choice.count[:, None], choice.bonus[:, None], follow)
-        absorb = Step.chain(slots.lengths, self.shape.depth + 1, span)
-        states = self.head.absorb(follow, _pick(features, choice.path), absorb)
-
         gain = torch.where(slots.active, choice.count + 1, 0)
+        committed = Committed(
+            tokens=follow,
+            own=tree.tokens.gather(1, choice.path),
+            features=_pick(features, choice.path),
+            count=gain,
+            step=Step.chain(slots.lengths, self.shape.depth + 1, span),
+        )
+        states = self._absorb(committed, slots)
         bad = _stuck(_pick(logits, choice.path)) + 2 * ~states.isfinite().flatten(1).all(1)
         if scores is not logits:
             bad = bad + 4 * _stuck(_pick(scores, choice.path))
         slots.state.copy_(_pick(states, choice.count[:, None])[:, 0])
         slots.root.copy_(torch.where(slots.active, choice.bonus, slots.root))
         slots.lengths.add_(gain)
-        slots.outcome.copy_(torch.cat((torch.stack((gain, bad), 1), follow), 1))
+        outcome = torch.cat((torch.stack((gain, bad), 1), follow), 1)
+        slots.outcome[:, : outcome.shape[1]].copy_(outcome)
+
+    def _absorb(self, committed: Committed, slots: Slots) -> Tensor:
+        states = self.head.absorb(committed)
+        check_states(states.shape[-1], slots.state.shape[-1], "absorb")
+        return states
 
     def prefill(
         self,
@@ -257,7 +319,7 @@ class Cycle:
         last, hidden = self._forward(tokens[:, :-1], step)
         features = self.features.extract(last, hidden)
         if end is None:
-            self.head.absorb(tokens[:, 1:], features, step)
+            self._absorb(Committed(tokens[:, 1:], tokens[:, :-1], features, count, step), slots)
             return
         sampling, uniform = end
         final = (count - 1)[:, None]
@@ -268,7 +330,8 @@ class Cycle:
             bad = bad + 4 * _stuck(scores[:, None])
         first = self._first(scores, sampling, uniform)
         follow = tokens[:, 1:].scatter(1, final, first[:, None])
-        state = _pick(self.head.absorb(follow, features, step), final)[:, 0]
+        committed = Committed(follow, tokens[:, :-1], features, count, step)
+        state = _pick(self._absorb(committed, slots), final)[:, 0]
         bad = bad + 2 * ~state.isfinite().all(1)
         outcome = torch.stack((torch.ones_like(bad), bad, first), 1)
         slots.lengths.index_copy_(0, slot, start + count)
@@ -295,3 +358,8 @@ def _pick(x: Tensor, index: Tensor) -> Tensor:
 def _stuck(scores: Tensor) -> Tensor:
     """Return bool ``[B]``: whether some of ``[B, M, V]`` give no token a finite best score."""
     return ~scores.amax(-1).isfinite().all(1)
+
+
+def _used(draws: Draws) -> int:
+    """Return how many uniforms per slot have been read; an oracle's are counted by itself."""
+    return draws.used if isinstance(draws, UniformDraws) else 0

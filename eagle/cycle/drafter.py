@@ -1,16 +1,19 @@
 """The draft head with its bookkeeping done: rows, positions and who sees whom among drafts.
 
-Knows a head and its cache rows; does not know what shape the tree takes.
+Knows a head and its cache rows, and whose token ids are whose; does not know what shape the tree
+takes.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.plugin import DraftHead, Sampling
+from eagle.plugin import Drafted, DraftHead, ParallelHead, Sampling, TokenTree
 
 __all__ = ["CycleDrafter"]
 
@@ -25,6 +28,9 @@ class CycleDrafter:
         lengths: int64 ``[B]``, committed rows of the head's cache.
         span: rows of the cache that may be read.
         sampling: the slots' parameters.
+        depth: D, the levels that the tree has.
+        parallel: the head, where it drafts all levels in one pass.
+        vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, or None.
     """
 
     def __init__(
@@ -35,19 +41,36 @@ class CycleDrafter:
         lengths: Tensor,
         span: int,
         sampling: Sampling,
+        depth: int,
+        parallel: ParallelHead | None = None,
+        vocab: Tensor | None = None,
     ) -> None:
         self.root, self.sampling = root, sampling
-        self._head, self._lengths, self._span = head, lengths, span
+        self._head, self._lengths, self._span, self._depth = head, lengths, span, depth
+        self._parallel, self._vocab, self._level = parallel, vocab, 0
+        self._levels: Tensor | None = None
         # Entry 0 is the root, entry e + 1 the e-th expanded node.
         self._states = state[:, None]
         self._seen = torch.zeros(root.shape[0], 1, 0, dtype=torch.bool, device=root.device)
 
     def begin(self) -> Tensor:
         """See `eagle.plugin.Drafter.begin`."""
-        return self._head.logits(self._states[:, :1])
+        levels = self.levels()
+        return self._head.logits(self._states[:, :1]) if levels is None else levels[:, :1]
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> Tensor | None:
+        """See `eagle.plugin.Drafter.levels`; the head is asked once in a cycle."""
+        if self._levels is None and self._parallel is not None:
+            step = Step.chain(self._lengths, self._depth, self._span)
+            self._levels = self._parallel.draft(self.root, self._states[:, 0], step)
+        return self._levels
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         """See `eagle.plugin.Drafter.expand`."""
+        self._level = self._level + 1 if level is None else level
+        levels = self.levels()
+        if levels is not None:
+            return levels[:, self._level : self._level + 1].expand(-1, tokens.shape[1], -1)
         slots, width = tokens.shape
         before = self._seen.shape[2]
         parent = (parents + 1)[..., None]
@@ -64,7 +87,18 @@ class CycleDrafter:
             span=self._span,
         )
         above = self._states.gather(1, parent.expand(-1, -1, self._states.shape[2]))
-        states = self._head.extend(tokens, above, step)
+        states = self._head.extend(Drafted(self._targets(tokens), above, self._level, step))
         self._states = torch.cat((self._states, states), dim=1)
         self._seen = torch.cat((F.pad(self._seen, (0, width)), tail), dim=1)
         return self._head.logits(states)
+
+    def finish(self, tree: TokenTree) -> TokenTree:
+        """Return a builder's tree with the target's token ids, whatever the head drafts from."""
+        if self._vocab is None:
+            return tree
+        drafted = self._targets(tree.tokens[:, 1:])
+        tokens = torch.cat((tree.tokens[:, :1], drafted), dim=1)
+        return replace(tree, tokens=tokens, draft_vocab=self._vocab)
+
+    def _targets(self, tokens: Tensor) -> Tensor:
+        return tokens if self._vocab is None else self._vocab[tokens]

@@ -7,25 +7,49 @@ the slots whose request brought processors; such a cycle runs eagerly and is nev
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import PrefixConstrainedLogitsProcessor
 
-from eagle.errors import RequestError
+from eagle.cycle.snapshot import Snapshot
+from eagle.errors import RequestError, brief
 from eagle.plugin import TokenTree
 
-__all__ = ["Processing", "Processor", "Processors", "processors_of_each"]
+__all__ = ["Bound", "Processing", "Processor", "Processors", "processors_of_each"]
 
 Processor = Callable[[Tensor, Tensor], Tensor]
-"""``(input_ids [n, L], scores [n, V]) -> scores [n, V]``, as transformers' `LogitsProcessor` is.
+"""``(input_ids [1, L], scores [1, V]) -> scores [1, V]``, as transformers' `LogitsProcessor` is.
 
-It must depend on its arguments alone: it is asked about several continuations of one text at a
-time, most of which are never written, so one that counts its calls or remembers the last one
-(a watermark with state, classifier-free guidance with its own cache) does not work here.
+It is asked about one text at a time, as `generate` asks about a batch of one. It must depend on its
+arguments alone: it is asked about several continuations of one text, most of which are never
+written. One that keeps state between calls (a count, a cache of the text so far as
+classifier-free guidance has it, a generator) is refused where that shows in its attributes, unless
+it says by ``any_prefix = True`` that it may be called for any prefix in any order, as one that only
+remembers what it worked out may. What a function keeps in its closure shows nowhere.
 """
 Processors = Sequence[Processor]
+
+_BY_ROWS = frozenset(
+    f"{name}LogitsProcessor"
+    for name in (
+        "ForcedBOSToken", "ForcedEOSToken", "InfNanRemove", "MinLength", "MinNewTokensLength",
+        "NoBadWords", "NoRepeatNGram", "RepetitionPenalty", "SequenceBias", "SuppressTokens",
+        "SuppressTokensAtBegin", "Watermark",
+    )
+) | {
+    f"{name}LogitsWarper"
+    for name in ("Epsilon", "Eta", "MinP", "Temperature", "TopK", "TopP", "Typical")
+} | {"ExponentialDecayLengthPenalty", "LogitNormalization"}  # fmt: skip
+"""transformers' processors that treat each row by itself, so that many cost one call."""
+
+_UNWATCHED = (FunctionType, MethodType, BuiltinFunctionType, type, torch.nn.Module)
+"""What has no attributes of its own to be watched, or too large ones."""
 
 
 @dataclass(frozen=True)
@@ -99,20 +123,75 @@ def _scores(logits: Tensor) -> Tensor:
 
 def _apply(processors: Processors, ids: Tensor, scores: Tensor) -> Tensor:
     for processor in processors:
+        bound = processor if isinstance(processor, Bound) else Bound(processor)
+        scores = bound(ids, scores)
+    return scores
+
+
+class Bound:
+    """A processor as one request uses it: asked about one text at a time, and watched.
+
+    Args:
+        processor: what is asked.
+    """
+
+    def __init__(self, processor: Processor) -> None:
+        self._processor = processor
+        known = type(processor).__module__.startswith("transformers.generation.")
+        # A tensor here has a length for every row of a batch, of which there is one.
+        lengths = getattr(processor, "prompt_ignore_length", None)
+        self._by_rows = (
+            known and type(processor).__name__ in _BY_ROWS and not isinstance(lengths, Tensor)
+        )
+        self._watched = not (
+            self._by_rows
+            or getattr(processor, "any_prefix", False) is True
+            or isinstance(processor, _UNWATCHED)
+            or not hasattr(processor, "__dict__")
+        )
+        self._before: Snapshot | None = None
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Return the processed scores ``[n, V]`` of n texts ``[n, L]``.
+
+        Raises:
+            RequestError: the processor raised, returned something else, or keeps state.
+        """
+        if self._by_rows:
+            return self._ask(ids, scores)
+        rows = zip(torch.split(ids, 1), torch.split(scores, 1), strict=True)
+        return torch.cat([self._ask(text, row.clone()) for text, row in rows])
+
+    def _ask(self, ids: Tensor, scores: Tensor) -> Tensor:
+        name, shape = _name(self._processor), scores.shape
         try:
-            found = processor(ids, scores)
+            found = self._processor(ids, scores)
         except Exception as error:
             raise RequestError(
-                f"the logits processor {_name(processor)} raised {type(error).__name__}: {error}"
+                f"the logits processor {name} raised {type(error).__name__}: {error}"
             ) from error
-        if not isinstance(found, Tensor) or found.shape != scores.shape:
+        if not isinstance(found, Tensor) or found.shape != shape:
             what = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise RequestError(
-                f"the logits processor {_name(processor)} returned {what}, where scores of shape "
-                f"[n, V] = {list(scores.shape)} are needed"
+                f"the logits processor {name} returned {what}, where scores of shape "
+                f"[n, V] = {list(shape)} are needed"
             )
-        scores = found.to(scores)
-    return scores
+        if self._watched:
+            self._watch(name)
+        return found.to(scores)
+
+    def _watch(self, name: str) -> None:
+        """Refuse a processor whose attributes go on changing behind its first call."""
+        state = vars(self._processor)
+        if self._before is None:  # what is made once, of the scores' size say, is made by then
+            self._before = Snapshot(state)
+        elif (key := self._before.changed(state)) is not None:
+            raise RequestError(
+                f"the logits processor {name} keeps state between calls (its attribute {key!r} "
+                "changed), but it is asked about continuations of a text that are never written; "
+                "let it depend on input_ids alone, or set any_prefix = True on it if it may be "
+                "called for any prefix in any order"
+            )
 
 
 def _name(processor: Processor) -> str:
@@ -126,7 +205,8 @@ def processors_of_each(
 
     Args:
         processors: one sequence for all prompts (`LogitsProcessorList` is one), or one sequence
-            or None for each prompt, or None.
+            or None for each prompt, or None. A `PrefixConstrainedLogitsProcessor` for all prompts
+            gets the prompt's index as its ``batch_id``; in a sequence of its own, 0.
         count: how many prompts there are.
 
     Raises:
@@ -134,10 +214,15 @@ def processors_of_each(
     """
     if callable(processors) and not isinstance(processors, Sequence):
         raise RequestError("processors are given as a list, also where there is only one")
+    if processors is not None and not isinstance(processors, Sequence):
+        raise RequestError(
+            f"processors are given as a list of them, not as {type(processors).__name__}"
+        )
     given = list(processors or ())
     # A LogitsProcessorList can be called as well; here it is a sequence first.
     if not any(item is None or isinstance(item, Sequence) for item in given):
-        return [_checked(given)] * count
+        shared = _checked(given)
+        return [tuple(_of_prompt(own, index) for own in shared) for index in range(count)]
     if len(given) != count:
         raise RequestError(
             f"{len(given)} sequences of logits processors were given for {count} prompts"
@@ -145,10 +230,27 @@ def processors_of_each(
     return [_checked(own or ()) for own in given]
 
 
+def _of_prompt(processor: Processor, index: int) -> Processor:
+    """Return a processor that all prompts share as the prompt of that index has it."""
+    allowed = getattr(processor, "_prefix_allowed_tokens_fn", None)
+    if index == 0 or allowed is None:
+        return processor
+    own: Any = copy.copy(processor)  # one text at a time, its batch_id would always be 0
+    own._prefix_allowed_tokens_fn = lambda batch_id, ids: allowed(index, ids)
+    return cast("Processor", own)
+
+
 def _checked(own: object) -> tuple[Processor, ...]:
     if isinstance(own, Sequence) and all(callable(item) for item in own):
+        for item in own:
+            beams = getattr(item, "_num_beams", 1)
+            if isinstance(item, PrefixConstrainedLogitsProcessor) and beams != 1:
+                raise RequestError(
+                    f"{_name(item)} was made for {beams} beams; nothing is searched with beams "
+                    "here, so it needs num_beams=1"
+                )
         return tuple(own)
     raise RequestError(
-        f"{own!r} is no list of logits processors: what can be called with (input_ids, scores), "
-        "as those of transformers are"
+        f"{brief(own)} is no list of logits processors: what can be called with "
+        "(input_ids, scores), as those of transformers are"
     )

@@ -13,7 +13,7 @@ import torch
 from eagle.cycle import Processing
 from eagle.decoding.requests import Event, Request
 from eagle.errors import NumericalError
-from eagle.plugin import SamplingParams
+from eagle.plugin import SamplingParams, Seen
 
 __all__ = ["Batch", "Outcome", "failed_last"]
 
@@ -38,6 +38,7 @@ class Batch:
 
     def __init__(self, slots: int, dtype: torch.dtype) -> None:
         self.requests: list[Request | None] = [None] * slots
+        self._committed: list[int | None] = [None] * slots
         self._dtype = dtype
 
     def __bool__(self) -> bool:
@@ -66,6 +67,26 @@ class Batch:
             if request is not None and request.processors
         }
         return Processing(slots) if slots else None
+
+    def put(self, slot: int, request: Request) -> None:
+        """Give a slot to a request."""
+        self.requests[slot], self._committed[slot] = request, None
+
+    def note(self, outcomes: Sequence[Outcome]) -> None:
+        """Take note of what a cycle did in every slot, before it is delivered."""
+        self._committed = [
+            outcome[0] if request else None
+            for request, outcome in zip(self.requests, outcomes, strict=True)
+        ]
+
+    @property
+    def seen(self) -> Seen:
+        """What the next cycle's tree may be chosen by."""
+        known = zip(self.requests, self._committed, strict=True)
+        return Seen(
+            active=sum(request is not None for request in self.requests),
+            committed=tuple(count if request else None for request, count in known),
+        )
 
     def goes_on(self, outcomes: Sequence[Outcome], *, waiting: bool) -> bool:
         """Return whether another cycle may start before this one's tokens are delivered.

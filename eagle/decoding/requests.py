@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from eagle.cycle import Processors
 from eagle.decoding.text import Piece, TextStream
 from eagle.errors import RequestError
-from eagle.plugin import SamplingParams
+from eagle.plugin import SamplingParams, fresh_seed
 
 __all__ = [
     "Event",
@@ -86,6 +87,7 @@ class Result:
         finish_reason: ``stop`` (end-of-text token or stop string) or ``length``.
         stats: figures.
         prompt_tokens: ids of the prompt, the chat template applied.
+        seed: of its chance: given by itself, it gives this result again.
     """
 
     text: str
@@ -93,6 +95,7 @@ class Result:
     finish_reason: FinishReason
     stats: Stats
     prompt_tokens: tuple[int, ...]
+    seed: int
 
 
 def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:
@@ -120,7 +123,11 @@ def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:
 
 @dataclass
 class Request:
-    """One prompt on its way: its tokens so far, its text, and its own source of randomness."""
+    """One prompt on its way: its tokens so far, its text, and its own source of randomness.
+
+    Attributes:
+        seed: of that source: the parameters' own, or one that the operating system drew.
+    """
 
     index: int
     prompt: list[int]
@@ -138,7 +145,10 @@ class Request:
         self._ends = stop_tokens(self.params.stop, self.tokenizer)
         if not self.params.ignore_eos:
             self._ends |= self.eos
-        self._generator = torch.Generator().manual_seed(self.params.seed)
+        seed = self.params.seed
+        self.seed = fresh_seed() if seed is None else seed
+        # Not torch.Generator, for which seeds that are equal modulo 2**32 are one.
+        self._generator = np.random.Generator(np.random.PCG64(self.seed))
         self._started = time.perf_counter()
         self._first = self._last = 0.0
 
@@ -148,7 +158,7 @@ class Request:
 
     def uniforms(self, count: int) -> torch.Tensor:
         """Return the next *count* uniforms of this request, float64 in [0, 1)."""
-        return torch.rand(count, generator=self._generator, dtype=torch.float64)
+        return torch.from_numpy(self._generator.random(count))
 
     def ends_with(self, tokens: Sequence[int]) -> bool:
         """Return whether these tokens end the request, as far as their ids tell."""
@@ -197,4 +207,5 @@ class Request:
             time_to_first_token=self._first - self._started,
         )
         reason = self.finish_reason or "length"
-        return Result(self._text.text, tuple(self.tokens), reason, stats, tuple(self.prompt))
+        prompt = tuple(self.prompt)
+        return Result(self._text.text, tuple(self.tokens), reason, stats, prompt, self.seed)

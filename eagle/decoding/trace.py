@@ -21,10 +21,12 @@ from eagle.plugin import (
     Law,
     Registry,
     Sampling,
+    Seen,
     TargetProbs,
     TokenTree,
     TreeBuilder,
     TreeShape,
+    VaryingTree,
     default_registry,
     probabilities,
 )
@@ -105,7 +107,7 @@ class Trace:
         """Return a spec's components with stand-ins that note what goes through them."""
         return replace(
             resolved,
-            tree=_WatchedTree(resolved.tree, self),
+            tree=_watched(resolved.tree, self),
             acceptance=_WatchedRule(resolved.acceptance, self),
         )
 
@@ -119,7 +121,7 @@ class Trace:
             raise LookupError("no cycle has run yet")
         tree, sampling = self._tree, _softened(self._target.sampling)
         target = probabilities(self._target.logits, sampling)[slot]
-        drafts = self._by_path(slot, sampling)
+        drafts = self._by_path(slot, sampling, tree, target.shape[-1])
         accepted: list[int] = self._choice.path[slot, : int(self._choice.count[slot]) + 1].tolist()
         columns = (tree.tokens, tree.parents, tree.depths, tree.ranks)
         paths: dict[int, tuple[int, ...]] = {}
@@ -152,8 +154,10 @@ class Trace:
             temperature=sampling.temperature[slot].item(),
         )
 
-    def _by_path(self, slot: int, sampling: Sampling) -> dict[tuple[int, ...], Tensor]:
-        """Return draft distributions by the drafted tokens that they follow.
+    def _by_path(
+        self, slot: int, sampling: Sampling, tree: TokenTree, vocab: int
+    ) -> dict[tuple[int, ...], Tensor]:
+        """Return draft distributions by the drafted tokens that they follow, as the target's ids.
 
         What a tree builder expands is numbered in its own way; the text that leads to a node is
         what expansions and nodes have in common.
@@ -161,7 +165,9 @@ class Trace:
         found: dict[tuple[int, ...], Tensor] = {}
         paths: list[tuple[int, ...]] = []
         for tokens, parents, logits in self._drafts:
-            probs = probabilities(logits, sampling)[slot]
+            probs = tree.widened(probabilities(logits, sampling)[slot], vocab)
+            if tree.draft_vocab is not None:
+                tokens = tree.draft_vocab[tokens]
             if not tokens.shape[1]:
                 found[()] = probs[0]
                 continue
@@ -218,8 +224,11 @@ class _WatchedDrafter:
         self._trace.drafted(none, none, logits)
         return logits
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
-        logits = self._drafter.expand(tokens, parents)
+    def levels(self) -> Tensor | None:
+        return self._drafter.levels()
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
+        logits = self._drafter.expand(tokens, parents, level=level)
         self._trace.drafted(tokens, parents, logits)
         return logits
 
@@ -247,6 +256,24 @@ class _WatchedTree:
     def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
         self._trace.begin()
         return self._builder.build(_WatchedDrafter(drafter, self._trace), draws)
+
+
+class _WatchedVarying(_WatchedTree):
+    """Trees of varying shape, all of whose builders are watched."""
+
+    def __init__(self, builder: TreeBuilder, varying: VaryingTree, trace: Trace) -> None:
+        super().__init__(builder, trace)
+        self._varying = varying
+        self.alternatives = [_WatchedTree(one, trace) for one in varying.alternatives]
+
+    def choose(self, seen: Seen) -> int:
+        return self._varying.choose(seen)
+
+
+def _watched(builder: TreeBuilder, trace: Trace) -> _WatchedTree:
+    if isinstance(builder, VaryingTree):
+        return _WatchedVarying(builder, builder, trace)
+    return _WatchedTree(builder, trace)
 
 
 class _WatchedRule:

@@ -6,7 +6,7 @@ from eagle.kernels.drawing import draw, draw_by_operators, padded, rows_of
 from eagle.kernels.few_rows import plan_of, product_parts
 from eagle.kernels.fused_linear import Product, arrange, products
 from eagle.kernels.int8 import Int8Linear, int8_linear, quantize
-from eagle.kernels.prepacked import PackedLinear, Switch, hooked, multiply, packs, reorder
+from eagle.kernels.prepacked import PackedLinear, Switch, left_alone, multiply, packs, reorder
 from eagle.kernels.topk import argmax, top_k
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "arrange",
     "draw",
     "draw_by_operators",
-    "hooked",
     "int8_linear",
+    "left_alone",
     "multiply",
     "packs",
     "padded",

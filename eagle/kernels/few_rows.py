@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.host import multiprocessors, shared_memory
-from eagle.kernels.prepacked import Switch, hooked
+from eagle.kernels.prepacked import Switch, left_alone
 
 __all__ = [
     "BLOCK_K",
@@ -169,7 +169,7 @@ def narrow(module: nn.Module, switch: Switch) -> None:
     """Replace the linear layers of a frozen module on a GPU that have products made here.
 
     Args:
-        module: whose children are replaced, at any depth. Those that are hooked stay.
+        module: whose children are replaced, at any depth. Those that are `left_alone` stay.
         switch: shared by all layers, to turn this off for a while.
     """
     for layer in module.modules():
@@ -177,7 +177,11 @@ def narrow(module: nn.Module, switch: Switch) -> None:
             layer.switch = switch  # replaced before, for another owner of the same module
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear and not hooked(child) and not child.weight.requires_grad:
+            if (
+                type(child) is nn.Linear
+                and not left_alone(child)
+                and not child.weight.requires_grad
+            ):
                 plan = plan_of(child.weight)
                 if plan != Plan():
                     setattr(parent, name, SkinnyLinear(child, switch, plan))

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.kernels.few_rows import linear, narrow, plan_of
-from eagle.kernels.prepacked import Switch, hooked, multiply, pack, packs, reorder
+from eagle.kernels.prepacked import Switch, left_alone, multiply, pack, packs, reorder
 
 __all__ = ["Product", "SharedInput", "arrange", "fuse", "products"]
 
@@ -114,7 +114,7 @@ def fuse(module: nn.Module, switch: Switch, *, packed: bool = False) -> int:
     """Stack the weights of linear layers that read the same input, in place.
 
     Args:
-        module: frozen; whose children are replaced, at any depth. Those that are hooked stay.
+        module: frozen; whose children are replaced, at any depth. Those that are `left_alone` stay.
         switch: shared by all layers, to turn fusing off for a while.
         packed: keep a packed copy of the stacked weights, for a CPU.
 
@@ -146,7 +146,7 @@ def _alike(layers: list[nn.Linear]) -> bool:
         and (layer.bias is None) == (first.bias is None)
         and not layer.weight.requires_grad
         and not layer.weight.is_meta
-        and not hooked(layer)
+        and not left_alone(layer)
         for layer in layers
     )
 

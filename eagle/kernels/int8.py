@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from eagle.host import free_memory
 from eagle.kernels.few_rows import MAX_ROWS, SkinnyLinear, product_of_bytes, reads_bytes
-from eagle.kernels.prepacked import PackedLinear, hooked
+from eagle.kernels.prepacked import PackedLinear, left_alone
 
 __all__ = ["Int8Linear", "Int8OnCpu", "Int8OnGpu", "int8_linear", "quantize"]
 
@@ -115,12 +115,12 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
 
     On a CPU it pays in bfloat16, where the processor multiplies bytes (VNNI) and oneDNN is not
     held to older instructions; on a GPU where `eagle.kernels.reads_bytes` says so. Never where
-    memory is short, nor for a layer that does something of its own, or that is hooked.
+    memory is short, nor for a layer that does something of its own, or that is `left_alone`.
     """
     if (
         type(dense) not in (nn.Linear, PackedLinear, SkinnyLinear)
         or not isinstance(dense, nn.Linear)
-        or hooked(dense)
+        or left_alone(dense)
         or dense.weight.numel() > _SHARE * free_memory(dense.weight.device)
     ):
         return None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from eagle.host import free_memory
 
-__all__ = ["PackedLinear", "Switch", "hooked", "multiply", "pack", "packs", "reorder"]
+__all__ = ["PackedLinear", "Switch", "left_alone", "multiply", "pack", "packs", "reorder"]
 
 _ROWS = 16  # rows that the layout is made for: about a token tree
 _SHARE = 0.25  # of the free memory that the copies may take; the dense weights are kept
@@ -82,7 +82,11 @@ def packs(module: nn.Module) -> bool:
     Not on other devices than the CPU, in other dtypes than bfloat16, without oneDNN's support for
     it, or where memory is short.
     """
-    weights = [child.weight for child in module.modules() if type(child) is nn.Linear]
+    weights = [
+        child.weight
+        for child in module.modules()
+        if type(child) is nn.Linear and not left_alone(child)
+    ]
     return (
         all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights)
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -94,7 +98,7 @@ def pack(module: nn.Module, switch: Switch) -> bool:
     """Replace the linear layers of a frozen module, where that pays.
 
     Args:
-        module: whose children are replaced, at any depth. Those that are hooked stay.
+        module: whose children are replaced, at any depth. Those that are `left_alone` stay.
         switch: shared by all layers, to turn packing off for a while.
 
     Returns:
@@ -107,7 +111,7 @@ def pack(module: nn.Module, switch: Switch) -> bool:
         (parent, name, child)
         for parent in module.modules()
         for name, child in parent.named_children()
-        if type(child) is nn.Linear and not hooked(child)
+        if type(child) is nn.Linear and not left_alone(child)
     ]
     if not found or not packs(module):
         return False
@@ -116,9 +120,11 @@ def pack(module: nn.Module, switch: Switch) -> bool:
     return True
 
 
-def hooked(layer: nn.Linear) -> bool:
-    """Whether somebody else has hooked a layer, or put another `forward` on it.
+def left_alone(layer: nn.Linear) -> bool:
+    """Whether a layer is not what its class says: somebody else decides how it multiplies.
 
-    accelerate does, on the layers of a model that it spreads over devices.
+    Its forward is hooked or replaced, as accelerate does on the layers of a model that it spreads
+    over devices, or its weight is no plain tensor, as those that torchao quantizes.
     """
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer))
+    others = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
+    return bool(others) or type(layer.weight) not in (Tensor, nn.Parameter)

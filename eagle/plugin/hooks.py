@@ -31,6 +31,7 @@ from eagle.plugin.roles import (
     Strategy,
     TreeBuilder,
 )
+from eagle.plugin.training_loss import TrainingLoss
 
 __all__ = ["ENTRY_POINT_GROUP", "HOOKS", "EagleHooks", "hookimpl"]
 
@@ -53,7 +54,7 @@ class EagleHooks:
 
     @hookspec
     def eagle_tree_builders(self) -> Iterable[Strategy[TreeBuilder]]:  # type: ignore[empty-body]
-        """Return tree builders; `Strategy.laws` lists every law they can draw siblings by."""
+        """Return tree builders: which candidates are drafted, in what shape."""
 
     @hookspec
     def eagle_attention_backends(self) -> Iterable[Strategy[AttentionBackend]]:  # type: ignore[empty-body]
@@ -61,7 +62,11 @@ class EagleHooks:
 
     @hookspec
     def eagle_acceptance_rules(self) -> Iterable[Strategy[AcceptanceRule]]:  # type: ignore[empty-body]
-        """Return acceptance rules; `Strategy.laws` lists those under which they are lossless."""
+        """Return acceptance rules: which path is kept, and which token follows."""
+
+    @hookspec
+    def eagle_training_losses(self) -> Iterable[Strategy[TrainingLoss]]:  # type: ignore[empty-body]
+        """Return losses of training: what a draft head is taught by."""
 
 
 HOOKS = {
@@ -70,4 +75,5 @@ HOOKS = {
     Role.TREE: "eagle_tree_builders",
     Role.ATTENTION: "eagle_attention_backends",
     Role.ACCEPTANCE: "eagle_acceptance_rules",
+    Role.LOSS: "eagle_training_losses",
 }

@@ -15,7 +15,7 @@ import pluggy
 
 from eagle.errors import PluginError, UnknownStrategyError, nearest
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks
-from eagle.plugin.roles import Law, Role, Strategy, StrategyConfig
+from eagle.plugin.roles import Role, Strategy, StrategyConfig
 
 __all__ = [
     "ROLE_TITLES",
@@ -33,6 +33,7 @@ ROLE_TITLES = {
     Role.TREE: "tree builder",
     Role.ATTENTION: "attention backend",
     Role.ACCEPTANCE: "acceptance rule",
+    Role.LOSS: "training loss",
 }
 """What messages call a strategy of each role."""
 
@@ -303,6 +304,4 @@ def _problem(strategy: object) -> str:
         return f"the strategy {name!r}, whose config has a field 'name'; a spec uses that key"
     if not callable(strategy.build):
         return f"the strategy {name!r}, whose build cannot be called"
-    if not all(isinstance(law, Law) for law in strategy.laws):
-        return f"the strategy {name!r}, whose laws are not all of {[law.value for law in Law]}"
     return ""

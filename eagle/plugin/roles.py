@@ -1,4 +1,6 @@
-"""The five roles: what a component of each must be, do and declare; knows no implementation.
+"""The five roles of a decoder: what a component of each must be, do and declare.
+
+It knows no implementation. What a component may do besides is in `eagle.plugin.capabilities`.
 
 B slots, N tree nodes (root included), D drafted levels, V vocabulary, H hidden size of the target,
 F feature size, S size of a draft head's states. Nothing called inside a cycle may read a device
@@ -9,35 +11,45 @@ value on the host or let a shape depend on one; a component that cannot keep to 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.plugin.budget import Budget, Fit
+from eagle.plugin.entries import Committed, Drafted
+from eagle.plugin.laws import EVERY_LAW, Law
 from eagle.plugin.sampling import Draws, Sampling, TargetProbs
-from eagle.plugin.strategy import BuildContext, Role, Strategy, StrategyConfig, TargetInfo
-from eagle.plugin.tree import Acceptance, Law, TokenTree, TreeShape
+from eagle.plugin.strategy import (
+    BuildContext,
+    ComponentSpec,
+    Role,
+    Strategy,
+    StrategyConfig,
+    TargetInfo,
+)
+from eagle.plugin.tree import Acceptance, TokenTree, TreeShape
 
 __all__ = [
+    "EVERY_LAW",
     "AcceptanceRule",
     "AttentionBackend",
     "BuildContext",
+    "Committed",
     "Component",
+    "ComponentSpec",
     "DraftHead",
+    "Drafted",
     "Drafter",
     "FeatureExtractor",
-    "FittedTree",
     "Law",
-    "MeasuredHead",
     "Role",
+    "Scores",
     "Strategy",
     "StrategyConfig",
     "TargetInfo",
     "TargetModel",
-    "TrainableHead",
     "TreeBuilder",
 ]
 
@@ -102,8 +114,33 @@ class FeatureExtractor(Component, Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Scores:
+    """What a layer makes of its attention scores, beside scaling them.
+
+    Attributes:
+        softcap: c, where a scaled score s becomes ``c * tanh(s / c)`` before any mask.
+        sinks: ``[query_heads]``, a score for each head that takes part in the softmax and has no
+            row: what it weighs is lost. It is neither scaled nor capped.
+    """
+
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+
 class AttentionBackend(Component, Protocol):
-    """How is a token tree attended over the cache?"""
+    """How is a token tree attended over the cache?
+
+    Some targets ask for more than scaled scores under a mask: a ``window``, a ``softcap``,
+    ``sinks``. A backend that serves them names them in an attribute ``modifiers``, a frozenset of
+    these words, and is given them as keyword arguments: ``plan(..., window=W)``, once for each
+    window that layers have, and ``attend(..., scores=Scores(...))``. One without the attribute is
+    called without them, and refused for targets that need them when they are probed.
+
+    A window counts positions: an entry at position p sees, of what its mask shows it, what is at
+    positions above p - W. Committed rows are at their own positions. Passes with a window have one
+    row of the tail for each entry, in order, so `Step.positions` has those of all others.
+    """
 
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return why this backend cannot serve such tensors, or None if it can."""
@@ -136,6 +173,10 @@ class DraftHead(Component, Protocol):
 
     A head keeps one cache entry for each pair (feature of position t, token at t + 1). It is
     told where to write and what to see by a `Step`; it never decides that itself.
+
+    Its states are its own business: what it predicts from, and what it is given back in `extend`.
+    They need only be of one size, and finite, since what is not is taken for damage. Draft logits
+    may be -inf, for what a head does not propose.
     """
 
     def feature_size(self, target: TargetInfo) -> int:
@@ -158,26 +199,19 @@ class DraftHead(Component, Protocol):
         """Allocate (again) the head's own cache."""
         ...
 
-    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
-        """Take in committed text: true features and the tokens one step ahead of them.
+    def absorb(self, committed: Committed) -> Tensor:
+        """Take in committed text.
 
-        Args:
-            tokens: int64 ``[B, T]``; entry t follows the token that feature t belongs to.
-            features: ``[B, T, F]``, of the target.
-            step: where they go; entries behind a slot's true count are padding.
+        Entries may come more than once, as rows are written again behind what counts and as work
+        is tried before it is captured: what is remembered of them belongs to their rows.
 
         Returns:
-            States ``[B, T, S]``; entry t predicts what follows ``tokens[:, t]``.
+            States ``[B, T, S]``; entry t predicts what follows ``committed.tokens[:, t]``.
         """
         ...
 
-    def extend(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
+    def extend(self, drafted: Drafted) -> Tensor:
         """Take in drafted tokens, with the states that predicted them in the features' place.
-
-        Args:
-            tokens: int64 ``[B, W]``.
-            states: ``[B, W, S]``, each the state of the token's parent.
-            step: where they go and what they see.
 
         Returns:
             States ``[B, W, S]``.
@@ -185,7 +219,10 @@ class DraftHead(Component, Protocol):
         ...
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the draft logits ``[B, W, V]`` of states ``[B, W, S]``."""
+        """Return the draft logits ``[B, W, V]`` of states ``[B, W, S]``.
+
+        With a vocabulary of its own (`eagle.plugin.OwnVocabulary`), ``[B, W, Vd]``.
+        """
         ...
 
 
@@ -193,6 +230,8 @@ class Drafter(Protocol):
     """What a tree builder asks for candidates: the draft head with its bookkeeping done.
 
     Expanded nodes are numbered from 0 in the order in which they were expanded; -1 is the root.
+    Candidates are places in the draft logits. Where the head drafts from a vocabulary of its own,
+    they are put into the target's ids behind the builder's back, so it need not know.
     """
 
     @property
@@ -209,12 +248,23 @@ class Drafter(Protocol):
         """Return the draft logits ``[B, 1, V]`` of what follows the root."""
         ...
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> Tensor | None:
+        """Return the draft logits of all levels, ``[B, D, V]``, or None.
+
+        Only of a head that drafts them in one pass (`eagle.plugin.ParallelHead`): level d
+        has one distribution for all its nodes, whatever is above them. `begin` and `expand` give
+        the same, so only a builder that wants to see all levels at once need ask.
+        """
+        ...
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         """Run the head on W more nodes and return the draft logits of what follows each.
 
         Args:
             tokens: int64 ``[B, W]``.
             parents: int64 ``[B, W]``, numbers of the expanded nodes above them, -1 for the root.
+            level: the nodes' depth, the same for all of them; by default one more than in the
+                call before, from 1.
 
         Returns:
             Draft logits ``[B, W, V]``.
@@ -245,41 +295,6 @@ class TreeBuilder(Component, Protocol):
         ...
 
 
-@runtime_checkable
-class FittedTree(Protocol):
-    """An optional capability of a tree builder: one whose size follows what the machine can do.
-
-    A builder that has it is asked once, when a decoder is made and what the machine can do has
-    been measured; the builder that it returns takes its place. Until then, and where the head's
-    acceptance was never measured, the builder itself is used: it has a size too. A builder whose
-    size the spec settles must not have this method.
-    """
-
-    def fit(self, budget: Budget) -> Fit[TreeBuilder] | None:
-        """Return the builder of the best size, or None where none is better than its own.
-
-        Its laws must be among those that this builder declares.
-
-        Args:
-            budget: how likely candidates are accepted, and what cycles cost.
-        """
-        ...
-
-
-@runtime_checkable
-class MeasuredHead(Protocol):
-    """An optional capability of a draft head: one whose files may say how often it is right."""
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are; `eagle.plugin.RankRates.read` finds what was measured of it.
-
-        Raises:
-            CheckpointError: there is no such folder.
-        """
-        ...
-
-
 class AcceptanceRule(Component, Protocol):
     """Which path is kept, and which token follows?"""
 
@@ -290,7 +305,10 @@ class AcceptanceRule(Component, Protocol):
 
     @property
     def laws(self) -> frozenset[Law]:
-        """The laws under which the rule keeps what it declares."""
+        """The laws under which the rule keeps what it declares.
+
+        `eagle.plugin.EVERY_LAW` of one that goes by what a law says of itself, or by none at all.
+        """
         ...
 
     def uniforms(self, shape: TreeShape) -> int:
@@ -301,39 +319,4 @@ class AcceptanceRule(Component, Protocol):
         self, tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: Draws
     ) -> Acceptance:
         """Choose an accepted path and the bonus token for every slot."""
-        ...
-
-
-class TrainableHead(DraftHead, Protocol):
-    """A draft head that `eagle train` can train; the target stays frozen throughout."""
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """The trainable parameters, and nothing of the target."""
-        ...
-
-    def initialise(self, target: TargetModel, seed: int) -> None:
-        """Make fresh float32 weights on the target's device, in the target's shape."""
-        ...
-
-    def train_states(
-        self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
-    ) -> Tensor:
-        """Run the head over whole texts in parallel, without a cache.
-
-        Args:
-            tokens: int64 ``[B, T]``; entry t is the token at position t + 1 of its text.
-            features: ``[B, T, F]``; entry t is the target's feature at position t.
-            positions: int64 ``[B, T]``, position t within its text.
-            visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s.
-
-        Returns:
-            States ``[B, T, S]``; entry t predicts the feature at position t + 1. Where a state is
-            a feature and more, the feature is its first F numbers: they are what the regression
-            loss looks at, and what multi-step training and rank replay feed back.
-        """
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint that `load` reads, atomically."""
         ...

@@ -5,7 +5,9 @@ It knows logits and numbers; it does not know where either comes from.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Annotated, Protocol, TypeGuard
@@ -22,6 +24,8 @@ __all__ = [
     "SamplingParams",
     "TargetProbs",
     "UniformDraws",
+    "derived_seed",
+    "fresh_seed",
     "fusible",
     "probabilities",
 ]
@@ -36,9 +40,14 @@ class SamplingParams(BaseModel):
     Temperature, top-k, top-p and min-p are applied in this order, as `transformers` does, and
     together define the target distribution that the decoder keeps.
 
+    The default is greedy, and so many tokens: what a model's ``generation_config`` recommends for
+    sampling (``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``max_new_tokens`` and the like)
+    is not taken over.
+
     All chance of a request comes from its own `seed`, so it says in a batch what it says alone.
-    Requests with one seed share their random numbers: give each its own to have samples that are
-    independent of each other.
+    Without one, a request draws its own and its result says which. One seed for several prompts is
+    the first one's own, and each of the others has one derived from it (`derived_seed`); where each
+    prompt has parameters of its own, their seeds are taken as they are.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,9 +57,30 @@ class SamplingParams(BaseModel):
     top_k: Annotated[int, Field(ge=0, lt=2**63)] = 0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
+
+
+def fresh_seed() -> int:
+    """Return a seed that the operating system draws."""
+    return secrets.randbits(63)
+
+
+def derived_seed(seed: int, index: int) -> int:
+    """Return the seed of one of several requests that were given one seed.
+
+    It is the seed itself at index 0, and otherwise the first 63 bits of the SHA-256 digest of
+    ``"{seed}/{index}"``: not a consecutive number, whose generator starts out alike.
+
+    Args:
+        seed: the seed that was given.
+        index: of the request, from 0.
+    """
+    if index == 0:
+        return seed
+    digest = hashlib.sha256(f"{seed}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 1
 
 
 @dataclass(frozen=True)
@@ -180,6 +210,21 @@ class Draws(Protocol):
         """
         ...
 
+    def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
+        """Return float64 ``[B]``, uniform in [0, 1).
+
+        For what is no draw from a distribution at hand: one number that decides several things at
+        once, say. Whatever follows may depend on it only through the interval between neighbouring
+        cuts in which it falls. So an oracle can stand in for it, and the rule can be proved; where
+        an interval is left out of the cuts, its outcomes have wrong probabilities and are found
+        out. What depends on a number in another way (Gumbel noise on a whole vocabulary, with
+        draft and target sharing it) cannot be enumerated.
+
+        Args:
+            cuts: returns float ``[B, K]`` in [0, 1], in any order. Only an oracle calls it.
+        """
+        ...
+
 
 class UniformDraws:
     """Draws that read uniforms in [0, 1), ``[B, U]``, column after column.
@@ -215,6 +260,10 @@ class UniformDraws:
         """See `Draws.categorical` and `eagle.kernels.draw`."""
         width = weights.shape[1] if weights.dim() == 3 else 1
         return self._draw(weights, self.read(width).to(torch.float64).reshape(weights.shape[:-1]))
+
+    def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
+        """See `Draws.uniform`."""
+        return self.read(1)[:, 0].to(torch.float64)
 
 
 def fusible(draws: Draws, logits: Tensor, sampling: Sampling) -> TypeGuard[UniformDraws]:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from eagle.plugin.laws import Law
+
 __all__ = ["Acceptance", "Law", "TokenTree", "TreeShape", "ancestor_mask"]
-
-
-class Law(StrEnum):
-    """How the siblings under one node came about, which decides what an acceptance rule may do."""
-
-    TOP_K = "top-k"
-    """A fixed set given the text so far: no chance is involved."""
-    WITHOUT_REPLACEMENT = "without-replacement"
-    """Drawn one after another from the draft distribution, each time without those before."""
-    IID = "iid"
-    """Drawn independently from the draft distribution; siblings may repeat a token."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +47,19 @@ class TokenTree:
             tried. Siblings have distinct ranks.
         ancestors: bool ``[B, N, N]``; entry (i, j) says that node i sees node j: j is i itself
             or one of its ancestors.
-        draft_probs: float ``[B, Q, V]`` or None; under a sampled law, the distributions that
-            children were drawn from.
+        draft_probs: float ``[B, Q, Vd]`` or None; under a sampled law, the distributions that
+            children were drawn from. Vd is V, unless there is a `draft_vocab`.
         draft_rows: int64 ``[B, N]`` or None; the row of `draft_probs` that the children of a
             node were drawn from. Meaningless for leaves.
         sampled: bool ``[B]`` or None; whether the siblings of a slot were sampled. Where False
             (always at temperature 0) they are a fixed top-k set. None: False everywhere.
         law: how the siblings of the slots in `sampled` were drawn; known on the host.
+        laws: where siblings of different nodes came about differently, all their laws, in place
+            of `law`; known on the host.
+        node_laws: int64 ``[B, N]`` or None; with `laws`, which of them the children of a node came
+            about by. Meaningless for leaves.
+        draft_vocab: int64 ``[Vd]`` or None; what the head drafts from, as ids of the target, where
+            that is not the target's whole vocabulary. `tokens` are the target's all the same.
     """
 
     tokens: Tensor
@@ -73,7 +70,37 @@ class TokenTree:
     draft_probs: Tensor | None = None
     draft_rows: Tensor | None = None
     sampled: Tensor | None = None
-    law: Law = Law.TOP_K
+    law: Law = field(default_factory=lambda: Law.TOP_K)  # compilers follow no other default
+    laws: tuple[Law, ...] = ()
+    node_laws: Tensor | None = None
+    draft_vocab: Tensor | None = None
+
+    @property
+    def every_law(self) -> tuple[Law, ...]:
+        """The laws of all its siblings."""
+        return self.laws or (self.law,)
+
+    def by_law(self, nodes: Tensor, of: Callable[[Law], Tensor]) -> Tensor:
+        """Return what follows from the law of the children of one node per slot.
+
+        Args:
+            nodes: int64 ``[B]``, a node of each slot.
+            of: makes ``[B, ...]`` of a law; it is called for each of them.
+        """
+        first, *others = self.every_law
+        found = of(first)
+        if self.node_laws is None:
+            return found
+        own = self.node_laws.gather(1, nodes[:, None]).view(-1, *[1] * (found.dim() - 1))
+        for number, law in enumerate(others, start=1):
+            found = torch.where(own == number, of(law), found)
+        return found
+
+    def widened(self, drafts: Tensor, vocab: int) -> Tensor:
+        """Return draft distributions ``[B, Vd]`` over the target's vocabulary, ``[B, vocab]``."""
+        if self.draft_vocab is None:
+            return drafts
+        return drafts.new_zeros(drafts.shape[0], vocab).index_copy(1, self.draft_vocab, drafts)
 
     def child(self, nodes: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         """Return the child of given rank of one node per slot.

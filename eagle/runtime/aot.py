@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.assets import cache_dir, exclusive, notify, staging
+from eagle.assets import cache_dir, exclusive, full_disk, notify, readable_disk_errors, staging
 from eagle.cache import Step
-from eagle.errors import CompileError, EagleError
+from eagle.errors import AssetError, CompileError, EagleError, reason
+from eagle.host import disk_error, guarded, is_sealed, seal
 from eagle.plugin import AttentionBackend
 from eagle.runtime.export import TracedPass, digest_of
 from eagle.target import PassCache, Target
@@ -38,6 +39,7 @@ try:
 except Exception as error:
     sys.exit(" ".join(str(error).split()))
 """
+_SPACE = 400_000_000  # bytes that compiling needs for a moment, most of them precompiled headers
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 
 
@@ -72,10 +74,12 @@ def ahead(
         return None
     found = AheadPass(target, attention, layers)
     try:
-        if make and not found.path.is_file():
+        if found.load():
+            return found
+        if make:
             notify("Compiling the target's pass (a minute or two, once) ...")
             found.make()
-        return found if found.load() else None
+        return found if make and found.load() else None
     except EagleError as error:
         log.warning("passes run uncompiled: %s", error)
         return None
@@ -104,13 +108,13 @@ class AheadPass:
         return _folder() / f"{sizes}-{self._module.digest()}.pt2"
 
     def load(self) -> bool:
-        """Load the package; False where none was made.
+        """Load the package; False where none was made, or where it was damaged and is removed.
 
         Raises:
             CompileError: it cannot be loaded, or computes something else than the model.
         """
         path = self.path
-        if not path.is_file():
+        if not path.is_file() or self._is_dropped(path):
             return False
         try:
             # What `torch._inductor` wraps, without the time that importing it takes.
@@ -123,8 +127,25 @@ class AheadPass:
             self._target.probe(self._attention, self)
         except (RuntimeError, KeyError, TypeError, AttributeError, EagleError) as error:
             self._loader = None
-            reason = " ".join(str(error).split())
-            raise CompileError(f"the compiled pass {path} cannot be used: {reason:.300}") from error
+            raise CompileError(
+                f"the compiled pass {path} cannot be used: {reason(error)}"
+            ) from error
+        return True
+
+    def _is_dropped(self, path: Path) -> bool:
+        """Remove a package that is not as it was made; return whether that was so.
+
+        Loading it would run it, and what is wrong with it may end the process.
+        """
+        try:
+            if is_sealed(path):
+                return False
+            path.unlink()
+        except OSError as error:
+            raise CompileError(f"the compiled pass {path} is damaged: {error.strerror}") from error
+        log.warning(
+            "the compiled pass %s was damaged and is removed; `eagle compile` makes it again", path
+        )
         return True
 
     def make(self) -> None:
@@ -132,6 +153,7 @@ class AheadPass:
 
         Raises:
             CompileError: there is no compiler, or this model or backend cannot be compiled.
+            AssetError: the cache folder cannot be written to, or its disk is full.
         """
         if not getattr(self._attention, "capturable", False):
             raise CompileError(
@@ -140,24 +162,37 @@ class AheadPass:
         if compiler() is None:
             raise CompileError("compiling needs a C++ compiler (g++, or what CXX names)")
         path = self.path
-        with exclusive(path.parent, path.stem), staging(path.parent, path.stem) as folder:
+        with (
+            readable_disk_errors(path.parent, _SPACE),
+            exclusive(path.parent, path.stem),
+            staging(path.parent, path.stem) as folder,
+        ):
             if path.is_file():
                 return
+            if shutil.disk_usage(folder).free < _SPACE:
+                raise AssetError(full_disk(path.parent, _SPACE))
             staged = folder / path.name
-            try:
-                self._module.package(staged)
-            except Exception as error:  # of as many kinds as there are models and compilers
-                reason = " ".join(str(error).split())
-                raise CompileError(
-                    f"the pass of {self._target.info.name!r} cannot be compiled: "
-                    f"{type(error).__name__}: {reason:.300}"
-                ) from error
-            if refusal := _refusal(staged):
+            with guarded(folder):
+                self._compile(staged)
+                staged.write_bytes(seal(staged.read_bytes()))
+                refusal = _refusal(staged)
+            if refusal:
                 raise CompileError(
                     f"the pass of {self._target.info.name!r} was compiled and cannot be loaded "
                     f"with PyTorch {torch.__version__}: {refusal}"
                 )
             os.replace(staged, path)
+
+    def _compile(self, staged: Path) -> None:
+        try:
+            self._module.package(staged)
+        except Exception as error:  # of as many kinds as there are models and compilers
+            if disk_error(error):
+                raise
+            raise CompileError(
+                f"the pass of {self._target.info.name!r} cannot be compiled: "
+                f"{type(error).__name__}: {reason(error)}"
+            ) from error
 
     def __call__(
         self,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
 import warnings
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from eagle.cache import Step, TreeCache
 from eagle.host import instructions, versions
 from eagle.kernels import PackedLinear, Product, products
 from eagle.plugin import AttentionBackend
-from eagle.target import PassCache, Target
+from eagle.target import Layers, PassCache, Target
 
 __all__ = ["TracedPass", "digest_of"]
 
@@ -100,7 +101,14 @@ class TracedPass(nn.Module):
                 product.weight, product.bias = weight, bias
 
     def package(self, path: Path) -> None:
-        """Trace and compile the pass into a package."""
+        """Trace and compile the pass into a package.
+
+        Args:
+            path: of the package; what is needed for a moment is put beside it.
+
+        Raises:
+            OSError: the package cannot be written.
+        """
         # Imported late, as they take seconds and only those who compile need them.
         import torch._inductor
         from torch._inductor.utils import fresh_cache
@@ -112,7 +120,7 @@ class TracedPass(nn.Module):
         with (
             torch.inference_mode(False),
             torch.no_grad(),
-            fresh_cache(),
+            fresh_cache(dir=str(path.parent)),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
@@ -145,15 +153,18 @@ class TracedPass(nn.Module):
             unknown = set(program.constants) - set(self.weights())
             if unknown:
                 raise ValueError(f"tensors that are no part of the model: {sorted(unknown)}")
+            # Into memory first: where a disk is full, PyTorch's own writer ends the process.
+            package = io.BytesIO()
             torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs=dict(_OPTIONS)
+                program, package_path=package, inductor_configs=dict(_OPTIONS)
             )
+        path.write_bytes(package.getvalue())
 
     def digest(self) -> str:
         """Return a digest of all that the code depends on; weights are no part of it."""
         target, modules = self._target[0], dict(self.body.named_modules())
         kinds = {type(module) for module in modules.values()} | {type(self._attention)}
-        ours = (PassCache, TreeCache, Product, PackedLinear, Target, TracedPass)
+        ours = (Layers, PassCache, TreeCache, Product, PackedLinear, Target, TracedPass)
         files = {inspect.getsourcefile(source) for source in (*kinds, *ours) if source}
         # A backend may consist of several, each in a file of its own.
         beside = Path(inspect.getsourcefile(type(self._attention)) or "").parent.glob("*.py")

@@ -40,7 +40,10 @@ class _Noise:
     def begin(self) -> Tensor:
         return _noisy(self._text, 1, self._generator)
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> None:
+        return None
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         return _noisy(self._text, tokens.shape[1], self._generator)
 
 
@@ -54,7 +57,7 @@ def disagreement(cycle: Cycle) -> str | None:
     logits, of which either may come first, are too many in bfloat16.
 
     Args:
-        cycle: whose tree builder and acceptance rule are tried.
+        cycle: whose acceptance rule is tried, with the tree builder that it uses at the time.
 
     Returns:
         None where both agree, or where there are no kernels; else what is different.

@@ -120,12 +120,26 @@ class Runtime:
         return made
 
     def run(
-        self, slots: Slots, sampling: Sampling, committed: int, processing: Processing | None
+        self,
+        slots: Slots,
+        sampling: Sampling,
+        committed: int,
+        processing: Processing | None,
+        tree: int = 0,
     ) -> None:
-        """Run one cycle, when no slot holds more than *committed* tokens."""
+        """Run one cycle, when no slot holds more than *committed* tokens.
+
+        Args:
+            slots: the slots.
+            sampling: their parameters.
+            committed: tokens of the longest text.
+            processing: the logits processors of the slots, if any has some.
+            tree: which of the cycle's trees is drafted; each is captured by itself.
+        """
         span = self.span(committed)
+        self.cycle.use(tree)
         if processing or not self._captured(
-            ("cycle", span, sampling.greedy, sampling.filtered),
+            ("cycle", tree, span, sampling.greedy, sampling.filtered),
             lambda: self.cycle.run(slots, sampling, span),
             slots,
         ):

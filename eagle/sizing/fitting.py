@@ -30,6 +30,7 @@ from eagle.plugin import (
     RankRates,
     Role,
     TreeBuilder,
+    listed,
 )
 from eagle.runtime import made
 from eagle.sizing.costing import measure_costs
@@ -101,7 +102,7 @@ def cost_key(
         "versions": versions(),
         "target": {size: getattr(config, size, None) for size in _SIZES},
         "dtype": str(dtype),
-        "placement": spec.target.model_dump(exclude={"model", "revision", "dtype", "device"}),
+        "placement": spec.target.model_dump(include={"device_map", "tp_plan"}),
         "strategies": strategies,
         "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
     }
@@ -215,10 +216,13 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
     rates = rates_of(resolved)
     if rates is None:
         shape = resolved.tree.shape
+        lacking, help_ = f"no {RATES_FILE}", "Measure the head with `eagle bench ranks`."
+        if not isinstance(resolved.head, MeasuredHead):
+            lacking = "no files in which that could be kept"
+            help_ = "Give its size in the spec instead of `size: auto`, or take a head with files."
         notify(
-            f"tree: its size is chosen by how often the draft head is right, and this head has no "
-            f"{RATES_FILE}; so the tree has {shape.nodes} nodes and {shape.depth} levels. "
-            "Measure the head with `eagle bench ranks`."
+            f"tree: its size is chosen by how often the draft head is right, and this head has "
+            f"{lacking}; so the tree has {shape.nodes} nodes and {shape.depth} levels. {help_}"
         )
         return resolved
     known = recall(cost_key(resolved, target.config, target.dtype, target.device))
@@ -250,9 +254,9 @@ def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
             f"{entry}, {entry.origin}: fit() returned a {type(fit).__name__}; it should return an "
             "eagle.plugin.Fit, or None"
         )
-    if extra := fit.builder.laws - resolved.tree.laws:
+    if extra := [law for law in fit.builder.laws if law not in resolved.tree.laws]:
         raise PluginError(
             f"{entry}, {entry.origin}: fit() returned a builder that draws siblings by "
-            f"{', '.join(sorted(extra))}, which this one does not declare"
+            f"{listed(extra)}, which this one does not declare"
         )
     return fit

@@ -1,23 +1,33 @@
 """From YAML to checked settings to built components; loads no weights."""
 
-from eagle.spec.building import NONE, Resolved, load_spec, resolve, shipped_specs
-from eagle.spec.document import Document, dump
-from eagle.spec.problems import explain, explain_value
+from eagle.spec.building import (
+    NONE,
+    Declared,
+    Resolved,
+    built,
+    declared,
+    load_spec,
+    resolve,
+    shipped_specs,
+)
+from eagle.spec.document import Document, dump, read_value
 from eagle.spec.schema import ComponentSpec, DecoderSpec, RuntimeSpec, TargetSpec, json_schema
 
 __all__ = [
     "NONE",
     "ComponentSpec",
+    "Declared",
     "DecoderSpec",
     "Document",
     "Resolved",
     "RuntimeSpec",
     "TargetSpec",
+    "built",
+    "declared",
     "dump",
-    "explain",
-    "explain_value",
     "json_schema",
     "load_spec",
+    "read_value",
     "resolve",
     "shipped_specs",
 ]

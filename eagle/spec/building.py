@@ -5,27 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eagle.errors import EagleError, IncompatibleError, PluginError, SpecError, nearest
+from eagle.errors import (
+    EagleError,
+    IncompatibleError,
+    PluginError,
+    SpecError,
+    brief,
+    clipped,
+    nearest,
+)
+from eagle.host import expanded
 from eagle.plugin import (
     ROLE_TITLES,
+    ROLES,
     AcceptanceRule,
     AttentionBackend,
+    Breach,
     BuildContext,
     Component,
     DraftHead,
     FeatureExtractor,
+    FollowsLayers,
     Law,
+    MeasuredHead,
+    NamesLayers,
+    NeedsTopology,
     Registered,
     Registry,
     Role,
     StrategyConfig,
     TargetInfo,
+    TrainingLoss,
     TreeBuilder,
+    TreeShape,
+    VaryingTree,
     describe,
+    listed,
 )
 from eagle.spec.document import Document
 from eagle.spec.schema import (
@@ -40,10 +60,13 @@ from eagle.spec.schema import (
 __all__ = [
     "NONE",
     "ComponentSpec",
+    "Declared",
     "DecoderSpec",
     "Resolved",
     "RuntimeSpec",
     "TargetSpec",
+    "built",
+    "declared",
     "json_schema",
     "load_spec",
     "resolve",
@@ -61,6 +84,7 @@ _PROTOCOLS: dict[Role, type] = {
     Role.TREE: TreeBuilder,
     Role.ATTENTION: AttentionBackend,
     Role.ACCEPTANCE: AcceptanceRule,
+    Role.LOSS: TrainingLoss,
 }
 
 
@@ -81,6 +105,17 @@ def load_spec(spec: str | Path, overrides: Sequence[str] = ()) -> DecoderSpec:
     Raises:
         SpecError: there is no such spec, it is not YAML, or a key or value is wrong.
     """
+    if not isinstance(spec, (str, Path)):
+        raise SpecError(
+            f"a spec is given by a shipped spec's name or a YAML file's path, not as "
+            f"{type(spec).__name__}"
+        )
+    if isinstance(overrides, str) or not isinstance(overrides, Sequence):
+        raise SpecError(
+            f"overrides are a list of 'path.to.key=value', not {type(overrides).__name__}"
+        )
+    if odd := [item for item in overrides if not isinstance(item, str)]:
+        raise SpecError(f"overrides are 'path.to.key=value' each, not {type(odd[0]).__name__}")
     document = _find(spec).override(
         overrides, {role.value: name for role, name in DEFAULT_STRATEGIES.items()}
     )
@@ -97,11 +132,15 @@ def _find(spec: str | Path) -> Document:
         found = Document.read(shipped[str(spec)])
         # Nobody means the installed package's folder by a relative path.
         return replace(found, label=str(spec), folder=Path())
-    path = Path(spec).expanduser()
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return Document.read(path)
+    path = expanded(spec)
+    try:
+        if path.is_file() or path.suffix in (".yaml", ".yml"):
+            return Document.read(path)
+    except (OSError, ValueError) as error:  # too long, or with a NUL
+        why = getattr(error, "strerror", None) or error
+        raise SpecError(f"{brief(str(spec))} names no spec and no file: {why}") from error
     raise SpecError(
-        f"no spec is named {str(spec)!r}, and there is no such file."
+        f"no spec is named {clipped(str(spec))!r}, and there is no such file."
         f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
     )
 
@@ -131,7 +170,7 @@ class Resolved:
     @property
     def components(self) -> dict[Role, Component]:
         """The components by role."""
-        return {role: getattr(self, role.value) for role in Role}
+        return {role: getattr(self, role.value) for role in ROLES}
 
     def blame(self, error: BaseException) -> PluginError | None:
         """Return an error that names the component in which an exception arose, if one did.
@@ -142,6 +181,9 @@ class Resolved:
         Reading the traceback costs nothing until something is raised, unlike a wrapper around
         every call that the loop makes.
         """
+        if isinstance(error, Breach):
+            entry = self.strategies[error.role]
+            return PluginError(f"{entry}, {entry.origin}: {error.problem}")
         frames = []
         trace = error.__traceback__
         while trace:
@@ -183,31 +225,77 @@ def resolve(spec: DecoderSpec, registry: Registry, context: BuildContext | None 
         PluginError: a plug-in raises, or its component is not what it declares.
     """
     context = context or BuildContext(folder=spec.folder)
-    strategies = {role: _lookup(spec, registry, role) for role in Role}
-    configs = {role: _configure(spec, strategies[role]) for role in Role}
-    built = {role: _build(strategies[role], configs[role], context) for role in Role}
-    resolved = Resolved(spec, strategies, **{role.value: built[role] for role in Role})
+    context = replace(context, builder=partial(_nested, spec.document, registry))
+    # Names first, then settings, so that a wrong name shows before a wrong setting of another.
+    strategies = {
+        role: _lookup(spec.document, registry, role, spec.component(role)) for role in ROLES
+    }
+    configs = {
+        role: _configure(spec.document, strategies[role], spec.component(role)) for role in ROLES
+    }
+    made = {role: _build(strategies[role], configs[role], context) for role in ROLES}
+    resolved = Resolved(spec, strategies, **{role.value: made[role] for role in ROLES})
     _check_pairing(resolved)
     _check_laws(resolved, registry)
+    _check_topology(resolved)
     if context.target is not None:
+        resolved = _follow_layers(resolved, context.target)
         _check_features(resolved, context.target)
     return resolved
 
 
-def _lookup(spec: DecoderSpec, registry: Registry, role: Role) -> Registered:
+def built(
+    document: Document,
+    registry: Registry,
+    role: Role,
+    component: ComponentSpec,
+    context: BuildContext,
+) -> tuple[Registered, StrategyConfig, Any]:
+    """Build one component by itself, such as a loss of training.
+
+    Args:
+        document: where it was written, for messages.
+        registry: where its strategy is looked up.
+        role: its role; also the key of the document that it is written under.
+        component: its strategy and settings.
+        context: what its factory may use.
+
+    Returns:
+        The strategy, its settings, and what was made of them.
+
+    Raises:
+        EagleError: see `resolve`.
+    """
+    entry = _lookup(document, registry, role, component)
+    config = _configure(document, entry, component)
+    return entry, config, _build(entry, config, context)
+
+
+def _nested(
+    document: Document,
+    registry: Registry,
+    role: Role,
+    component: ComponentSpec,
+    context: BuildContext,
+) -> Any:
+    return built(document, registry, role, component, context)[2]
+
+
+def _lookup(
+    document: Document, registry: Registry, role: Role, component: ComponentSpec
+) -> Registered:
     try:
-        return registry.get(role, spec.component(role).name)
+        return registry.get(role, component.name)
     except PluginError as error:
-        place = spec.document.place((role.value, "name"))
+        place = document.place((role.value, "name"))
         raise type(error)(f"{place}: {role.value}: {error}") from error.__cause__
 
 
-def _configure(spec: DecoderSpec, entry: Registered) -> StrategyConfig:
-    settings = spec.component(entry.role).settings
+def _configure(document: Document, entry: Registered, component: ComponentSpec) -> StrategyConfig:
     return _guarded(
         entry,
         "its config",
-        lambda: spec.document.validate(entry.strategy.config, settings, (entry.role.value,)),
+        lambda: document.validate(entry.strategy.config, component.settings, (entry.role.value,)),
     )
 
 
@@ -223,7 +311,41 @@ def _build(entry: Registered, config: StrategyConfig, context: BuildContext) -> 
             f"{entry}: build() returned a {type(component).__name__}, which is no "
             f"{protocol.__name__}: it lacks {', '.join(lacking)}"
         )
+    if entry.role in (Role.TREE, Role.ACCEPTANCE):
+        odd = [law for law in component.laws if not isinstance(law, Law)]
+        if odd:
+            raise PluginError(
+                f"{entry}: its component declares the laws {odd!r}, which are no eagle.plugin.Law"
+            )
     return component
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a strategy's component declares with its default settings.
+
+    Attributes:
+        laws: of a tree builder or an acceptance rule.
+        lossless: of an acceptance rule; None for other roles.
+    """
+
+    laws: frozenset[Law]
+    lossless: bool | None
+
+
+def declared(entry: Registered) -> Declared | None:
+    """Return what a tree builder or a rule declares by default.
+
+    None for the other roles, and where it cannot be built without settings or without a target.
+    """
+    if entry.role not in (Role.TREE, Role.ACCEPTANCE):
+        return None
+    try:
+        component = _build(entry, entry.strategy.config(), BuildContext())
+        rule = entry.role is Role.ACCEPTANCE
+        return Declared(component.laws, bool(component.lossless) if rule else None)
+    except Exception:  # a plug-in's code; who selects it is told what is wrong with it
+        return None
 
 
 _T = TypeVar("_T")
@@ -256,13 +378,20 @@ def _suspected(strategies: Mapping[Role, Registered], error: BaseException) -> P
     )
 
 
+def _shapes(tree: TreeBuilder) -> list[TreeShape]:
+    """Return the shapes of all trees that a builder may make."""
+    if isinstance(tree, VaryingTree):
+        return [tree.shape, *(other.shape for other in tree.alternatives)]
+    return [tree.shape]
+
+
 def _check_pairing(resolved: Resolved) -> None:
-    shape = resolved.tree.shape
-    if resolved.strategies[Role.HEAD].name == NONE and shape.depth > 0:
+    depth = max(shape.depth for shape in _shapes(resolved.tree))
+    if resolved.strategies[Role.HEAD].name == NONE and depth > 0:
         raise _incompatible(
             resolved,
             Role.TREE,
-            f"{resolved.strategies[Role.TREE]} drafts {shape.depth} levels, but the head "
+            f"{resolved.strategies[Role.TREE]} drafts {depth} levels, but the head "
             f"{NONE!r} drafts nothing; use `tree: {NONE}` with it, or another head",
         )
 
@@ -270,32 +399,65 @@ def _check_pairing(resolved: Resolved) -> None:
 def _check_laws(resolved: Resolved, registry: Registry) -> None:
     tree, rule = resolved.strategies[Role.TREE], resolved.strategies[Role.ACCEPTANCE]
     drawn, kept = resolved.tree.laws, resolved.acceptance.laws
-    for entry, laws in ((tree, drawn), (rule, kept)):
-        if extra := laws - entry.strategy.laws:
-            raise PluginError(
-                f"{entry}: its component declares {_names(extra)}, but its plug-in registers it "
-                f"for {_names(entry.strategy.laws)}"
-            )
-    if not resolved.lossless or drawn <= kept:
+    if isinstance(resolved.tree, VaryingTree):
+        drawn = drawn.union(*(other.laws for other in resolved.tree.alternatives))
+    if not resolved.lossless or _keeps(kept, drawn):
         return
-    trees = [e.name for e in registry.strategies(Role.TREE) if e.strategy.laws <= kept]
-    rules = [
-        e.name
-        for e in registry.strategies(Role.ACCEPTANCE)
-        if e.strategy.lossless and drawn <= e.strategy.laws
-    ]
+    others = [(e.name, e.role, declared(e)) for e in registry.strategies()]
+    trees = [n for n, role, own in others if role is Role.TREE and own and _keeps(kept, own.laws)]
+    rules = [n for n, _, own in others if own and own.lossless and _keeps(own.laws, drawn)]
     raise _incompatible(
         resolved,
         Role.TREE,
-        f"{tree} draws siblings by {_names(drawn)}, but {rule} keeps the target's distribution "
-        f"only under {_names(kept)}, so the output would silently change. Use a tree builder "
-        f"that keeps to {_names(kept)} (always do: {', '.join(trees) or 'none is installed'}) "
-        f"or a rule for {_names(drawn)} ({', '.join(rules) or 'none is installed'})",
+        f"{tree} draws siblings by {listed(drawn)}, but {rule} keeps the target's distribution "
+        f"only under {listed(kept)}, so the output would silently change. Use a tree builder "
+        f"that keeps to {listed(kept)} (by default: {', '.join(trees) or 'none is installed'}) "
+        f"or a rule for {listed(drawn)} ({', '.join(rules) or 'none is installed'})",
     )
 
 
-def _names(laws: frozenset[Law]) -> str:
-    return ", ".join(sorted(law.value for law in laws)) or "no law"
+def _keeps(kept: frozenset[Law], drawn: frozenset[Law]) -> bool:
+    # Not as sets: `EVERY_LAW` has laws that it cannot list.
+    return all(law in kept for law in drawn)
+
+
+def _check_topology(resolved: Resolved) -> None:
+    rule = resolved.acceptance
+    if not isinstance(rule, NeedsTopology) or rule.topology != "chain":
+        return
+    widest = max(shape.siblings for shape in _shapes(resolved.tree))
+    if widest > 1:
+        raise _incompatible(
+            resolved,
+            Role.ACCEPTANCE,
+            f"{resolved.strategies[Role.ACCEPTANCE]} is for chains, one candidate per level, but "
+            f"{resolved.strategies[Role.TREE]} gives a node up to {widest} children; use a tree "
+            "that is a chain (`tree: chain`), or a rule for trees (`acceptance: speculative`)",
+        )
+
+
+def _follow_layers(resolved: Resolved, target: TargetInfo) -> Resolved:
+    """Have the extractor join the layers that the head names, if it names some."""
+    head, features = resolved.strategies[Role.HEAD], resolved.strategies[Role.FEATURES]
+    component = resolved.head
+    if not isinstance(component, NamesLayers):
+        return resolved
+    named = _guarded(head, "feature_layers()", lambda: component.feature_layers(target))
+    if named is None:
+        return resolved
+    extractor = resolved.features
+    if isinstance(extractor, FollowsLayers):
+        following = extractor.following
+        extractor = _guarded(features, "following()", lambda: following(named))
+    if tuple(extractor.layers) != tuple(named):
+        given = ", ".join(map(str, extractor.layers)) or "the last alone"
+        raise _incompatible(
+            resolved,
+            Role.FEATURES,
+            f"{head} joins the hidden states {', '.join(map(str, named))} of the target, but "
+            f"{features} takes {given}; use `features: layers`, which follows the head",
+        )
+    return replace(resolved, features=extractor)
 
 
 def _check_features(resolved: Resolved, target: TargetInfo) -> None:
@@ -305,11 +467,18 @@ def _check_features(resolved: Resolved, target: TargetInfo) -> None:
     needed = _guarded(head, "feature_size()", lambda: resolved.head.feature_size(target))
     given = _guarded(features, "feature_size()", lambda: resolved.features.feature_size(target))
     if needed != given:
+        # What has no files was not trained.
+        trained = isinstance(resolved.head, MeasuredHead)
         raise _incompatible(
             resolved,
             Role.FEATURES,
             f"{features} makes features of size {given} from the target {target.name!r}, but "
-            f"{head} needs {needed}; choose the extractor that the head was trained with",
+            f"{head} needs {needed}; choose "
+            + (
+                "the extractor that the head was trained with"
+                if trained
+                else f"an extractor that makes features of size {needed}"
+            ),
         )
 
 

@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from eagle.errors import SpecError
-from eagle.spec.problems import KeyPath, explain
+from eagle.errors import SpecError, clipped
+from eagle.plugin import KeyPath, explain
 
-__all__ = ["Document", "dump"]
+__all__ = ["Document", "dump", "read_value"]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+_LONGEST = 1 << 18  # characters of a file: parsing takes a second for each half of that
+_DEEPEST = 64  # keys and indices on the way to a value
 
 
 @dataclass(frozen=True)
@@ -50,16 +53,22 @@ class Document:
             SpecError: it cannot be read, is not YAML, or is no mapping.
         """
         try:
-            text = path.read_text(encoding="utf-8")
+            # No more than is parsed: what is given may be a device, or end nowhere.
+            with path.open(encoding="utf-8") as file:
+                text = file.read(_LONGEST + 1)
         except UnicodeDecodeError as error:
             raise SpecError(f"{path}: not YAML: byte {error.start} is not UTF-8 text") from error
         except OSError as error:
-            raise SpecError(f"{path}: cannot be read: {error.strerror or error}") from error
+            raise SpecError(f"{clipped(str(path))}: cannot be read: {error.strerror}") from error
+        except ValueError as error:  # a name with NUL or half a surrogate pair
+            raise SpecError(f"{str(path)!a}: cannot be read: {error}") from error
         return cls.parse(text, str(path), path.parent)
 
     @classmethod
     def parse(cls, text: str, label: str, folder: Path | None = None) -> Document:
         """Parse YAML text; see `read`."""
+        if len(text) > _LONGEST:
+            raise SpecError(f"{label}: is longer than the {_LONGEST:,} characters that are read")
         places: dict[KeyPath, str] = {}
         try:
             data = _load(text, label, places)
@@ -92,7 +101,7 @@ class Document:
             _descend(data, path, short, assignment)[path[-1]] = value
             for known in [known for known in places if known[: len(path)] == path]:
                 del places[known]
-            places[path] = f"--set {assignment}"
+            places[path] = f"--set {clipped(assignment)}"
         return replace(self, data=data, places=places)
 
     def place(self, path: KeyPath) -> str:
@@ -106,7 +115,7 @@ class Document:
 
     def sentence(self, path: KeyPath, problem: str) -> str:
         """Return a problem with its place and key path in front."""
-        key = ".".join(map(str, path))
+        key = clipped(".".join(map(str, path)))
         return f"{self.place(path)}: {key + ': ' if key else ''}{problem}"
 
     def validate(self, model: type[Model], data: Mapping[str, Any], prefix: KeyPath = ()) -> Model:
@@ -118,21 +127,40 @@ class Document:
             prefix: key path of that part.
 
         Raises:
-            SpecError: one sentence, on a line of its own, for each key that is wrong.
+            SpecError: one sentence, on a line of its own, for each of the first few keys that are
+                wrong, and how many more there are.
         """
         try:
             # JSON mode with `strict` takes lists for tuples and strings for enums, as it must,
             # but not "3" or true for the number that was asked for.
             return model.model_validate_json(json.dumps(data, default=str), strict=True)
         except ValidationError as error:
-            problems = explain(error, model, data)
+            problems = explain(error, model, data, prefix)
             sentences = [self.sentence(prefix + path, text) for path, text in problems.items()]
             raise SpecError("\n".join(sentences)) from error
+        except RecursionError as error:
+            raise SpecError(self.sentence(prefix, "is nested too deeply")) from error
 
 
 def dump(data: Mapping[str, Any]) -> str:
     """Return YAML text that reads back as *data*."""
     return yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def read_value(text: str) -> Any:
+    """Return one YAML value.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return _load(text, "", {})
+    except yaml.YAMLError as error:
+        raise ValueError(f"is not YAML: {_cause(error)}") from error
+    except (RecursionError, ValueError) as error:
+        raise ValueError(_beyond(error)) from error
+    except SpecError as error:  # a key is given twice
+        raise ValueError(str(error).removeprefix(":1: ")) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -182,7 +210,13 @@ def _load(text: str, label: str, places: dict[KeyPath, str]) -> Any:
 
 
 def _locate(node: yaml.Node, path: KeyPath, label: str, places: dict[KeyPath, str]) -> None:
-    """Note the line of every key, make every key a string, and refuse keys given twice."""
+    """Note the line of every key, make every key a string, and refuse keys given twice.
+
+    Raises:
+        RecursionError: deeper than any spec, and than Python could go on with.
+    """
+    if len(path) > _DEEPEST:
+        raise RecursionError
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             key.tag = "tag:yaml.org,2002:str"
@@ -216,17 +250,19 @@ def _beyond(error: Exception) -> str:
 
 def _assignment(text: str) -> tuple[KeyPath, Any]:
     key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
+    path, shown = tuple(key.strip().split(".")), clipped(text)
     if not equals or not all(path):
-        raise SpecError(f"--set {text}: must look like path.to.key=value")
+        raise SpecError(f"--set {shown}: must look like path.to.key=value")
     try:
+        if len(path) > _DEEPEST:
+            raise RecursionError
         return path, _load(value, "--set", {})
     except yaml.YAMLError as error:
-        raise SpecError(f"--set {text}: the value is not YAML: {_cause(error)}") from error
+        raise SpecError(f"--set {shown}: the value is not YAML: {_cause(error)}") from error
     except (RecursionError, ValueError) as error:
-        raise SpecError(f"--set {text:.60}: {_beyond(error)}") from error
+        raise SpecError(f"--set {shown}: {_beyond(error)}") from error
     except SpecError as error:  # a key is given twice
-        raise SpecError(f"--set {text}: {error}") from error
+        raise SpecError(f"--set {shown}: {error}") from error
 
 
 def _descend(
@@ -243,8 +279,8 @@ def _descend(
         if not isinstance(here, dict):
             above = ".".join(map(str, path[: depth + 1]))
             raise SpecError(
-                f"--set {assignment}: {above} is {here!r}, a {_kind(here)} without keys; "
-                f"set it as a whole"
+                f"--set {clipped(assignment)}: {above} is {clipped(repr(here))}, a {_kind(here)} "
+                "without keys; set it as a whole"
             )
     return here
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,11 +12,11 @@ from pydantic import (
     Field,
     PrivateAttr,
     field_validator,
-    model_serializer,
     model_validator,
 )
 
-from eagle.plugin import ROLE_TITLES, Registered, Registry, Role
+from eagle.errors import clipped
+from eagle.plugin import ROLE_TITLES, ROLES, ComponentSpec, Registered, Registry, Role
 from eagle.spec.document import Document
 
 __all__ = [
@@ -42,31 +42,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ComponentSpec(BaseModel):
-    """One role's strategy: in YAML its name, or a mapping of `name` and the strategy's settings."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: Annotated[str, Field(min_length=1)]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What is given for the strategy's config, as it was written."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_yaml(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        if isinstance(value, ComponentSpec) or (isinstance(value, Mapping) and "name" in value):
-            return value
-        raise ValueError("should be a strategy's name, or a mapping with `name` and its settings")
-
-    @model_serializer
-    def _to_yaml(self) -> str | dict[str, Any]:
-        return {"name": self.name, **self.settings} if self.settings else self.name
-
+_LAST_DEVICE = 127  # PyTorch keeps the index in a byte
 
 DeviceMap = (
     Literal["auto", "balanced", "balanced_low_0", "sequential"]
@@ -82,19 +58,26 @@ class TargetSpec(_Model):
         dtype: of weights, features and caches; ``auto`` chooses for the device.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         revision: of a Hub model.
+        generation_config: ``apply`` what the model's generation_config does to every text
+            (repetition penalties, suppressed tokens and the like), as transformers' `generate`
+            does, or ``ignore`` it. End tokens are always taken from it, sampling defaults never.
         device_map: in training only: spread the target's layers over the devices that the one
             process sees, as transformers' `from_pretrained` does: ``auto``, ``balanced``,
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
         tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
             the model's own plan in transformers for tensor parallelism.
+        trust_remote_code: run Python code that comes with the model, which can do whatever the
+            user can. Nobody is ever asked: without this such a model is refused.
     """
 
     model: Annotated[str, Field(min_length=1)] = "smollm2-135m-instruct"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     revision: str | None = None
+    generation_config: Literal["apply", "ignore"] = "apply"
     device_map: DeviceMap | None = None
     tp_plan: Literal["auto"] | None = None
+    trust_remote_code: bool = False
 
     @property
     def spread(self) -> bool:
@@ -104,9 +87,10 @@ class TargetSpec(_Model):
     @field_validator("device")
     @classmethod
     def _device_is_known(cls, device: str) -> str:
-        kind, _, index = device.partition(":")
-        if device not in ("auto", "cpu", "cuda") and not (kind == "cuda" and index.isdigit()):
-            raise ValueError(f"should be auto, cpu, cuda or cuda:N, not {device!r}")
+        index = re.fullmatch("cuda:(0|[1-9][0-9]{0,2})", device)
+        if device not in ("auto", "cpu", "cuda") and not (index and int(index[1]) <= _LAST_DEVICE):
+            last = f" of at most {_LAST_DEVICE}" if device.startswith("cuda:") else ""
+            raise ValueError(f"should be auto, cpu, cuda or cuda:N{last}, not {clipped(device)!r}")
         return device
 
     @model_validator(mode="after")
@@ -207,7 +191,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
     schema = DecoderSpec.model_json_schema()
     definitions = schema.setdefault("$defs", {})
     definitions.pop("ComponentSpec", None)
-    for role in Role:
+    for role in ROLES:
         known = registry.strategies(role)
         named = {"enum": [entry.name for entry in known], "description": "A strategy's name."}
         choices = [named, *(_choice(entry, definitions) for entry in known)]

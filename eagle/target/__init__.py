@@ -3,12 +3,15 @@ acceptance.
 """
 
 from eagle.target import loading
+from eagle.target.attention_calls import Layers
 from eagle.target.causal_lm import Forward, Target, load_target, resolve_device, resolve_dtype
 from eagle.target.interfaces import PassCache
 from eagle.target.loading import device_of
+from eagle.target.templating import template_tokens
 
 __all__ = [
     "Forward",
+    "Layers",
     "PassCache",
     "Target",
     "device_of",
@@ -16,4 +19,5 @@ __all__ = [
     "loading",
     "resolve_device",
     "resolve_dtype",
+    "template_tokens",
 ]

@@ -7,31 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eagle.cache import Step, TreeCache
-from eagle.errors import TargetError
-from eagle.kernels import Int8Linear, Switch, arrange, hooked, int8_linear
-from eagle.plugin import AttentionBackend, TargetInfo, ancestor_mask
+from eagle.errors import TargetError, reason
+from eagle.host import Turn, in_turn
+from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, left_alone
+from eagle.plugin import AttentionBackend
 from eagle.spec import TargetSpec
 from eagle.target import interfaces as bridge
-from eagle.target import loading
+from eagle.target import loading, probing
+from eagle.target.attention_calls import Layers, Recorder, asking
 from eagle.target.rotary import settle_rotary
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
 
-# Relative distance of logits above which a pass through the tree cache is not the model's own.
-# Measured on right models: under 1e-5 in float32, under 0.05 in bfloat16; a wrong mask or
-# position gives more than 0.3.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-_TOLERANCE_HALF = 0.2
-
-
 Forward = Callable[..., tuple[Tensor, list[Tensor]]]
+
+_FOREIGN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
 class Target:
@@ -47,6 +45,7 @@ class Target:
         spread: whether it is on several devices: then it has features and logits, but no cycles.
         body: the model without its LM head.
         layout: of its linear layers.
+        turn: which thread may run passes or change the layout.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
@@ -58,52 +57,112 @@ class Target:
             )
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()
-        self.info = TargetInfo(
-            name=name,
-            hidden_size=self.config.hidden_size,
-            vocab_size=model.get_output_embeddings().weight.shape[0],
-            layers=self.config.num_hidden_layers,
-            max_positions=self.config.max_position_embeddings,
-        )
+        head = model.get_output_embeddings()
+        self.info = replace(loading.info_of(name, self.config), vocab_size=head.weight.shape[0])
         self.device = loading.device_of(model.get_output_embeddings())
         self.dtype = model.dtype
         self.spread = loading.is_spread(model)
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
-        self.layout = Switch()
+        self.layout, self.turn = Switch(), Turn()
         if not self.spread:  # its layers are hooked, by what they are
             arrange(model, self.layout)
         self.body = model.get_decoder()
+        if isinstance(self.body, nn.Linear):  # ModernBERT calls its LM head the decoder
+            self.body = model.base_model
         settle_rotary(self.body)
         self._head = model.get_output_embeddings()
         self._int8_head: Int8Linear | None = None
         self._int8_of: tuple[int, int] | None = None
         self._embedding = model.get_input_embeddings()
+        self._asked: Layers | None = None
+        _ = self.eos_tokens  # what is no token is refused before anything is decoded
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        self.heads = self.config.num_attention_heads
-        self.kv_heads = getattr(self.config, "num_key_value_heads", None) or self.heads
-        self.head_dim = (
-            getattr(self.config, "head_dim", None) or self.config.hidden_size // self.heads
-        )
+
+    @property
+    def heads(self) -> int:
+        """Its query heads."""
+        return self.asked.heads[0]
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of the keys and values that it keeps."""
+        return self.asked.keys[0]
+
+    @property
+    def head_dim(self) -> int:
+        """Numbers of one head's key."""
+        return self.asked.keys[1]
 
     @property
     def capacity(self) -> int:
-        """The longest text that is served: past a sliding window, a token would be forgotten."""
-        limits = [self.info.max_positions, loading.window(self.config) or self.info.max_positions]
-        return min(limits)
+        """The longest text that is served: sliding windows are masks, and bound nothing."""
+        return self.info.max_positions
 
     @property
     def eos_tokens(self) -> frozenset[int]:
-        """Tokens that end a text."""
+        """Tokens that end a text.
+
+        Raises:
+            TargetError: its files name something else.
+        """
         ids = self.model.generation_config.eos_token_id
         if ids is None and self.tokenizer is not None:
             ids = self.tokenizer.eos_token_id
-        return frozenset([] if ids is None else [ids] if isinstance(ids, int) else ids)
+        found = [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+        if not all(isinstance(token, int) for token in found):
+            raise TargetError(
+                f"the target {self.info.name!r} cannot be served: eos_token_id should be a token's "
+                f"number or a list of them, not {ids!r:.40}"
+            )
+        return frozenset(found)
 
     @property
     def embeddings(self) -> int:
         """Rows of the input embedding: token ids are below it."""
         return int(self._embedding.weight.shape[0])
+
+    @property
+    def asked(self) -> Layers:
+        """What its layers ask of attention.
+
+        Raises:
+            TargetError: it is nothing that can be served.
+        """
+        if self._asked is None:
+            self._asked = self._ask()
+        return self._asked
+
+    @torch.inference_mode()
+    def _ask(self) -> Layers:
+        recorder = Recorder(self.info.max_positions)
+        tokens = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+        self._attend_through(bridge.ATTENTION)
+        try:
+            with asking(recorder):
+                self.body(
+                    input_ids=tokens,
+                    past_key_values=recorder,
+                    use_cache=True,
+                    eagle_recorder=recorder,
+                )
+            return recorder.found(self.info.layers)
+        except TargetError as error:
+            raise TargetError(f"{self._named} cannot be served: {error}") from error
+        except bridge.OutsideError as error:
+            raise TargetError(
+                f"{self._named} cannot be served: its layers do not hand the keyword arguments of "
+                "its forward to their attention, which is how a token tree reaches it"
+            ) from error
+        except _FOREIGN as error:
+            raise self._fails(error) from error
+
+    @property
+    def _named(self) -> str:
+        return f"the target {self.info.name!r} ({type(self.model).__name__})"
+
+    def _fails(self, error: Exception) -> TargetError:
+        return TargetError(f"{self._named} cannot be run over a tree cache: {reason(error)}")
 
     def make_cache(self, slots: int, rows: int) -> bridge.PassCache:
         """Allocate a cache of *rows* rows for each of *slots* texts."""
@@ -134,6 +193,8 @@ class Target:
         What is drafted decides how much of it is accepted, not what is said. The weight is copied
         once, and anew where it has been changed since; what was returned before keeps the old one.
         """
+        if left_alone(self._head):
+            return self.logits
         weight: Tensor = self._head.weight
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
         if self._int8_head is None or self._int8_of != state:
@@ -143,7 +204,7 @@ class Target:
             return self.logits
 
         def logits(features: Tensor) -> Tensor:
-            changed = features.dtype != self.dtype or hooked(self._head)  # since then
+            changed = features.dtype != self.dtype or left_alone(self._head)  # since then
             if changed or not head.serves(features):
                 return self.logits(features)
             return self._scaled(head(features))
@@ -201,10 +262,21 @@ class Target:
             use_cache=True,
             output_hidden_states=bool(layers),
             eagle_backend=attention,
-            eagle_plan=attention.plan(step, self.heads, self.kv_heads, self.dtype),
+            eagle_plans=self._plans(step, attention),
         )
         cache.step = None
         return out.last_hidden_state, [out.hidden_states[layer] for layer in layers]
+
+    def _plans(self, step: Step, attention: AttentionBackend) -> tuple[Any, ...]:
+        """Return one plan for each layer, or one alone, made once for each window that there is."""
+        sizes = (*self.asked.heads, self.dtype)
+        made: dict[int | None, Any] = {}
+        for window in self.asked.windows:
+            if window not in made:
+                # A backend that knows no windows was refused when the target was probed.
+                options: dict[str, Any] = {} if window is None else {"window": window}
+                made[window] = attention.plan(step, *sizes, **options)
+        return tuple(made[window] for window in self.asked.windows)
 
     def _attend_through(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
@@ -212,16 +284,23 @@ class Target:
 
     @contextmanager
     def stock(self) -> Iterator[Any]:
-        """Yield the model as transformers runs it: its own attention, its own layers."""
-        self._attend_through(self._stock)
-        self.layout.on = False
-        try:
-            yield self.model
-        finally:
-            self.layout.on = True
-            self._attend_through(bridge.ATTENTION)
+        """Yield the model as transformers runs it: its own attention, its own layers.
+
+        Other threads' cycles on this target wait meanwhile; this thread cannot decode in it.
+        """
+        with self.turn.held("target.stock()"):
+            outermost = self.layout.on
+            self._attend_through(self._stock)
+            self.layout.on = False
+            try:
+                yield self.model
+            finally:
+                if outermost:
+                    self.layout.on = True
+                    self._attend_through(bridge.ATTENTION)
 
     @torch.inference_mode()
+    @in_turn("target.probe()")
     def probe(self, attention: AttentionBackend, forward: Forward | None = None) -> None:
         """Check that passes over the tree cache are the model's own, on a small random tree.
 
@@ -242,41 +321,21 @@ class Target:
                 "cycle, its caches and its draft head are on one; load it without a device_map and "
                 "a tp_plan to decode it"
             )
+        asked = self.asked
+        missing = asked.modifiers - getattr(attention, "modifiers", frozenset())
         reason = attention.unsupported(self.device, self.dtype, self.head_dim)
+        if missing:
+            reason = f"it does not serve {' and '.join(sorted(missing))}, which its layers have"
         if reason:
             raise TargetError(f"the attention backend cannot serve {self.info.name!r}: {reason}")
-        generator = torch.Generator().manual_seed(0)
-        low = min(10, self.info.vocab_size // 2)
-        tokens = torch.randint(low, self.info.vocab_size, (11,), generator=generator)
-        tokens = tokens.to(self.device)
-        prompt, tree = tokens[:6], tokens[6:]
-        paths = torch.tensor([[0, 1, 3], [0, 2, 4]], device=self.device)
-        with self.stock() as model:
-            texts = torch.cat((prompt.expand(2, -1), tree[paths]), dim=1)
-            expected = model(input_ids=texts, use_cache=False).logits[:, 6:].float()
         try:
-            parents = torch.tensor([[-1, 0, 0, 1, 2]], device=self.device)
-            depths = torch.tensor([[0, 1, 1, 2, 2]], device=self.device)
-            lengths = torch.zeros(1, dtype=torch.int64, device=self.device)
-            cache = self.make_cache(1, 11)
-            run = forward or self.forward
-            run(prompt[None], Step.chain(lengths, 6, 6), cache, attention)
-            step = Step.tree(lengths + 6, depths, ancestor_mask(parents, 2), 11)
-            last, _ = run(tree[None], step, cache, attention)
-            found = self.logits(last)[0, paths].float()
-        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            difference = probing.difference(self, attention, forward or self.forward)
+        except _FOREIGN as error:
+            raise self._fails(error) from error
+        if difference is not None:
             raise TargetError(
-                f"the target {self.info.name!r} ({type(self.model).__name__}) cannot be run over "
-                f"a tree cache: {type(error).__name__}: {error}"
-            ) from error
-        if expected.isnan().any():
-            return  # reported with more to go by when text is generated
-        difference = ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).max().item()
-        if not difference <= _TOLERANCE.get(self.dtype, _TOLERANCE_HALF):
-            raise TargetError(
-                f"the target {self.info.name!r} ({type(self.model).__name__}) gives other logits "
-                f"over a tree cache than by itself (relative difference {difference:.2g}); "
-                "decoding it would change what it says, so it is refused"
+                f"{self._named} gives other logits over a tree cache than by itself ({difference});"
+                " decoding it would change what it says, so it is refused"
             )
 
 
@@ -288,7 +347,12 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except (RuntimeError, ValueError):  # digits of other scripts, or more than an index may have
+        raise TargetError(
+            f"target.device: there is no {name:.40} here; use 'cpu' or 'auto'"
+        ) from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise TargetError(f"target.device: there is no {name} here; use 'cpu' or 'auto'")
     return device

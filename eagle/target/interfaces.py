@@ -15,11 +15,16 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import AttentionMaskInterface
 
 from eagle.cache import Step, TreeCache
-from eagle.plugin import AttentionBackend
+from eagle.plugin import AttentionBackend, Scores
+from eagle.target.attention_calls import Recorder, mask_asked
 
-__all__ = ["ATTENTION", "PassCache"]
+__all__ = ["ATTENTION", "OutsideError", "PassCache"]
 
 ATTENTION = "eagle"
+
+
+class OutsideError(RuntimeError):
+    """This attention was called by no pass of a target."""
 
 
 def _attention(
@@ -30,25 +35,44 @@ def _attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     eagle_backend: AttentionBackend | None = None,
-    eagle_plan: Any = None,
+    eagle_plans: tuple[Any, ...] = (),
+    eagle_recorder: Recorder | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend through the backend of the pass that `Target.forward` started."""
+    """Attend through the backend of the pass that `Target.forward` started.
+
+    There is one plan, or one for each layer. What arrives beside is what `eagle.target.attention_calls` let pass.
+    """
+    if eagle_recorder is not None:
+        kwargs |= {"softcap": softcap, "s_aux": s_aux}
+        out = eagle_recorder.attend(module, query, key, value, attention_mask, kwargs)
+        return out, None
     if eagle_backend is None:
-        raise RuntimeError(
+        raise OutsideError(
             "this model's attention is set to 'eagle', which works inside a decoder only; "
             "call model.set_attn_implementation('sdpa') to use the model by itself"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return eagle_backend.attend(query, key, value, eagle_plan, scaling), None
+    plan = eagle_plans[0 if len(eagle_plans) == 1 else module.layer_idx]
+    # A backend that does not take them was refused when the target was probed.
+    options: dict[str, Any] = {}
+    if softcap is not None or s_aux is not None:
+        options["scores"] = Scores(softcap, s_aux)
+    out = eagle_backend.attend(query, key, value, plan, scaling, **options)
+    return out.contiguous(), None  # some models look at it as `[B, N, heads * head_dim]`
 
 
-def _no_mask(*args: Any, **kwargs: Any) -> None:
+def _mask(
+    *, q_length: int, kv_length: int, mask_function: Any, device: Any = "cpu", **kwargs: Any
+) -> Tensor | None:
     """Make no mask: the backend's plan says who sees whom, and there is never any padding."""
+    return mask_asked(mask_function, q_length, kv_length, device)
 
 
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)
+AttentionMaskInterface.register(ATTENTION, _mask)
 
 
 class PassCache(Cache):  # type: ignore[misc]

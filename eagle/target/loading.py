@@ -6,6 +6,8 @@ Knows transformers' loaders and what they cannot serve; knows nothing of decodin
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,27 +15,37 @@ from typing import Any
 import torch
 
 from eagle.assets import gguf_options
-from eagle.errors import TargetError
-from eagle.host import without_bars
+from eagle.errors import TargetError, clipped, reason
+from eagle.host import expanded, is_there, without_bars
 from eagle.plugin import TargetInfo, rotary_depends_on_length
 from eagle.spec import TargetSpec
+from eagle.target.sizes import check_files, check_sizes, whole
 
 __all__ = [
     "Source",
     "check_split",
     "describe",
     "device_of",
+    "folder_of",
+    "info_of",
     "is_spread",
     "load_model",
     "load_tokenizer",
     "locate",
     "processes",
     "refuse",
-    "window",
 ]
 
-# Their rotary frequencies depend on the length of the text so far, hence on how it was cached.
+_LONGEST_ID = 200  # of a Hub id, with room to spare
+_MODELS = "target.model is the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id"
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
+_SHOWN = 3  # keys that a message names
+# What files have that no pass over text multiplies by: tables and masks that models make for
+# themselves, scales of a cache of eight bits, other modalities, and layers that draft.
+_NO_WEIGHT = re.compile(
+    r"inv_freq$|position_ids$|masked_bias$|attn\.bias$|attention\.bias$|_extra_state$|[kv]_scale$"
+    r"|(^|\.)(mtp|vision|visual|audio|speech|image|embed_vision|embed_audio|multi_modal|mm)\w*\."
+)
 
 
 @dataclass(frozen=True)
@@ -66,23 +78,49 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
     """
     from eagle import assets
 
+    # Said to every loader, since transformers asks on standard input where nothing is said.
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
     asset = assets.ASSETS.get(spec.model)
     if asset is not None and asset.kind == "model":
-        return Source(spec.model, str(assets.model_folder(spec.model)), {}, cached=True)
-    path = Path(spec.model).expanduser()
+        return Source(spec.model, str(assets.model_folder(spec.model)), options, cached=True)
+    path = expanded(spec.model)
     beside = (folder or Path()) / path
-    path = beside if beside.exists() else path
+    path = beside if is_there(beside) else path
+    if not is_there(path) and len(spec.model) > _LONGEST_ID:
+        raise TargetError(
+            f"target.model: {clipped(spec.model)!r} is too long for a path or a Hub id"
+        )
     if path.suffix == ".gguf":
         if not path.is_file():
             raise TargetError(f"target.model: there is no file {path}")
-        return Source(spec.model, str(path.parent), {"gguf_file": path.name})
+        return Source(spec.model, str(path.parent), options | {"gguf_file": path.name})
     if path.is_dir():
-        return Source(spec.model, str(path), {})
+        return Source(spec.model, str(path), options)
     if path.exists():
         raise TargetError(f"target.model: {path} is a file; give a .gguf file or a model's folder")
     if spec.model.startswith((".", "/", "~")) or spec.model.count("/") > 1:
         raise TargetError(f"target.model: there is no folder {path}")
-    return Source(spec.model, spec.model, {"revision": spec.revision} if spec.revision else {})
+    if spec.revision:
+        options["revision"] = spec.revision
+    return Source(spec.model, spec.model, options)
+
+
+def folder_of(path: str, revision: str | None = None) -> Path | None:
+    """Return the folder of a model's files, or None where they are not on this machine.
+
+    Args:
+        path: a folder, or a Hub id of which at least the configuration was fetched.
+        revision: of a Hub id.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    if not path or Path(path).is_dir():
+        return Path(path) if path else None
+    try:
+        found = try_to_load_from_cache(path, "config.json", revision=revision)
+    except ValueError:  # it is no Hub id: the name of a model made in memory, say
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def describe(source: Source) -> tuple[TargetInfo, Any]:
@@ -91,25 +129,39 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
     Raises:
         TargetError: it cannot be read, or `refuse` refuses it.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     try:
+        raw, _ = PreTrainedConfig.get_config_dict(source.path, **source.options)
+        check_sizes(raw, source.name)
         config = AutoConfig.from_pretrained(source.path, **source.options)
+    except TargetError:
+        raise
     except Exception as error:  # transformers raises many kinds here, all meaning the same
         raise TargetError(
-            f"the target {source.name!r} cannot be read: {_first_line(error)} (target.model is "
-            "the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id)"
+            f"the target {source.name!r} cannot be read: {_reason(error)}"
+            + ("" if _is_distrusted(error) else f" ({_MODELS})")
         ) from error
     refuse(source.name, config)
     text = config.get_text_config()
-    info = TargetInfo(
-        name=source.name,
-        hidden_size=text.hidden_size,
-        vocab_size=text.vocab_size,
-        layers=text.num_hidden_layers,
-        max_positions=text.max_position_embeddings,
-    )
+    info = info_of(source.name, text)
+    check_files(Path(source.path), text, source.name)
     return info, text
+
+
+def info_of(name: str, text: Any) -> TargetInfo:
+    """Return the sizes of a text configuration.
+
+    Raises:
+        TargetError: one is not there, or is no size.
+    """
+    return TargetInfo(
+        name=name,
+        hidden_size=whole(text, "hidden_size", name),
+        vocab_size=whole(text, "vocab_size", name),
+        layers=whole(text, "num_hidden_layers", name),
+        max_positions=whole(text, "max_position_embeddings", name),
+    )
 
 
 def refuse(name: str, config: Any) -> None:
@@ -128,27 +180,21 @@ def refuse(name: str, config: Any) -> None:
     kinds = set(getattr(text, "layer_types", None) or ()) - set(_ATTENTION_LAYERS)
     if kinds:
         raise no(
-            f"it has layers of the kind {', '.join(sorted(kinds))}, whose state cannot hold a "
-            "token tree; only attention over all earlier tokens can"
+            f"it has layers of the kind {', '.join(sorted(map(str, kinds)))}, which cannot be "
+            "shown a token tree here; full_attention and sliding_attention can"
         )
-    if not hasattr(text, "num_attention_heads") or not hasattr(text, "max_position_embeddings"):
-        raise no("it is not built of attention layers with rotary positions")
-    if getattr(text, "attn_logit_softcapping", None):
-        raise no("it caps attention scores, which no attention backend here does")
+    for key in ("num_attention_heads", "max_position_embeddings"):
+        try:
+            getattr(text, key)
+        except AttributeError:
+            raise no("it is not built of attention layers with rotary positions") from None
+        except RuntimeError:
+            pass  # one for each layer: the model is asked
     if kind := rotary_depends_on_length(text):
         raise no(
             f"its rotary embedding ({kind}) changes with the text's length, so cached keys would "
             "not be those of a single pass"
         )
-
-
-def window(text: Any) -> int | None:
-    """Return the sliding window of a text configuration, or None if no layer has one."""
-    size = getattr(text, "sliding_window", None)
-    if size is None or size <= 0 or getattr(text, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(text, "layer_types", None)
-    return None if kinds and "sliding_attention" not in kinds else int(size)
 
 
 def processes() -> int:
@@ -227,14 +273,43 @@ def load_model(
         options |= gguf_options()
     try:
         with without_bars(gguf="gguf_file" in options):
-            model = AutoModelForCausalLM.from_pretrained(source.path, dtype=dtype, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source.path, dtype=dtype, output_loading_info=True, **options
+            )
     except Exception as error:
         raise TargetError(
-            f"the target {source.name!r} cannot be loaded: {_first_line(error)}"
+            f"the target {source.name!r} cannot be loaded: {_reason(error)}"
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
+    _check_report(source.name, report)
     model = model if spread else model.to(device)
     return model.eval().requires_grad_(False)
+
+
+def _check_report(name: str, report: dict[str, Any]) -> None:
+    """Refuse a model that is not wholly what its files hold.
+
+    Raises:
+        TargetError: with the first few weights that are not.
+    """
+    unexpected = [key for key in report["unexpected_keys"] if not _NO_WEIGHT.search(key)]
+    misshapen = [str(key[0]) for key in report["mismatched_keys"]]
+    for what, keys in (
+        ("lack", report["missing_keys"]),
+        ("have in another shape", misshapen),
+        ("have, and the model has no place for,", unexpected),
+    ):
+        if keys:
+            raise TargetError(
+                f"the target {name!r} cannot be served: its files {what} {_few(keys)}, so it would "
+                "run with numbers that are not its own"
+            )
+
+
+def _few(keys: Iterable[str]) -> str:
+    ordered = sorted(keys)
+    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    return ", ".join(ordered[:_SHOWN]) + more
 
 
 def load_tokenizer(source: Source) -> Any:
@@ -247,10 +322,19 @@ def load_tokenizer(source: Source) -> Any:
         if Path(source.path).is_dir() and not list(Path(source.path).glob("token*")):
             return None
         raise TargetError(
-            f"the tokenizer of {source.name!r} cannot be loaded: {_first_line(error)}"
+            f"the tokenizer of {source.name!r} cannot be loaded: {_reason(error)}"
         ) from error
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
+def _is_distrusted(error: Exception) -> bool:
+    return "trust_remote_code" in str(error)
+
+
+def _reason(error: Exception) -> str:
+    """Return what a loader of transformers says, and in our words where it will not run code."""
+    if _is_distrusted(error):
+        return (
+            "it comes with Python code of its own, which is run only if target.trust_remote_code "
+            "is true; set that if you trust whoever wrote it"
+        )
+    return reason(error)

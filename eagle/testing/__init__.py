@@ -1,5 +1,6 @@
 """Public helpers for the authors of plug-ins: tiny models, and checks of every role's contract."""
 
+from eagle.testing.capture import HostRead, assert_capturable, no_host_reads
 from eagle.testing.contracts import (
     check_acceptance_rule,
     check_attention_backend,
@@ -14,7 +15,9 @@ from eagle.testing.models import ARCHITECTURES, tiny_head, tiny_pair, tiny_targe
 
 __all__ = [
     "ARCHITECTURES",
+    "HostRead",
     "RandomDrafter",
+    "assert_capturable",
     "assert_decoder_lossless",
     "assert_lossless",
     "check_acceptance_rule",
@@ -22,6 +25,7 @@ __all__ = [
     "check_draft_head",
     "check_feature_extractor",
     "check_tree_builder",
+    "no_host_reads",
     "tiny_head",
     "tiny_pair",
     "tiny_target",

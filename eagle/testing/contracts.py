@@ -14,22 +14,32 @@ from torch import Tensor
 
 from eagle.cache import Step
 from eagle.plugin import (
+    Acceptance,
     AcceptanceRule,
     AttentionBackend,
+    Committed,
+    Drafted,
     Drafter,
     DraftHead,
     FeatureExtractor,
     Law,
+    OwnVocabulary,
+    ParallelHead,
+    RequestAware,
     Sampling,
     SamplingParams,
+    Scores,
+    Seen,
     TargetModel,
     TargetProbs,
     TokenTree,
     TreeBuilder,
     TreeShape,
     UniformDraws,
+    VaryingTree,
     ancestor_mask,
 )
+from eagle.testing.capture import assert_capturable
 from eagle.testing.drafters import RandomDrafter
 
 if TYPE_CHECKING:
@@ -65,8 +75,12 @@ def check_attention_backend(
     tolerance: float = 1e-4,
     cases: int = 20,
 ) -> None:
-    """Compare a backend with the definition of attention, on random trees and lengths."""
+    """Compare a backend with the definition of attention, on random trees and lengths.
+
+    Windows, caps and sinks are among the cases where it declares that it serves them.
+    """
     generator = torch.Generator().manual_seed(0)
+    modifiers: frozenset[str] = getattr(backend, "modifiers", frozenset())
 
     def pick(*choices: int) -> int:
         return choices[int(torch.randint(len(choices), (), generator=generator))]
@@ -79,90 +93,194 @@ def check_attention_backend(
         parents = torch.tensor([[-1] + [pick(*range(n)) for n in range(1, nodes)]] * slots)
         lengths = torch.randint(0, 40, (slots,), generator=generator)
         span = int(lengths.max()) + nodes + pick(0, 9)
-        step = Step.tree(lengths, torch.zeros_like(parents), ancestor_mask(parents, depth), span)
+        seen = ancestor_mask(parents, depth)
+        step = Step.tree(lengths, seen.sum(2) - 1, seen, span)
         shape = (slots, kv_heads, span, size)
         query = torch.randn(slots, kv_heads * groups, nodes, size, generator=generator)
         keys, values = (torch.randn(shape, generator=generator) for _ in range(2))
+        window, softcap, sinks = None, None, None
+        if "window" in modifiers and pick(0, 1):
+            window = pick(1, 2, 5, 17, 90)
+        if "softcap" in modifiers and pick(0, 1):
+            softcap = 1.5
+        if "sinks" in modifiers and pick(0, 1):
+            sinks = torch.randn(kv_heads * groups, generator=generator)
+        mask = step.mask()
+        if window is not None:
+            mask &= _near(step, window)
         scores = query @ keys.repeat_interleave(groups, 1).transpose(2, 3) * size**-0.5
-        weights = scores.masked_fill(~step.mask(), -torch.inf).softmax(-1)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        if sinks is not None:
+            lost = sinks[None, :, None, None].expand(*scores.shape[:3], 1)
+            scores = torch.cat((scores, lost), -1)
+        weights = scores.softmax(-1)[..., :span]
         expected = (weights @ values.repeat_interleave(groups, 1)).transpose(1, 2)
         tensors: dict[str, Any] = {
             name: t.to(device) for name, t in vars(step).items() if isinstance(t, Tensor)
         }
         moved = replace(step, **tensors)
-        plan = backend.plan(moved, kv_heads * groups, kv_heads, dtype)
+        within: dict[str, Any] = {} if window is None else {"window": window}
+        plan = backend.plan(moved, kv_heads * groups, kv_heads, dtype, **within)
         q, k, v = (x.to(device, dtype) for x in (query, keys, values))
-        found = backend.attend(q, k, v, plan, size**-0.5).float().cpu()
+        asked: dict[str, Any] = {}
+        if softcap is not None or sinks is not None:
+            asked["scores"] = Scores(softcap, None if sinks is None else sinks.to(device, dtype))
+        found = backend.attend(q, k, v, plan, size**-0.5, **asked).float().cpu()
         assert found.shape == expected.shape, f"{list(found.shape)}, not {list(expected.shape)}"
         error = ((found - expected).norm() / expected.norm()).item()
-        assert error <= tolerance, f"attention is off by {error:.2g} (B={slots}, N={nodes})"
+        given = f"B={slots}, N={nodes}, window={window}, softcap={softcap}, sinks={sinks}"
+        assert error <= tolerance, f"attention is off by {error:.2g} ({given})"
 
 
-def check_draft_head(head: DraftHead, target: TargetModel, *, tolerance: float = 1e-4) -> None:
+def _near(step: Step, window: int) -> Tensor:
+    """Return bool ``[B, 1, N, span]``: which rows are at positions that a window reaches."""
+    places = torch.arange(step.span).expand(len(step.lengths), -1).clone()
+    for slot, length in enumerate(step.lengths.tolist()):
+        nodes = step.positions.shape[1]
+        places[slot, length : length + nodes] = step.positions[slot]
+    return (step.positions[:, :, None] - places[:, None] < window)[:, None]
+
+
+def check_draft_head(
+    head: DraftHead, target: TargetModel, *, tolerance: float = 1e-4, first_token: bool = False
+) -> None:
     """Check that a loaded head's cache holds what it was told, and nothing more.
 
     Absorbing a text in one pass, in pieces, with padding, or beside another slot must give the
-    same states; and drafting a branch must not disturb its siblings or the committed text.
+    same states, which depend on the text from its first token on; and drafting a branch must not
+    disturb its siblings or the committed text. What is declared capturable reads nothing on the
+    host.
+
+    Args:
+        head: the head.
+        target: its target.
+        tolerance: by how much states may differ.
+        first_token: whether its states depend on token 0 of a text, which a head gets as
+            `eagle.plugin.Committed.own` alone: so must those of a draft language model, and of
+            what looks a text up. False of a head that sees tokens one step ahead only, as EAGLE.
     """
     info = target.info
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(info.vocab_size, (2, 9), generator=generator)
+    text = torch.randint(info.vocab_size, (2, 10), generator=generator)
+    tokens = text[:, 1:]
     size = head.feature_size(info)
     features = torch.randn(2, 9, size, generator=generator).to(target.dtype)
 
     def close(found: Tensor, expected: Tensor, what: str) -> None:
+        # An untrained head's states are small, and what is wrong with them smaller.
+        atol = tolerance * min(1.0, float(expected.abs().max())) if expected.numel() else 0.0
         torch.testing.assert_close(
-            found, expected, atol=tolerance, rtol=tolerance, msg=lambda m: f"{what}: {m}"
+            found, expected, atol=atol, rtol=tolerance, msg=lambda m: f"{what}: {m}"
         )
 
-    def absorb(start: int, count: int, slot: int | None = None) -> Tensor:
+    def absorb(
+        start: int, count: int, slot: int | None = None, *, real: int | None = None
+    ) -> Tensor:
         chosen = slice(None) if slot is None else slice(slot, slot + 1)
         lengths = torch.full((2 if slot is None else 1,), start)
         piece = slice(start, start + count)
         one = None if slot is None else torch.tensor([slot])
         step = Step.chain(lengths, count, 16, one)
-        return head.absorb(tokens[chosen, piece], features[chosen, piece], step)
+        return head.absorb(
+            Committed(
+                tokens[chosen, piece],
+                text[chosen, piece],
+                features[chosen, piece],
+                torch.full_like(lengths, count if real is None else real),
+                step,
+            )
+        )
 
-    head.allocate(2, 32)
+    def begin(slots: int = 2) -> None:
+        head.allocate(slots, 32)
+        if isinstance(head, RequestAware):
+            for slot in range(slots):
+                head.begin_request(slot, text[slot].tolist())
+
+    begin()
     whole = absorb(0, 9)
     assert whole.shape[:2] == (2, 9), f"states are {list(whole.shape)}"
     assert whole.shape[2] == head.state_size(info), "states have another size than declared"
-    assert head.logits(whole).shape == (2, 9, info.vocab_size), "draft logits are not [B, W, V]"
-    head.allocate(2, 32)
-    absorb(0, 6)  # two entries too many, as padding: they are written again
+    own = head.draft_vocab if isinstance(head, OwnVocabulary) else None
+    vocab = info.vocab_size if own is None else len(own)
+    if not isinstance(head, ParallelHead):
+        assert head.logits(whole).shape == (2, 9, vocab), "draft logits are not [B, W, V]"
+    begin()
+    absorb(0, 6, real=4)  # two entries too many, as padding: they are written again
     close(absorb(4, 5), whole[:, 4:], "absorbing in pieces changes the states")
-    head.allocate(2, 32)
+    begin()
     close(absorb(0, 9, slot=1), whole[1:], "a slot's states depend on the other slot")
     absorb(0, 9, slot=0)
+    if head.capturable:
+        assert_capturable(lambda: absorb(0, 9))
+    if first_token:
+        before, text[:, 0] = text[:, 0].clone(), (text[:, 0] + 1) % info.vocab_size
+        begin()
+        moved = bool((absorb(0, 9) != whole).any())
+        assert moved, (
+            "the head is blind to the first token of a text, `Committed.own` at position 0"
+        )
+        text[:, 0] = before
+        begin()
+        absorb(0, 9)
 
+    lengths = torch.full((2,), 9)
+    if isinstance(head, ParallelHead):
+        parallel = head
+        logits = parallel.draft(tokens[:, -1], whole[:, -1], Step.chain(lengths, 3, 16))
+        assert logits.shape == (2, 3, vocab), "draft logits of all levels are not [B, D, V]"
+        return
     drafts = torch.randint(info.vocab_size, (2, 2), generator=generator)
     above = whole[:, -1:].expand(-1, 2, -1)
-    lengths = torch.full((2,), 9)
     rows = lengths[:, None] + torch.arange(2)
     alone = torch.eye(2, dtype=torch.bool).expand(2, -1, -1)
-    siblings = head.extend(drafts, above, Step(rows * 0 + 9, rows, lengths, alone, 16))
+    siblings = head.extend(Drafted(drafts, above, 1, Step(rows * 0 + 9, rows, lengths, alone, 16)))
     only = torch.ones(2, 1, 1, dtype=torch.bool)
-    first = head.extend(
-        drafts[:, 1:], above[:, 1:], Step(rows[:, :1], rows[:, :1], lengths, only, 16)
-    )
+    step = Step(rows[:, :1], rows[:, :1], lengths, only, 16)
+    first = head.extend(Drafted(drafts[:, 1:], above[:, 1:], 1, step))
     close(siblings[:, 1:], first, "a drafted node's state depends on its sibling")
 
 
 def check_tree_builder(
     builder: TreeBuilder, *, vocab_size: int = 97, slots: int = 3, cycles: int = 5
 ) -> None:
-    """Check the trees of a builder against what it declares, greedy, sampled and mixed."""
+    """Check the trees of a builder against what it declares, greedy, sampled and mixed.
+
+    Of trees of varying shape, each of the builders to choose from.
+    """
+    if isinstance(builder, VaryingTree):
+        assert builder.alternatives, "there is no builder to choose from"
+        laws = frozenset[Law]().union(*(one.laws for one in builder.alternatives))
+        assert laws <= builder.laws, "a builder to choose from draws by an undeclared law"
+        for other in builder.alternatives:
+            check_tree_builder(other, vocab_size=vocab_size, slots=slots, cycles=cycles)
+        for committed in ([None] * slots, [1] * slots):
+            seen = Seen(active=slots, committed=tuple(committed))
+            chosen = builder.choose(seen)
+            assert 0 <= chosen < len(builder.alternatives), "choose() returned none of them"
     shape = builder.shape
     for temperatures in ([0.0] * slots, [1.0] * slots, [float(i % 2) for i in range(slots)]):
         params = [SamplingParams(temperature=t) for t in temperatures]
         for cycle in range(cycles):
             drafter = RandomDrafter(Sampling.of(params, "cpu"), vocab_size, seed=cycle)
             uniforms = torch.rand(slots, builder.uniforms, dtype=torch.float64)
-            tree = builder.build(drafter, UniformDraws(uniforms))
+            draws = UniformDraws(uniforms)
+            tree = builder.build(drafter, draws)
             _check_tree(tree, shape, drafter, builder.laws)
             assert drafter.expanded <= shape.expansions, (
                 f"{drafter.expanded} nodes were expanded, {shape.expansions} declared"
             )
+        if builder.capturable:
+            sampling = Sampling.of(params, "cpu")
+            uniforms = torch.rand(slots, builder.uniforms, dtype=torch.float64)
+
+            def build(sampling: Sampling = sampling, uniforms: Tensor = uniforms) -> TokenTree:
+                drafter = RandomDrafter(sampling, vocab_size, checks=False)
+                return builder.build(drafter, UniformDraws(uniforms))
+
+            assert_capturable(build)
 
 
 def _check_tree(tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: frozenset[Law]) -> None:
@@ -186,7 +304,11 @@ def _check_tree(tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: froze
     if real.any() and not sampled.all():
         assert Law.TOP_K in laws, "siblings are a fixed set, but the law top-k is not declared"
     if sampled.any():
-        assert laws - {Law.TOP_K}, "siblings are sampled, but no such law is declared"
+        assert any(not law.fixed for law in laws), (
+            "siblings are sampled, but no such law is declared"
+        )
+        for law in tree.every_law:
+            assert law in laws, f"siblings came about by {law}, which is not declared"
     for slot in range(slots):
         for node in range(nodes):
             children = (tree.parents[slot] == node).nonzero().flatten().tolist()
@@ -195,7 +317,7 @@ def _check_tree(tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: froze
             assert len(set(ranks)) == len(ranks), "two siblings have the same rank"
             assert all(0 <= rank < shape.siblings for rank in ranks), "a rank is out of range"
             tokens = [int(tree.tokens[slot, child]) for child in children]
-            if Law.IID not in laws:
+            if all(law.distinct for law in laws):
                 assert len(set(tokens)) == len(tokens), "two siblings are the same token"
 
 
@@ -215,6 +337,15 @@ def check_acceptance_rule(rule: AcceptanceRule, *, settings: Settings | None = N
     greedy = Sampling.of([SamplingParams()], "cpu")
     draws = UniformDraws(torch.zeros(1, rule.uniforms(shape), dtype=torch.float64))
     choice = rule.accept(tree, TargetProbs(logits, greedy), shape, draws)
+    if rule.capturable:
+        for temperature in (0.0, 1.0):
+            warm = Sampling.of([SamplingParams(temperature=temperature)], "cpu")
+            uniforms = torch.full_like(draws.uniforms, 0.5)
+
+            def accept(warm: Sampling = warm, uniforms: Tensor = uniforms) -> Acceptance:
+                return rule.accept(tree, TargetProbs(logits, warm), shape, UniformDraws(uniforms))
+
+            assert_capturable(accept)
     assert choice.path.shape == (1, 3), f"path is {list(choice.path.shape)}, not [B, D + 1]"
     if not rule.lossless:
         return

@@ -17,9 +17,13 @@ class RandomDrafter:
         sampling: the slots' parameters.
         vocab_size: V.
         seed: of the logits.
+        checks: whether requests are checked, which reads them on the host.
     """
 
-    def __init__(self, sampling: Sampling, vocab_size: int, seed: int = 0) -> None:
+    def __init__(
+        self, sampling: Sampling, vocab_size: int, seed: int = 0, *, checks: bool = True
+    ) -> None:
+        self._checks = checks
         self.sampling = sampling
         self.expanded = 0
         self._generator = torch.Generator().manual_seed(seed)
@@ -30,10 +34,16 @@ class RandomDrafter:
         """Return random draft logits ``[B, 1, V]``."""
         return self._logits(1)
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> None:
+        """Return None: no two nodes have the same distribution."""
+        return
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         """Return random draft logits ``[B, W, V]``, after checking the request."""
         assert tokens.shape == parents.shape, "tokens and parents differ in shape"
         assert tokens.shape[0] == self._slots, "tokens are not [B, W]"
+        if not self._checks:
+            return self._logits(tokens.shape[1])
         assert (parents >= -1).all(), "-1 is the root; there is nothing before it"
         assert (parents < self.expanded).all(), "a parent was not expanded before its child"
         assert ((tokens >= 0) & (tokens < self._vocab)).all(), "a token is out of range"

@@ -52,9 +52,10 @@ def check_world(
     def run(draws: EnumeratingDraws) -> tuple[Tensor, Acceptance]:
         sampling = tables.sampling(draws.lanes)
         if builder is None:
-            tree = _draft(tables, law, draws)
+            tree = _draft(tables, _mixed(rule, law, world), draws)
         else:
-            tree = builder.build(TableDrafter(tables.draft_logits, sampling, _ROOT), draws)
+            drafter = TableDrafter(tables.draft_logits, sampling, _ROOT, tables.draft_vocab)
+            tree = drafter.finish(builder.build(drafter, draws))
             _within(draws.used, builder.uniforms, builder, "build")
         codes, logits = tables.score(tree)
         before = draws.used
@@ -105,8 +106,13 @@ class _Tables:
         return [self._logits(self.world.target_weights(depth)) for depth in range(self.depth + 1)]
 
     @cached_property
+    def draft_vocab(self) -> Tensor | None:
+        return None if self.world.subset is None else torch.tensor(self.world.subset)
+
+    @cached_property
     def draft_logits(self) -> list[Tensor]:
-        return [self._logits(self.world.draft_weights(depth)) for depth in range(self.depth + 1)]
+        whole = [self._logits(self.world.draft_weights(depth)) for depth in range(self.depth + 1)]
+        return whole if self.draft_vocab is None else [t[:, self.draft_vocab] for t in whole]
 
     @cached_property
     def draft_weights(self) -> list[Tensor]:
@@ -159,30 +165,38 @@ def _table(rows: Any) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def _draft(tables: _Tables, law: Law, draws: EnumeratingDraws) -> TokenTree:
-    """Draft the world's tree in every lane, its candidates by a law."""
+def _mixed(rule: AcceptanceRule, law: Law, world: World) -> tuple[Law, ...]:
+    """Return the laws of a world's siblings: one, or others that the rule declares besides."""
+    if law.fixed or not world.mixed_laws:
+        return (law,)
+    others = (Law.TOP_K, Law.WITHOUT_REPLACEMENT)
+    return (law, *[other for other in others if other != law and other in rule.laws])
+
+
+def _draft(tables: _Tables, laws: tuple[Law, ...], draws: EnumeratingDraws) -> TokenTree:
+    """Draft the world's tree in every lane, the candidates of nodes by the laws in turn."""
     world = tables.world
     lanes = draws.lanes
     vocab, nodes = world.vocab, len(world.parents)
-    sampled = law is not Law.TOP_K and world.processors.temperature > 0
+    sampled = not laws[0].fixed and world.processors.temperature > 0
     tokens = torch.full((lanes, nodes), _ROOT)
     codes = torch.zeros(lanes, nodes, dtype=torch.int64)
     parents = torch.tensor(world.parents).repeat(lanes, 1)
     rows = torch.zeros(lanes, nodes, vocab, dtype=torch.float64)
     for node, children in enumerate(world.children):
-        depth, code = world.depths[node], codes[:, node]
+        depth, code, law = world.depths[node], codes[:, node], laws[node % len(laws)]
         real = (parents[:, node] >= 0) | (node == 0)
-        weights = tables.draft_weights[depth][code]
+        left = tables.draft_weights[depth][code]
+        left = left / left.sum(1, keepdim=True)
         # Rows in another order than nodes: a rule must go by `draft_rows`.
-        rows[:, nodes - 1 - node] = weights / weights.sum(1, keepdim=True)
+        rows[:, nodes - 1 - node] = left
         for rank, child in enumerate(children):
             exists = real & (rank < tables.widths[depth][code])
-            if sampled:
-                asked = weights * exists[:, None]
+            if sampled and not law.fixed:
+                asked = law.proposal(left, rank) * exists[:, None]
                 token = draws.categorical(asked)
                 exists = asked.gather(1, token[:, None])[:, 0] > 0
-                if law is Law.WITHOUT_REPLACEMENT:
-                    weights = weights.scatter(1, token[:, None], 0.0)
+                left = law.rest(left, token[:, None])
             else:
                 # Draws with replacement have room for more siblings than there are tokens.
                 exists = exists & (rank < vocab)
@@ -190,17 +204,22 @@ def _draft(tables: _Tables, law: Law, draws: EnumeratingDraws) -> TokenTree:
             tokens[:, child] = token
             codes[:, child] = (code * vocab + token).where(exists, 0)
             parents[:, child] = parents[:, child].where(exists, -1)
-    carries = law is not Law.TOP_K and (sampled or world.processors.mixed)
+    carries = not laws[0].fixed and (sampled or world.processors.mixed)
+    own = tables.draft_vocab
+    several = carries and len(laws) > 1
     return TokenTree(
         tokens=tokens,
         parents=parents,
         depths=torch.tensor(world.depths).repeat(lanes, 1),
         ranks=torch.tensor(world.ranks).repeat(lanes, 1),
         ancestors=ancestor_mask(parents, max(world.depths)),
-        draft_probs=rows if carries else None,
+        draft_probs=(rows if own is None else rows[..., own]) if carries else None,
         draft_rows=torch.arange(nodes - 1, -1, -1).repeat(lanes, 1) if carries else None,
         sampled=torch.full((lanes,), sampled) if carries else None,
-        law=law if carries else Law.TOP_K,
+        law=laws[0] if carries else Law.TOP_K,
+        laws=laws if several else (),
+        node_laws=(torch.arange(nodes) % len(laws)).repeat(lanes, 1) if several else None,
+        draft_vocab=own,
     )
 
 

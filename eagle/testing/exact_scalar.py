@@ -29,7 +29,7 @@ def check_world_scalar(
         scalar: called with the root, the law and scalar draws; returns the accepted nodes and
             the bonus token.
         world: the world.
-        law: how its siblings are drawn.
+        law: how its siblings are drawn, all of them: a scalar rule knows one law at a time.
 
     Raises:
         AssertionError: see `assert_lossless`.
@@ -67,7 +67,7 @@ class _Source:
         self.draft = [world.draft_weights(depth) for depth in depths]
         self.widths = [world.widths(depth) for depth in depths]
         self.candidates = [world.candidates(depth) for depth in depths]
-        self.sampled = law is not Law.TOP_K and world.processors.temperature > 0
+        self.sampled = not law.fixed and world.processors.temperature > 0
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class _TextNode:
                 token = self.source.candidates[depth][code][rank]
             elif any(weights):
                 token = self.draws.categorical(weights)
-                if self.source.law is Law.WITHOUT_REPLACEMENT:
+                if self.source.law == Law.WITHOUT_REPLACEMENT:
                     weights[token] = 0
             else:
                 break

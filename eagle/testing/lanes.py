@@ -9,7 +9,7 @@ all, by replaying its outcomes, and probabilities are multiplied along the chain
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -78,6 +78,12 @@ class LaneDraws:
         """See `eagle.plugin.Draws.categorical`."""
         return self._oracle.categorical(self._spread(weights))[self._lanes].to(weights.device)
 
+    def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
+        """See `eagle.plugin.Draws.uniform`."""
+        made = cuts()
+        whole = self._spread(made)
+        return self._oracle.uniform(lambda: whole)[self._lanes].to(made.device)
+
     def _spread(self, asked: Tensor) -> Tensor:
         shape = (self._oracle.lanes, *asked.shape[1:])
         active = self._active.view(-1, *[1] * (asked.dim() - 1))
@@ -114,6 +120,9 @@ class _Recorder:
 
     rule: AcceptanceRule
     last: Acceptance | None = None
+
+    def uniforms(self, shape: TreeShape) -> int:
+        return self.rule.uniforms(shape)
 
     def accept(
         self, tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: Draws
@@ -153,7 +162,7 @@ class _World:
     ) -> None:
         self.cycle, self.prompts, self.processors = cycle, prompts, processors
         self.params, self.tokens = params, tokens
-        rows = max(map(len, prompts)) + tokens + cycle.shape.depth + 1
+        rows = max(map(len, prompts)) + tokens + cycle.depth + 1
         self.slots = cycle.allocate(slots, rows)
         self.span = cycle.span(rows)
         self.sampling = Sampling.of([params] * slots, cycle.target.device)
@@ -243,6 +252,8 @@ class _World:
         number = 0
         while lanes:
             before = oracle.probability.clone()
+            # Any choice that is made before a cycle begins will do: here every shape gets its turn.
+            self.cycle.use(number % len(self.cycle.trees))
             paths = self._cycle(oracle, lanes)
             for origins, forks in zip(oracle.origins, oracle.forks, strict=True):
                 for slot, script in zip(origins.tolist(), forks, strict=True):

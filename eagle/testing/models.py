@@ -32,12 +32,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"num_key_value_heads": 4}),
     "llama-gqa": ("Llama", {}),
     "mistral": ("Mistral", {"sliding_window": None}),
+    "mistral-window": ("Mistral", {"sliding_window": 24}),
     "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma": ("Gemma", {"head_dim": 16}),
-    "gemma2": ("Gemma2", {"head_dim": 16, "attn_logit_softcapping": None, "sliding_window": 512}),
-    "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 512}),
+    "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 24, "attn_logit_softcapping": 2.0}),
+    "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 24, "sliding_window_pattern": 2}),
+    "gpt-oss": ("GptOss", {"head_dim": 16, "sliding_window": 24, "num_local_experts": 4}),
 }
 """Names of the tiny architectures: transformers' class prefix, and what differs in its config."""
 
@@ -139,7 +141,7 @@ def _head_loss(target: Target, head: TrainableHead, generator: torch.Generator) 
         features = target.model.get_decoder()(input_ids=text, use_cache=False).last_hidden_state
     positions = torch.arange(31).expand(16, -1)
     visible = torch.ones(31, 31, dtype=torch.bool).tril()[None, None].expand(16, 1, -1, -1)
-    states = head.train_states(text[:, 1:], features[:, :-1], positions, visible)
+    states = head.train_states(text[:, 1:], text[:, :-1], [features[:, :-1]], positions, visible)
     wanted = target.logits(features[:, 1:]).softmax(-1)
     cross = -(wanted * head.logits(states).log_softmax(-1)).sum(-1).mean()
     return F.smooth_l1_loss(states, features[:, 1:]) + 0.1 * cross

@@ -7,13 +7,16 @@ they do not know what draws from it. `TableDrafter` stands in for a draft head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from fractions import Fraction
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from eagle.plugin import Sampling
+from eagle.plugin import Sampling, TokenTree
 
 __all__ = [
     "EnumeratingDraws",
@@ -92,6 +95,25 @@ class EnumeratingDraws:
                 f"negative, but was asked for {weights.tolist()}"
             )
         return self._follow(weights.double())
+
+    def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
+        """See `eagle.plugin.Draws.uniform`: the middle of each interval, with its length.
+
+        Raises:
+            AssertionError: a cut is NaN or outside [0, 1].
+        """
+        self.used += 1
+        wanted = cuts().double()
+        wrong = ~((wanted >= -_ROUNDING) & (wanted <= 1 + _ROUNDING))
+        if wanted.dim() != 2 or wanted.shape[0] != self.lanes or bool(wrong.any()):
+            raise AssertionError(
+                f"uniform() needs cuts of shape [{self.lanes}, K] in [0, 1], but was given "
+                f"{wanted.tolist()}"
+            )
+        ends = F.pad(wanted.clamp(0, 1).sort(1).values, (1, 0))
+        ends = F.pad(ends, (0, 1), value=1.0)
+        chosen = self._follow(ends.diff(dim=1))[:, None]
+        return ((ends.gather(1, chosen) + ends.gather(1, chosen + 1)) / 2)[:, 0]
 
     def _follow(self, weights: Tensor) -> Tensor:
         """Return each lane's outcome, int64 ``[B]``, by weights ``[B, outcomes]``."""
@@ -184,6 +206,12 @@ class ScalarEnumeratingDraws:
             raise AssertionError(f"categorical() needs weights that are not negative: {weights}")
         return self._follow([Fraction(weight) for weight in weights])
 
+    def uniform(self, cuts: Callable[[], Sequence[Fraction | float]]) -> Fraction:
+        """See `eagle.plugin.Draws.uniform`: the middle of an interval between cuts."""
+        ends = [Fraction(0), *sorted(Fraction(cut) for cut in cuts()), Fraction(1)]
+        chosen = self._follow([high - low for low, high in pairwise(ends)])
+        return (ends[chosen] + ends[chosen + 1]) / 2
+
     def _follow(self, weights: Sequence[Fraction]) -> int:
         possible = [index for index, weight in enumerate(weights) if weight > 0]
         if len(possible) < 2:
@@ -218,13 +246,23 @@ class TableDrafter:
         tables: draft logits ``[V ** d, V]`` by code, for d from 0.
         sampling: parameters of the B slots.
         root: the root's token in every slot.
+        draft_vocab: int64 ``[Vd]``, of drafts that have a vocabulary of their own: tables are then
+            ``[V ** d, Vd]``.
     """
 
-    def __init__(self, tables: Sequence[Tensor], sampling: Sampling, root: int = 0) -> None:
+    def __init__(
+        self,
+        tables: Sequence[Tensor],
+        sampling: Sampling,
+        root: int = 0,
+        draft_vocab: Tensor | None = None,
+    ) -> None:
         slots = sampling.temperature.shape[0]
         self.sampling = sampling
         self.root = torch.full((slots,), root)
-        self._tables = tables
+        self._tables, self._vocab = tables, draft_vocab
+        # A table of no drafted token has one row, that of one token has V.
+        self._size = len(tables[1]) if len(tables) > 1 else tables[0].shape[1]
         # Entry 0 is the root, entry e + 1 the e-th expanded node.
         self._codes = torch.zeros(slots, 1, dtype=torch.int64)
         self._depths = torch.zeros(slots, 1, dtype=torch.int64)
@@ -233,7 +271,11 @@ class TableDrafter:
         """See `eagle.plugin.Drafter.begin`."""
         return self._tables[0][self._codes[:, :1]]
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> None:
+        """Return None: drafts depend on the drafted text."""
+        return
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         """See `eagle.plugin.Drafter.expand`.
 
         Raises:
@@ -248,9 +290,19 @@ class TableDrafter:
                 f"expand() needs tokens below {vocab} and parents from -1 to {known - 1}, both "
                 f"[B, W], but was asked for {tokens.tolist()} under {parents.tolist()}"
             )
-        codes = self._codes.gather(1, parents + 1) * vocab + tokens
+        codes = self._codes.gather(1, parents + 1) * self._size + self._targets(tokens)
         depths = self._depths.gather(1, parents + 1) + 1
         self._codes = torch.cat((self._codes, codes), 1)
         self._depths = torch.cat((self._depths, depths), 1)
         offsets = torch.tensor([0, *[len(table) for table in self._tables]]).cumsum(0)
         return torch.cat(list(self._tables))[offsets[depths] + codes]
+
+    def finish(self, tree: TokenTree) -> TokenTree:
+        """Return a builder's tree with the target's token ids, as a cycle does."""
+        if self._vocab is None:
+            return tree
+        tokens = torch.cat((tree.tokens[:, :1], self._targets(tree.tokens[:, 1:])), dim=1)
+        return replace(tree, tokens=tokens, draft_vocab=self._vocab)
+
+    def _targets(self, tokens: Tensor) -> Tensor:
+        return tokens if self._vocab is None else self._vocab[tokens]

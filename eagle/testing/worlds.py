@@ -80,6 +80,9 @@ class World:
         seed: decides which text has which.
         dynamic: whether a text may have fewer children than its place in the tree has room for.
         processors: sampling parameters.
+        subset: the tokens that can be drafted, where drafts have a vocabulary of their own: draft
+            weights are over these alone, in this order. None: all of them.
+        mixed_laws: whether siblings of every other node are a fixed set, whatever the law is.
     """
 
     vocab: int
@@ -90,6 +93,8 @@ class World:
     seed: int = 0
     dynamic: bool = False
     processors: Processors = field(default_factory=Processors)
+    subset: tuple[int, ...] | None = None
+    mixed_laws: bool = False
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
@@ -143,7 +148,16 @@ class World:
             self.target_weights(depth),
             strict=True,
         )
-        return [target if choice.random() < 0.2 else draft for draft, target in pairs]
+        chosen = [target if choice.random() < 0.2 else draft for draft, target in pairs]
+        return chosen if self.subset is None else [self._within(weights) for weights in chosen]
+
+    def _within(self, weights: Weights) -> Weights:
+        """Return the weights of what can be drafted, the rest having none; never all zero."""
+        assert self.subset is not None
+        kept = [w if token in self.subset else 0 for token, w in enumerate(weights)]
+        if not any(kept):
+            kept[self.subset[0]] = 1
+        return tuple(kept)
 
     def widths(self, depth: int) -> list[int]:
         """Return how many children the texts of *depth* tokens may have."""
@@ -161,12 +175,15 @@ class World:
         return [choice.choice(options) for _ in range(self.vocab**depth)]
 
 
-def worlds(law: Law, builder: TreeBuilder | None = None) -> st.SearchStrategy[World]:
+def worlds(
+    law: Law, builder: TreeBuilder | None = None, *, chain: bool = False
+) -> st.SearchStrategy[World]:
     """Return a Hypothesis strategy for worlds that can be enumerated in milliseconds.
 
     Args:
         law: how siblings are drawn; sampled laws get smaller trees, whose candidates are chance.
         builder: makes the trees; the worlds then only provide distributions.
+        chain: trees have one candidate per level.
     """
     from hypothesis import strategies as st
 
@@ -174,7 +191,7 @@ def worlds(law: Law, builder: TreeBuilder | None = None) -> st.SearchStrategy[Wo
     def draw_world(draw: st.DrawFn) -> World:
         vocab = draw(st.sampled_from(_vocabularies(builder)))
         if builder is None:
-            parents, ranks = draw(_trees(vocab, law))
+            parents, ranks = draw(_trees(vocab, law, chain=chain))
         else:
             parents, ranks = tuple(range(-1, builder.shape.depth)), (0,) * (builder.shape.depth + 1)
         # Zeros make supports differ and residuals run out; too many leave nothing to enumerate.
@@ -193,6 +210,9 @@ def worlds(law: Law, builder: TreeBuilder | None = None) -> st.SearchStrategy[Wo
             seed=draw(st.integers(0, 2**16)),
             dynamic=draw(st.booleans()),
             processors=draw(st.sampled_from(_PROCESSORS)),
+            # Neither matters to candidates that come from nowhere, as a fixed set's do here.
+            subset=draw(_subsets(vocab, builder)) if builder or not law.fixed else None,
+            mixed_laws=not builder and not law.fixed and draw(st.sampled_from([False, True])),
         )
 
     return draw_world()
@@ -215,7 +235,7 @@ _PROCESSORS = (
     Processors(temperature=2.0, top_k=2),
     Processors(top_p=0.5317),
     Processors(temperature=0.5, min_p=0.2817),
-    Processors(temperature=0.0),
+    *[Processors(temperature=0.0)] * 3,
     Processors(temperature=0.0, mixed=True),
 )
 
@@ -229,14 +249,28 @@ def _vocabularies(builder: TreeBuilder | None) -> list[int]:
     return [size for size in range(least, 6) if size**free <= 4096] or [least]
 
 
-def _trees(vocab: int, law: Law) -> st.SearchStrategy[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _subsets(vocab: int, builder: TreeBuilder | None) -> st.SearchStrategy[tuple[int, ...] | None]:
+    """Return a strategy for vocabularies of drafts: mostly the whole, as it is."""
+    from hypothesis import strategies as st
+
+    least = 1 if builder is None else max(2, builder.shape.siblings)
+    some = st.permutations(range(vocab)).flatmap(
+        lambda order: st.integers(min(least, vocab), vocab).map(lambda n: tuple(order[:n]))
+    )
+    return st.one_of(st.none(), st.none(), some)
+
+
+def _trees(
+    vocab: int, law: Law, *, chain: bool = False
+) -> st.SearchStrategy[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Return a strategy for parents and ranks of trees of depth 3 at most."""
     from hypothesis import strategies as st
 
     # Sampled candidates alone have up to V ** nodes outcomes.
-    most = 7 if law is Law.TOP_K else int(math.log(1030, vocab))
+    most = 7 if law.fixed else int(math.log(1030, vocab))
+    most = min(most, 3) if chain else most
     # A fixed set and draws without replacement cannot have more members than there are tokens.
-    widest = 3 if law is Law.IID else min(vocab, 4)
+    widest = 1 if chain else min(vocab, 4) if law.distinct else 3
 
     @st.composite
     def draw_tree(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:

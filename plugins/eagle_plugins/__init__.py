@@ -8,16 +8,18 @@ from eagle.plugin import (
     DraftHead,
     FeatureExtractor,
     Strategy,
+    TrainingLoss,
     TreeBuilder,
     hookimpl,
 )
-from eagle_plugins import acceptance, attention, features, heads, trees
+from eagle_plugins import acceptance, attention, features, heads, losses, trees
 
 __all__ = [
     "eagle_acceptance_rules",
     "eagle_attention_backends",
     "eagle_draft_heads",
     "eagle_feature_extractors",
+    "eagle_training_losses",
     "eagle_tree_builders",
 ]
 
@@ -50,3 +52,9 @@ def eagle_attention_backends() -> list[Strategy[AttentionBackend]]:
 def eagle_acceptance_rules() -> list[Strategy[AcceptanceRule]]:
     """Register the reference acceptance rules."""
     return acceptance.STRATEGIES
+
+
+@hookimpl
+def eagle_training_losses() -> list[Strategy[TrainingLoss]]:
+    """Register the reference losses of training."""
+    return losses.STRATEGIES

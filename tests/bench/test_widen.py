@@ -141,7 +141,9 @@ def test_the_heads_states_are_the_sources_and_zeros(decoders):
         with decoder.target.stock() as model:
             features = model.get_decoder()(ids, use_cache=False).last_hidden_state
         states.append(
-            decoder.resolved.head.train_states(ids[:, 1:], features[:, :-1], positions, visible)
+            decoder.resolved.head.train_states(
+                ids[:, 1:], ids[:, :-1], [features[:, :-1]], positions, visible
+            )
         )
     expected, found = states
     size = expected.shape[2]

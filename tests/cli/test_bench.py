@@ -185,3 +185,12 @@ def test_products_prints_a_row_for_each_number_of_rows(bench, tmp_path):
 def test_lists_of_numbers_are_checked(bench, command, option, value, problem):
     ran = bench(option, value, command=command, specs=("tree",))
     assert (ran.status, problem in ran.err, option in ran.err) == (2, True, True)
+
+
+def test_a_spec_that_is_a_baseline_is_refused_before_it_is_loaded(bench, tmp_path, monkeypatch):
+    (tmp_path / "plain.yaml").write_text("head: none\ntree: none\n")
+    monkeypatch.setattr("eagle.bench.subjects.prepare", None)
+    for more in ((), ("--baseline", "plain"), ("--baseline", "hf", "--baseline", "plain")):
+        ran = bench(*more, specs=("plain",))
+        assert ran.status == 2
+        assert "the spec 'plain' is measured as a baseline already" in " ".join(ran.err.split())

@@ -115,3 +115,31 @@ def test_drafted_and_bonus_tokens_differ_in_colour_on_a_terminal(chat, monkeypat
     cyan, yellow = re.findall(r"\x1b\[36m *w\d+", shown), re.findall(r"\x1b\[33m *w\d+", shown)
     assert len(cyan) + len(yellow) == 20
     assert len(cyan) > len(yellow) > 0
+
+
+def test_every_answer_has_chance_of_its_own_and_a_seed_repeats_them(chat):
+    def said(*options):
+        ran = chat("w5", "/reset", "w5", options=("--temperature", "1.5", *options), count=20)
+        return ran.out.splitlines()
+
+    first = said("--seed", "3")
+    assert first == said("--seed", "3")
+    assert first[0] != first[1], "the same question, asked twice"
+    assert said() != said()
+
+
+def test_the_chat_template_gets_variables(chat, asked):
+    ran = chat("w5", options=("--template", "loop=1"))
+    assert (ran.status, "reads no 'loop'" in " ".join(ran.err.split())) == (2, True)
+    ran = chat("w5", options=("--template", "message=w9"))
+    assert ran.status == 0
+
+
+def test_input_that_is_no_text_is_refused_after_what_comes_before_is_answered(
+    eagle, folders, monkeypatch, asked
+):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"w5\nw6 \xff\nw7\n"), "utf-8"))
+    ran = eagle("chat", *folders.options("--max-new-tokens", "4"))
+    assert ran.status == 2
+    assert "line 2 of standard input is not UTF-8 text (byte 3)" in ran.err
+    assert len(asked) == 1

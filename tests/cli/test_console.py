@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from eagle import cli
+from eagle.cli import console
 from eagle.errors import CheckpointError, SpecError
 
 
@@ -190,3 +191,28 @@ def test_streams_that_were_closed_before_the_start(
     assert ran.status == status
     assert message in ran.err
     assert "mistake in this library" not in ran.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:128] data. DefaultCPUAllocator: can't allocate"
+            " memory: you tried to allocate 400000000000 bytes."
+        ),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_no_mistake_of_ours(error, capsys):
+    class Command:
+        def main(self, **_):
+            raise error
+
+    assert console.run(Command(), []) == 2
+    assert "there is not enough memory for that" in capsys.readouterr().err
+
+
+def test_what_was_given_is_not_repeated_without_end(eagle):
+    ran = eagle("spec", "check", "x" * 100_000)
+    assert ran.status == 2
+    assert len(ran.err) < 2000

@@ -51,7 +51,7 @@ def test_the_answer_is_on_stdout_and_one_line_of_figures_on_stderr(generate):
 def test_json_is_one_object_with_exactly_these_keys(generate):
     ran = generate(PROMPT, "--json")
     shown = json.loads(ran.out)
-    assert list(shown) == ["text", "tokens", "finish_reason", "stats", "spec", "lossless"]
+    assert list(shown) == ["text", "tokens", "finish_reason", "stats", "seed", "spec", "lossless"]
     assert {key: type(value) for key, value in shown["stats"].items()} == STATS
     assert shown["text"].split() == [f"w{token}" for token in shown["tokens"]]
     assert len(shown["tokens"]) == 12 == shown["stats"]["new_tokens"]
@@ -272,7 +272,6 @@ def eagle_tree_builders():
             config=StrategyConfig,
             build=build,
             description="raises",
-            laws=frozenset([Law.TOP_K]),
         )
     ]
 """
@@ -295,3 +294,56 @@ def test_debug_shows_the_traceback_of_a_mistake(generate):
     ran = generate(PROMPT, "--set", "tree=statc", "--debug")
     assert ran.status == 2
     assert "Traceback" in ran.err
+
+
+def test_an_answer_without_a_seed_says_which_it_drew(generate):
+    sampled = ("--temperature", "1.5", "--json")
+    runs = [json.loads(generate(PROMPT, *sampled, count=24).out) for _ in range(2)]
+    assert runs[0]["tokens"] != runs[1]["tokens"]
+    again = generate(PROMPT, *sampled, "--seed", str(runs[0]["seed"]), count=24)
+    assert json.loads(again.out)["tokens"] == runs[0]["tokens"]
+    assert "seed" not in again.err
+    assert re.search(r" · seed \d+$", generate(PROMPT, "--temperature", "1").err, re.M)
+    assert "seed" not in generate(PROMPT).err, "nothing is drawn at temperature 0"
+
+
+@pytest.fixture
+def thinking(folders, tmp_path):
+    """A target whose chat template reads what it is given."""
+    folder = tmp_path / "thinking"
+    shutil.copytree(folders.target, folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% if tools %}{% for t in tools %}{{ t.name }} {% endfor %}{% endif %}"
+        "{{ messages[0].content }}{% if enable_thinking is false %} w40{% endif %}"
+    )
+    return ("--target", str(folder))
+
+
+def test_the_chat_template_gets_variables(generate, thinking):
+    plain = generate(f"{PROMPT} w40", *thinking).out
+    assert generate(PROMPT, *thinking, "--template", "enable_thinking=false").out == plain
+    assert generate(PROMPT, *thinking, "--template", "enable_thinking=true").out != plain
+    given = json.loads(
+        generate("w5", *thinking, "--template", "tools=[{name: w9}, {name: w20}]", "--json").out
+    )
+    assert given["tokens"] == json.loads(generate("w9 w20 w5", *thinking, "--json").out)["tokens"]
+    ran = generate(PROMPT, *thinking, "--template", "enable_thinking=false", "--compare", "--json")
+    assert json.loads(ran.out)["compare"]["hf"]["identical"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--template", "enable_thinkin=false"), "reads no 'enable_thinkin'"),
+        (("--template", "enable_thinking"), "must look like key=value"),
+        (("--template", "a.b=1"), "must look like key=value"),
+        (("--template", "tools=[w9"), "--template tools: the value is not YAML"),
+        (("--template", "tools=[]", "--template", "tools=[]"), "--template tools: is given twice"),
+        (("--template", "tools=[]", "--raw"), "which --raw leaves out"),
+        (("--template", "tokenize=false"), "'tokenize' says how the template is applied"),
+    ],
+)
+def test_refuses_variables_that_no_template_would_read(generate, thinking, options, message):
+    ran = generate(PROMPT, *thinking, *options)
+    assert ran.status == 2
+    assert message in " ".join(ran.err.split())

@@ -1,7 +1,10 @@
 """Logits processors as a user gives them; what they do to distributions is enumerated in exact/."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+import transformers
 from transformers import (
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
@@ -10,7 +13,7 @@ from transformers import (
 )
 
 from eagle import Decoder, SamplingParams
-from eagle.cycle.processing import Processing, processors_of_each
+from eagle.cycle.processing import Bound, Processing, processors_of_each
 from eagle.errors import NumericalError, RequestError
 from eagle.plugin.tree import TokenTree, ancestor_mask
 from tests.target.test_target import reference
@@ -85,13 +88,15 @@ def test_a_processor_sees_every_prefix_of_the_text(decoder):
         return scores
 
     result = decoder.generate(
-        PROMPTS[1], max_new_tokens=30, temperature=1.0, ignore_eos=True, processors=[note]
+        PROMPTS[1], max_new_tokens=30, temperature=1.0, seed=0, ignore_eos=True, processors=[note]
     )
     text = (*PROMPTS[1], *result.tokens)
     for length in range(len(PROMPTS[1]), len(text)):
         assert text[:length] in asked
     assert all(prefix[: len(PROMPTS[1])] == tuple(PROMPTS[1]) for prefix in asked)
-    plain = decoder.generate(PROMPTS[1], max_new_tokens=30, temperature=1.0, ignore_eos=True)
+    plain = decoder.generate(
+        PROMPTS[1], max_new_tokens=30, temperature=1.0, seed=0, ignore_eos=True
+    )
     assert result.tokens == plain.tokens
 
 
@@ -199,3 +204,166 @@ def test_a_processor_that_returns_something_else_is_named(decoder, wrong):
 
     with pytest.raises(RequestError, match=r"careless returned (NoneType|\[1\]).*\[1, 64\]"):
         decoder.generate(PROMPTS[0], processors=[careless])
+
+
+def within(allowed, ids, prompt):
+    """Whether every token of an answer is one that its constraint allows."""
+    return all(token in allowed for token in ids) and len(ids) > len(prompt)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_each_prompt_keeps_to_its_own_constraint(decoder, temperature):
+    sets = [list(range(3, 20)), list(range(20, 40)), list(range(40, 64))]
+
+    def allowed(batch_id, ids):
+        return sets[batch_id]
+
+    shared = [PrefixConstrainedLogitsProcessor(allowed, num_beams=1)]
+    options = {"max_new_tokens": 20, "temperature": temperature, "ignore_eos": True}
+    results = decoder.generate(PROMPTS[:3], processors=shared, **options)
+    for own, prompt, result in zip(sets, PROMPTS, results, strict=False):
+        assert within(own, result.tokens, prompt)
+    # In a list of its own, as in a call of its own, a prompt is the first of its batch.
+    own = [[PrefixConstrainedLogitsProcessor(lambda i, _, s=s: [s][i], 1)] for s in sets]
+    results = decoder.generate(PROMPTS[:3], processors=own, **options)
+    for mine, prompt, result in zip(sets, PROMPTS, results, strict=False):
+        assert within(mine, result.tokens, prompt)
+    alone = decoder.generate(PROMPTS[0], processors=shared, **options)
+    assert within(sets[0], alone.tokens, PROMPTS[0])
+
+
+def test_a_processor_is_asked_about_one_text_at_a_time(decoder):
+    shapes = set()
+
+    class Rows:
+        def __call__(self, ids, scores):
+            shapes.add((ids.shape[0], scores.shape[0]))
+            return scores
+
+    decoder.generate(PROMPTS, max_new_tokens=12, ignore_eos=True, processors=[Rows()])
+    assert shapes == {(1, 1)}
+
+
+@pytest.mark.parametrize(
+    "processor",
+    [
+        transformers.TemperatureLogitsWarper(0.7),
+        transformers.TopKLogitsWarper(5),
+        transformers.TopPLogitsWarper(0.8),
+        transformers.MinPLogitsWarper(0.1),
+        transformers.TypicalLogitsWarper(0.8),
+        transformers.EpsilonLogitsWarper(0.01),
+        transformers.EtaLogitsWarper(0.01),
+        transformers.LogitNormalization(),
+        transformers.InfNanRemoveLogitsProcessor(),
+        transformers.RepetitionPenaltyLogitsProcessor(1.3),
+        transformers.NoRepeatNGramLogitsProcessor(2),
+        transformers.NoBadWordsLogitsProcessor([[4], [5, 6]]),
+        transformers.SequenceBiasLogitsProcessor([[[4], 2.0], [[5, 6], -3.0]]),
+        transformers.SuppressTokensLogitsProcessor([4, 5]),
+        transformers.SuppressTokensAtBeginLogitsProcessor([4, 5], 4),
+        transformers.MinLengthLogitsProcessor(6, 2),
+        transformers.MinNewTokensLengthLogitsProcessor(3, 4, 2),
+        transformers.ForcedEOSTokenLogitsProcessor(5, 2),
+        transformers.ForcedBOSTokenLogitsProcessor(2),
+        transformers.ExponentialDecayLengthPenalty((1, 1.5), 2, 3),
+        transformers.WatermarkLogitsProcessor(64, "cpu"),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+def test_processors_that_are_asked_about_many_texts_at_once_say_the_same_of_each(processor):
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.randn(12, 64, generator=generator) * 3
+    bound = Bound(processor)
+    assert bound._by_rows
+    for length in (1, 3, 4, 9):
+        ids = torch.randint(3, 8, (12, length), generator=generator)
+        each = [processor(ids[i : i + 1], scores[i : i + 1].clone()) for i in range(12)]
+        assert torch.equal(bound(ids, scores.clone()), torch.cat(each))
+
+
+class Counts:
+    def __init__(self, **state):
+        self.__dict__ |= state
+
+    def __call__(self, ids, scores):
+        self.calls += 1
+        return scores
+
+
+class Remembers(Counts):
+    def __call__(self, ids, scores):
+        self.past["ids"] = [*self.past.get("ids", []), ids.shape[1]]
+        return scores
+
+
+class Draws(Counts):
+    def __call__(self, ids, scores):
+        return scores + torch.rand(scores.shape, generator=self.generator)
+
+
+class InPlace(Counts):
+    def __call__(self, ids, scores):
+        self.seen[ids[:, -1]] += 1
+        return scores
+
+
+class Settles(Counts):
+    def __call__(self, ids, scores):
+        if self.bias is None:
+            self.bias = torch.zeros_like(scores)
+            self.table = {"sizes": list(scores.shape)}
+        self.count = ids.shape[0]
+        return scores + self.bias
+
+
+STATEFUL = {
+    "calls": lambda: Counts(calls=0),
+    "past": lambda: Remembers(past={}),
+    "generator": lambda: Draws(generator=torch.Generator()),
+    "seen": lambda: InPlace(seen=torch.zeros(64)),
+}
+
+
+@pytest.mark.parametrize("attribute", STATEFUL)
+def test_a_processor_that_keeps_state_is_refused_before_it_misleads(decoder, attribute):
+    options = {"max_new_tokens": 8, "ignore_eos": True}
+    message = (
+        rf"keeps state between calls \(its attribute '{attribute}' changed\).*any_prefix = True"
+    )
+    with pytest.raises(RequestError, match=message):
+        decoder.generate(PROMPTS[0], processors=[STATEFUL[attribute]()], **options)
+    declared = STATEFUL[attribute]()
+    declared.any_prefix = True
+    assert len(decoder.generate(PROMPTS[0], processors=[declared], **options).tokens) == 8
+
+
+def test_guidance_with_a_cache_of_its_own_is_refused(decoder):
+    class Unconditional:
+        config = None
+
+        def __call__(self, ids, **options):
+            return SimpleNamespace(
+                logits=torch.zeros(1, ids.shape[1], 64), past_key_values=object(),
+                get=lambda name, default=None: None,
+            )  # fmt: skip
+
+    guided = transformers.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, Unconditional())
+    with pytest.raises(RequestError, match="keeps state between calls"):
+        decoder.generate(PROMPTS[0], max_new_tokens=8, processors=[guided])
+
+
+def test_a_processor_may_prepare_itself_in_its_first_call(decoder):
+    settling = Settles(bias=None, count=0, limit=float("nan"), words=("a", "b"))
+    plain = decoder.generate(PROMPTS[0], max_new_tokens=8, ignore_eos=True)
+    for _ in range(2):
+        found = decoder.generate(
+            PROMPTS[0], max_new_tokens=8, ignore_eos=True, processors=[settling]
+        )
+        assert found.tokens == plain.tokens
+
+
+def test_a_constraint_made_for_beams_is_refused(decoder):
+    constraint = PrefixConstrainedLogitsProcessor(lambda i, ids: [4], num_beams=2)
+    with pytest.raises(RequestError, match=r"made for 2 beams.*num_beams=1"):
+        decoder.generate(PROMPTS[0], processors=[constraint])

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from eagle import Decoder, SamplingParams
-from eagle.errors import NumericalError, PluginError, RequestError
+from eagle.errors import NumericalError, PluginError, RequestError, SpecError, TargetError
 from eagle.plugin.registry import Registry
 from eagle.plugin.roles import Strategy
+from eagle.plugin.sampling import derived_seed
 from eagle.testing import contracts
 from eagle_plugins.trees.chain import CHAIN, ChainConfig
 from tests.fakes import plugin
@@ -343,7 +344,7 @@ def test_what_a_plug_in_returns_wrongly_is_put_down_to_it(spec, pair):
             return None
 
     registry = Registry.discover()
-    odd = Strategy("odd", ChainConfig, Empty, "gives no tree", laws=CHAIN.laws)
+    odd = Strategy("odd", ChainConfig, Empty, "gives no tree")
     registry.register(plugin(tree=[odd]), "odd", "odd-trees", "0.1")
     decoder = Decoder.from_spec(spec(tree="odd"), target=pair[0], registry=registry)
     message = r"NoneType.*tree builder 'odd' \(odd-trees 0.1\)"
@@ -387,3 +388,86 @@ def addresses(slots):
     """Return where the tensors of slots are, their sampling parameters included."""
     held = vars(slots) | vars(slots.sampling)
     return {name: t.data_ptr() for name, t in held.items() if isinstance(t, torch.Tensor)}
+
+
+def test_without_a_seed_every_answer_has_its_own_and_says_which(decoder):
+    options = {"temperature": 1.0, "max_new_tokens": 30, "ignore_eos": True}
+    results = decoder.generate([PROMPTS[0]] * 4, **options)
+    results += decoder.generate([PROMPTS[0]] * 2, SamplingParams(**options))
+    assert len({r.tokens for r in results}) == len({r.seed for r in results}) == 6
+    for result in results:
+        again = decoder.generate(PROMPTS[0], seed=result.seed, **options)
+        assert (again.tokens, again.seed) == (result.tokens, result.seed)
+
+
+def test_one_seed_for_several_prompts_is_the_firsts_and_others_derive_theirs(decoder):
+    options = {"temperature": 1.0, "max_new_tokens": 30, "ignore_eos": True}
+    results = decoder.generate([PROMPTS[0]] * 3, seed=7, **options)
+    assert [r.seed for r in results] == [derived_seed(7, index) for index in range(3)]
+    assert [r.tokens for r in results] == [
+        r.tokens for r in decoder.generate([PROMPTS[0]] * 3, seed=7, **options)
+    ]
+    assert len({r.tokens for r in results}) == 3
+    assert results[0].tokens == decoder.generate(PROMPTS[0], seed=7, **options).tokens
+    for result in results:
+        alone = decoder.generate(PROMPTS[0], seed=result.seed, **options)
+        assert alone.tokens == result.tokens
+
+
+def test_seeds_of_parameters_for_each_prompt_are_taken_as_they_are(decoder):
+    options = {"temperature": 1.0, "max_new_tokens": 30, "ignore_eos": True}
+    params = [SamplingParams(seed=seed, **options) for seed in (7, 7, None)]
+    first, second, third = decoder.generate([PROMPTS[0]] * 3, params)
+    assert first.tokens == second.tokens != third.tokens
+    assert (first.seed, second.seed) == (7, 7)
+    assert third.seed != 7
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"temperature": 1}, r"params are a SamplingParams or a list of them, not dict; .*by name"),
+        ("hot", "not str"),
+        ((SamplingParams() for _ in range(1)), "not generator"),
+        ([None], "the parameters of prompt 1 are NoneType"),
+        ([{"temperature": 1}], "the parameters of prompt 1 are dict"),
+        (1.0, "not float"),
+    ],
+)
+def test_refuses_what_are_no_parameters(decoder, params, message):
+    with pytest.raises(RequestError, match=message):
+        decoder.generate(PROMPTS[0], params)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (bytearray(b"words"), "not bytearray; decode it first"),
+        (memoryview(b"words"), "not memoryview"),
+        ([bytearray(b"words")], "not bytearray"),
+        ([True, False], "True or False"),
+        (torch.tensor([True, False]), "True or False"),
+        (torch.empty(3, dtype=torch.int64, device="meta"), "Tensor without values"),
+        ({"role": "user", "content": "hi"}, "not dict"),
+        ((i for i in PROMPTS), "not generator"),
+    ],
+)
+def test_refuses_what_looks_like_a_prompt(decoder, prompt, message):
+    with pytest.raises(RequestError, match=message):
+        decoder.generate(prompt)
+
+
+def test_refuses_parameters_given_in_two_ways(decoder):
+    with pytest.raises(RequestError, match="either params or temperature, not both"):
+        decoder.generate(PROMPTS[0], SamplingParams(), temperature=1)
+
+
+def test_refuses_what_a_decoder_cannot_be_made_of(spec, pair):
+    with pytest.raises(TargetError, match=r"not a LlamaForCausalLM;.*Target\(model, tokenizer"):
+        Decoder.from_spec(spec(), target=pair[0].model)
+    with pytest.raises(PluginError, match="registry should be a Registry, not a dict"):
+        Decoder.from_spec(spec(), registry={}, target=pair[0])
+    with pytest.raises(SpecError, match="a DecoderSpec is complete"):
+        Decoder.from_spec(spec(), ["tree=chain"], target=pair[0])
+    with pytest.raises(TargetError, match=r"target.model: 'x+ \.\.\. x+' is too long for a path"):
+        Decoder.from_spec("eagle", ["target.model=" + "x" * 5000])

@@ -1,6 +1,7 @@
 """A request by itself: where special tokens, named as stop strings, end it."""
 
 import pytest
+import torch
 
 from eagle.decoding.inputs import encode
 from eagle.decoding.requests import Request, stop_tokens
@@ -53,3 +54,17 @@ def test_half_of_a_surrogate_pair_is_no_text(tokenizer, raw):
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(RequestError, match=r"character 3 is '\\udce9'"):
         encode("caf\udce9", tokenizer, raw=raw, embeddings=64)
+
+
+def test_seeds_that_differ_anywhere_are_different_chance():
+    def drawn(seed):
+        request = Request(0, [5], SamplingParams(seed=seed), 9, frozenset(), None)
+        assert request.seed == seed
+        return tuple(request.uniforms(4).tolist())
+
+    seeds = [0, 1, 2**32, 2**32 + 1, 2**62, 2**63 - 1]
+    assert len({drawn(seed) for seed in seeds}) == len(seeds)
+    assert drawn(2**32 + 1) == drawn(2**32 + 1)
+    numbers = Request(0, [5], SamplingParams(), 9, frozenset(), None).uniforms(1000)
+    assert numbers.dtype == torch.float64
+    assert 0 <= numbers.min() < numbers.max() < 1

@@ -212,10 +212,10 @@ def absorbing(change):
     def mutant(patch, decoder):
         head = decoder.resolved.head
 
-        def absorb(tokens, features, step, original=head.absorb):
-            if step.slot is None:
-                return change(decoder, original, tokens, features, step)
-            return original(tokens, features, step)
+        def absorb(committed, original=head.absorb):
+            if committed.step.slot is None:
+                return change(decoder, original, committed)
+            return original(committed)
 
         patch.setattr(head, "absorb", absorb)
 
@@ -223,30 +223,32 @@ def absorbing(change):
 
 
 @absorbing
-def the_head_is_fed_the_unshifted_token_at_commit(decoder, absorb, tokens, features, step):
-    unshifted = torch.cat((decoder._slots.root[:, None], tokens[:, :-1]), 1)
-    return absorb(unshifted, features, step)
+def the_head_is_fed_the_unshifted_token_at_commit(decoder, absorb, committed):
+    unshifted = torch.cat((decoder._slots.root[:, None], committed.tokens[:, :-1]), 1)
+    return absorb(replace(committed, tokens=unshifted))
 
 
 @absorbing
-def the_head_is_fed_the_next_feature_at_commit(decoder, absorb, tokens, features, step):
-    return absorb(tokens, features.roll(-1, 1), step)
+def the_head_is_fed_the_next_feature_at_commit(decoder, absorb, committed):
+    return absorb(replace(committed, features=committed.features.roll(-1, 1)))
 
 
 @absorbing
-def the_head_is_fed_its_own_feature_at_commit(decoder, absorb, tokens, features, step):
+def the_head_is_fed_its_own_feature_at_commit(decoder, absorb, committed):
+    features = committed.features
     own = decoder._slots.state[:, None].expand_as(features)
-    return absorb(tokens, torch.cat((features[:, :1], own[:, 1:]), 1), step)
+    return absorb(replace(committed, features=torch.cat((features[:, :1], own[:, 1:]), 1)))
 
 
 @absorbing
-def the_head_keeps_an_earlier_state(decoder, absorb, tokens, features, step):
-    return absorb(tokens, features, step).roll(1, 1)
+def the_head_keeps_an_earlier_state(decoder, absorb, committed):
+    return absorb(committed).roll(1, 1)
 
 
 @absorbing
-def the_heads_positions_are_off_by_one_at_commit(decoder, absorb, tokens, features, step):
-    return absorb(tokens, features, replace(step, positions=step.positions + 1))
+def the_heads_positions_are_off_by_one_at_commit(decoder, absorb, committed):
+    step = committed.step
+    return absorb(replace(committed, step=replace(step, positions=step.positions + 1)))
 
 
 def the_features_are_those_of_the_first_nodes(patch, decoder):
@@ -263,8 +265,10 @@ def extending(change):
     def mutant(patch, decoder):
         head = decoder.resolved.head
 
-        def extend(tokens, states, step, original=head.extend):
-            return original(*change(tokens, states, step))
+        def extend(drafted, original=head.extend):
+            changed = change(drafted.tokens, drafted.states, drafted.step)
+            tokens, states, step = changed
+            return original(replace(drafted, tokens=tokens, states=states, step=step))
 
         patch.setattr(head, "extend", extend)
 

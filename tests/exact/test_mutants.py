@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+from eagle.plugin.laws import KNOWN_LAWS, Law
 from eagle.plugin.sampling import TargetProbs, UniformDraws
-from eagle.plugin.tree import Law, TokenTree, TreeShape
+from eagle.plugin.tree import TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
 from eagle_plugins.acceptance import scalar
 from eagle_plugins.acceptance.speculative import SpeculativeRule
@@ -36,13 +37,13 @@ class NoRenormalisationOfTheResidual(Mutant):
 
 class NoRenormalisationOfTheDraft(Mutant):
     @staticmethod
-    def _without(draft, token):
+    def _rest(tree, draft, token, node):
         return draft.scatter(1, token, 0.0)
 
 
 class NoZeroingOfTheDraft(Mutant):
     @staticmethod
-    def _without(draft, token):
+    def _rest(tree, draft, token, node):
         return draft
 
 
@@ -170,11 +171,11 @@ MUTANTS = [
     (BonusWithoutResidual, SAMPLED),
     (ProposalIgnored, SAMPLED),
     (InvertedRatio, SAMPLED),
-    (BonusWithoutTemperature, list(Law)),
-    (WithoutTopKTopPMinP, list(Law)),
+    (BonusWithoutTemperature, list(KNOWN_LAWS)),
+    (WithoutTopKTopPMinP, list(KNOWN_LAWS)),
     (WrongSiblingOrder, [Law.WITHOUT_REPLACEMENT]),
     (SiblingsInNodeOrder, [Law.WITHOUT_REPLACEMENT]),
-    (PaddingAccepted, list(Law)),
+    (PaddingAccepted, list(KNOWN_LAWS)),
     # At temperature 0 siblings are a fixed set, whatever law is configured.
     (GreedyBonusOfTheRoot, [Law.TOP_K]),
 ]

@@ -32,7 +32,8 @@ def head_states(decoder, tokens, features):
     with torch.inference_mode():
         return decoder.resolved.head.train_states(
             torch.tensor([tokens], device=features.device),
-            features,
+            torch.tensor([tokens], device=features.device),  # the head `eagle` does not look at it
+            [features],
             torch.arange(length, device=features.device)[None],
             visible[None, None],
         )
@@ -71,8 +72,8 @@ def assert_drafts_are_the_heads_along_each_path(decoder):
             self.paths, self.asked = [{-1: ()} for _ in PROMPTS], []
             drafters.append(self)
 
-        def expand(self, tokens, parents):
-            logits = super().expand(tokens, parents)
+        def expand(self, tokens, parents, *, level=None):
+            logits = super().expand(tokens, parents, level=level)
             for column in range(tokens.shape[1]):
                 for paths, above in zip(self.paths, parents[:, column].tolist(), strict=True):
                     paths[len(self.asked)] = (*paths[above], len(self.asked))

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from eagle.plugin.budget import RankRates
-from eagle.plugin.roles import FittedTree
+from eagle.plugin.capabilities import FittedTree
 from eagle.runtime.stopwatch import Job
 from eagle.sizing import costing
 

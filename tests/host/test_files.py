@@ -1,12 +1,16 @@
 """Files are there whole or not at all, where they were meant to be."""
 
+import io
 import os
 import resource
 import signal
+import zipfile
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from eagle.host.files import replacing, write_text
+from eagle.host.files import is_sealed, replacing, seal, write_text
 
 
 def test_the_new_file_replaces_the_old_one(tmp_path):
@@ -33,7 +37,13 @@ def test_whatever_happens_the_old_file_stays(tmp_path, shared):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_names_the_file(tmp_path):
+def write_tensors(path, text):
+    with replacing(path) as place:
+        save_file({"x": torch.zeros(len(text))}, place)
+
+
+@pytest.mark.parametrize("write", [write_text, write_tensors])
+def test_a_full_disk_names_the_file(tmp_path, write):
     path = tmp_path / "figures.json"
     path.write_text("old")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -41,7 +51,7 @@ def test_a_full_disk_names_the_file(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
         with pytest.raises(OSError, match="too large") as caught:
-            write_text(path, "x" * 5000)
+            write(path, "x" * 5000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
@@ -81,3 +91,25 @@ def test_what_a_killed_process_left_is_written_over(tmp_path):
     (tmp_path / ".a.json.writing").write_text("half")
     write_text(tmp_path / "a.json", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+def archive_of(text):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("code", text)
+    return file.getvalue()
+
+
+def test_a_sealed_archive_is_one_and_tells_whether_it_was_damaged(tmp_path):
+    path, whole = tmp_path / "package", seal(archive_of("x = 1"))
+    path.write_bytes(whole)
+    assert is_sealed(path)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("code") == b"x = 1"
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place])
+        assert not is_sealed(path)
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert not is_sealed(path)
+    path.write_bytes(archive_of("x = 1"))
+    assert not is_sealed(path)

@@ -169,7 +169,6 @@ class NamesItself(StrategyConfig):
         ([strategy("x", config=dict)], "whose config is no subclass of StrategyConfig"),
         ([strategy("x", config=NamesItself)], "has a field 'name'; a spec uses that key"),
         ([strategy("x", build=5)], "whose build cannot be called"),
-        ([strategy("x", laws=frozenset({"top_k"}))], "whose laws are not all of"),
         ([strategy("x"), strategy("x")], "two strategies 'x'"),
     ],
 )

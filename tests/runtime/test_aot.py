@@ -2,13 +2,14 @@
 
 import functools
 import logging
+from collections import namedtuple
 
 import pytest
 import torch
 
 from eagle.cache.store import Step
 from eagle.decoding.decoder import Decoder
-from eagle.errors import CompileError
+from eagle.errors import AssetError, CompileError
 from eagle.kernels.fused_linear import products
 from eagle.plugin.sampling import SamplingParams
 from eagle.plugin.tree import ancestor_mask
@@ -224,6 +225,57 @@ def test_a_damaged_package_is_not_used(compiled, empty, pair, caplog):
         assert ahead(pair[0], sdpa(), (), make=False) is None
     (message,) = said(caplog)
     assert str(path) in message
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_a_damaged_package_is_removed_and_made_again(
+    compiled, cache, tmp_path, pair, monkeypatch, caplog, damage
+):
+    whole = compiled.path.read_bytes()
+    middle = len(whole) // 2
+    path = tmp_path / "passes" / compiled.path.name
+    path.parent.mkdir()
+    monkeypatch.setenv("EAGLE_CACHE", str(tmp_path))
+    monkeypatch.setattr(AheadPass, "make", lambda self: self.path.write_bytes(whole))
+    broken = {
+        "cut": whole[:middle],
+        "flipped": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
+        "empty": b"",
+    }
+    for make in (False, True):
+        path.write_bytes(broken[damage])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, logger="eagle.ahead"):
+            found = ahead(pair[0], sdpa(), (), make=make)
+        (message,) = said(caplog)
+        assert "was damaged and is removed" in message
+        assert (found is not None) == make == path.exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        RuntimeError("as: BFD: error closing x.o: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_said_with_the_space_that_is_needed(empty, pair, monkeypatch, error):
+    def full(self, path):
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(TracedPass, "package", full)
+    with pytest.raises(AssetError, match=r"is full: about 400 MB"):
+        AheadPass(pair[0], sdpa(), ()).make()
+    assert not [path for path in (empty / "passes").iterdir() if path.is_dir()]
+    assert not made(pair[0].config, pair[0].dtype)
+
+
+def test_too_little_space_is_said_before_compiling(empty, pair, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: namedtuple("U", "free")(999))
+    monkeypatch.setattr(TracedPass, "package", None)
+    with pytest.raises(AssetError, match="is full"):
+        AheadPass(pair[0], sdpa(), ()).make()
 
 
 def test_code_that_computes_something_else_is_not_used(compiled, pair, monkeypatch):

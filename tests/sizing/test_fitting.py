@@ -12,8 +12,9 @@ from eagle.decoding.decoder import Decoder, resolve_for
 from eagle.decoding.trace import Trace
 from eagle.errors import CheckpointError, PluginError, SpecError
 from eagle.plugin.budget import Budget, Costs, Curve, Fit, Option, RankRates
+from eagle.plugin.capabilities import FittedTree
 from eagle.plugin.registry import default_registry
-from eagle.plugin.roles import BuildContext, FittedTree, Law
+from eagle.plugin.roles import BuildContext, Law
 from eagle.sizing.fitting import account, cost_key, fit_tree, recall
 from eagle_plugins.trees.chain import CHAIN
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import time
 from enum import StrEnum
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -117,6 +119,52 @@ def test_what_is_not_a_yaml_mapping_is_refused_with_its_line(text, message):
         Document.parse(text, "a.yaml")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_of_very_many_mistakes_a_few_are_told_and_the_others_counted():
+    text = "needed: 1\n" + "".join(f"kye{i}: 1\n" for i in range(2999))
+    lines = problem(text).splitlines()
+    assert len(lines) == 3
+    assert lines[0] == "a.yaml:1: needed: should be a valid string, not 1."
+    assert lines[2].startswith("a.yaml:3: kye1: unknown key.")
+    assert lines[2].endswith(" 2,997 more are wrong: kye2, kye3, kye4 and 2,994 more")
+
+
+def test_very_many_wrong_values_take_no_time():
+    document = Document("spec", {"paths": [[0, "x"]] * 50_000})
+    started = time.perf_counter()
+    with pytest.raises(SpecError) as caught:
+        document.validate(Outer, document.data)
+    assert "more are wrong: paths.3.1" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+    assert time.perf_counter() - started < 10
+
+
+def test_a_text_longer_than_any_spec_is_refused_before_it_is_parsed(tmp_path):
+    path = tmp_path / "long.yaml"
+    path.write_text("a: [" + "1, " * 300_000 + "1]")
+    with pytest.raises(SpecError, match=r"long\.yaml: is longer than the 262,144 characters"):
+        Document.read(path)
+
+
+@pytest.mark.parametrize("name", ["a\0.yaml", "x" * 5000 + ".yaml", "\ud800.yaml"])
+def test_names_that_no_file_can_have_are_refused(name):
+    with pytest.raises(SpecError, match="cannot be read") as caught:
+        Document.read(Path(name))
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize("deep", [70, 500, 3000])
+def test_what_is_nested_deeper_than_any_spec_is_refused(deep):
+    for assignment in (f"a.{'b.' * deep}c=1", f"a={'[' * deep}{']' * deep}"):
+        with pytest.raises(SpecError, match="is nested too deeply") as caught:
+            override("a: {}", assignment)
+        assert len(str(caught.value)) < 120
+    inner = {}
+    for _ in range(3000):
+        inner = {"a": inner}
+    with pytest.raises(SpecError, match="spec: is nested too deeply"):
+        Document("spec").validate(Outer, inner)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

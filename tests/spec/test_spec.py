@@ -14,6 +14,7 @@ from eagle.errors import (
 )
 from eagle.plugin.registry import Registry, default_registry
 from eagle.plugin.roles import BuildContext, Law, Role, TargetInfo
+from eagle.plugin.strategy import ROLES
 from eagle.spec.building import (
     ComponentSpec,
     DecoderSpec,
@@ -46,7 +47,7 @@ def refused(error: type[SpecError], registry: Registry, target: object = None, *
 
 def test_an_empty_spec_means_the_defaults():
     spec = DecoderSpec()
-    names = [spec.component(role).name for role in Role]
+    names = [spec.component(role).name for role in ROLES]
     assert names == ["last-hidden", "eagle", "static", "auto", "speculative"]
     assert (spec.target.model, spec.runtime.max_batch) == ("smollm2-135m-instruct", 8)
 
@@ -97,6 +98,10 @@ def test_the_promised_specs_ship():
         ("target: {dtype: bf16}", "target.dtype: should be 'auto', 'float32', 'bfloat16' or"),
         ("target: {device: gpu}", "target.device: should be auto, cpu, cuda or cuda:N, not 'gpu'"),
         ("target: {device: 'cuda:'}", "target.device: should be auto, cpu, cuda or cuda:N"),
+        ("target: {device: 'cuda:128'}", "cuda or cuda:N of at most 127, not 'cuda:128'"),
+        ("target: {device: 'cuda:007'}", "cuda or cuda:N of at most 127, not 'cuda:007'"),
+        ("target: {device: 'cuda:\u0663'}", "cuda or cuda:N of at most 127, not 'cuda:\u0663'"),
+        ("target: {device: 'cuda:\u00b2'}", "cuda or cuda:N of at most 127, not 'cuda:\u00b2'"),
         ("tree: 5", "tree: should be a strategy's name, or a mapping with `name`"),
         ("tree: {depth: 3}", "tree: should be a strategy's name, or a mapping with `name`"),
         ("tree: {name: 5}", "tree.name: should be a valid string, not 5."),
@@ -141,7 +146,7 @@ def test_overrides_keep_or_replace_a_strategy():
 
 def test_resolving_builds_every_role_and_loads_nothing():
     resolved = resolve(DecoderSpec(), fakes.registry(), BuildContext(target=TARGET))
-    assert set(resolved.components) == set(Role)
+    assert set(resolved.components) == set(ROLES)
     assert resolved.lossless
     assert resolved.capturable
     assert resolved.strategies[Role.TREE].name == "static"
@@ -205,7 +210,7 @@ def test_a_law_that_the_rule_cannot_keep_is_refused_with_what_would_be_right():
     assert "siblings by iid" in message
     assert "acceptance rule 'speculative' (fake-strategies 1.0) keeps" in message
     assert "only under top-k" in message
-    assert "(always do: static)" in message
+    assert "(by default: static)" in message
     assert "a rule for iid (for-iid)" in message
     assert resolve(DecoderSpec(tree="lucky", acceptance="for-iid"), registry).lossless
     assert not resolve(DecoderSpec(tree="lucky", acceptance="loose"), registry).lossless
@@ -219,11 +224,11 @@ def test_a_lossy_rule_takes_any_law_and_is_declared_lossy():
     assert not resolve(DecoderSpec(), registry).lossless
 
 
-def test_a_component_that_draws_by_more_laws_than_registered_is_a_plugin_error():
-    lying = strategy(
-        "static", build=lambda *_: Component(laws=frozenset({Law.IID})), laws=frozenset({Law.TOP_K})
-    )
-    with pytest.raises(PluginError, match="declares iid, but its plug-in registers it for top-k"):
+def test_a_component_that_declares_what_is_no_law_is_a_plugin_error():
+    lying = strategy("static", build=lambda *_: Component(laws=frozenset({"top_k"})))
+    with pytest.raises(
+        PluginError, match=r"declares the laws .*, which are no eagle.plugin.Law"
+    ):
         resolve(DecoderSpec(), fakes.registry(tree=[lying]))
 
 
@@ -262,7 +267,7 @@ def test_no_head_goes_only_with_no_tree():
     assert resolve(DecoderSpec(tree="none"), fakes.registry()).tree.shape.depth == 0
 
 
-@pytest.mark.parametrize("role", list(Role))
+@pytest.mark.parametrize("role", list(ROLES))
 def test_one_component_that_cannot_be_captured_makes_the_decoder_eager(role):
     name = DecoderSpec().component(role).name
     registry = fakes.registry(**{role.value: [strategy(name, capturable=False)]})
@@ -372,3 +377,23 @@ def test_a_config_that_has_no_schema_costs_the_others_nothing():
     _, chain, odd = schema["properties"]["tree"]["oneOf"]
     assert "depth" in chain["properties"]
     assert odd["additionalProperties"] is True
+
+
+@pytest.mark.parametrize(
+    ("spec", "overrides", "message"),
+    [
+        (None, [], "not as NoneType"),
+        ({"tree": "chain"}, [], "not as dict"),
+        (b"eagle", [], "not as bytes"),
+        ("x" * 5000, [], "names no spec and no file: File name too long"),
+        ("a\0b", [], "names no spec and no file|no spec is named"),
+        ("~nobody-is-called-so/x.yaml", [], "no spec|cannot be read"),
+        ("eagle", "tree=chain", "overrides are a list of 'path.to.key=value', not str"),
+        ("eagle", None, "not NoneType"),
+        ("eagle", [3], "'path.to.key=value' each, not int"),
+    ],
+)
+def test_refuses_what_names_no_spec_in_one_short_sentence(spec, overrides, message):
+    with pytest.raises(SpecError, match=message) as caught:
+        load_spec(spec, overrides)
+    assert len(str(caught.value)) < 300

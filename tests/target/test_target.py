@@ -12,7 +12,7 @@ from eagle.plugin.roles import BuildContext, Role
 from eagle.spec.schema import TargetSpec
 from eagle.target.causal_lm import Target, load_target, resolve_device
 from eagle.target.interfaces import ATTENTION
-from eagle.target.loading import refuse, window
+from eagle.target.loading import refuse
 from eagle.testing import ARCHITECTURES, tiny_head, tiny_target
 
 PROMPT = [5, 9, 33, 7, 12, 60, 4]
@@ -89,7 +89,6 @@ def test_probe_refuses_unknown_treatment_of_logits():
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.MambaConfig(), "attention"),
         (transformers.Qwen3NextConfig(), "linear_attention"),
-        (transformers.Gemma2Config(), "caps attention scores"),
         (
             transformers.LlamaConfig(
                 rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
@@ -97,18 +96,11 @@ def test_probe_refuses_unknown_treatment_of_logits():
             "rotary embedding",
         ),
     ],
-    ids=["t5", "mamba", "qwen3-next", "gemma2", "dynamic-rope"],
+    ids=["t5", "mamba", "qwen3-next", "dynamic-rope"],
 )
 def test_refuses_what_it_cannot_keep_exact(config, reason):
     with pytest.raises(TargetError, match=reason):
         refuse("some-model", config)
-
-
-def test_a_sliding_window_bounds_the_capacity():
-    target = tiny_target("mistral", sliding_window=40)
-    assert window(target.config) == 40
-    assert target.capacity == 40
-    assert tiny_target("qwen2").capacity == 512
 
 
 def test_a_target_with_a_table_of_positions_is_served_up_to_its_end():

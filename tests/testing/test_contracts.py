@@ -111,8 +111,8 @@ def test_a_tree_that_hides_its_law_fails():
 def test_attention_that_ignores_the_tree_fails():
     inner = build(Role.ATTENTION, "sdpa")
 
-    def plan(step, *rest):
-        return inner.plan(replace(step, tail=torch.ones_like(step.tail)), *rest)
+    def plan(step, *rest, **options):
+        return inner.plan(replace(step, tail=torch.ones_like(step.tail)), *rest, **options)
 
     with pytest.raises(AssertionError, match="attention is off"):
         check_attention_backend(Changed(inner, plan=plan))
@@ -121,8 +121,9 @@ def test_attention_that_ignores_the_tree_fails():
 def test_a_head_that_sees_siblings_fails(loaded):
     target, head = loaded
 
-    def extend(tokens, states, step):
-        return head.extend(tokens, states, replace(step, tail=torch.ones_like(step.tail)))
+    def extend(drafted):
+        step = replace(drafted.step, tail=torch.ones_like(drafted.step.tail))
+        return head.extend(replace(drafted, step=step))
 
     with pytest.raises(AssertionError, match="sibling"):
         check_draft_head(Changed(head, extend=extend), target)

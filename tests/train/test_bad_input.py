@@ -7,13 +7,16 @@ import pytest
 import torch
 
 from eagle.errors import IncompatibleError
+from eagle.plugin.roles import BuildContext
 from eagle.testing import tiny_head, tiny_target
 from eagle.train.run import run as module
 from eagle.train.run.checks import check_head
 from eagle.train.run.run import train
 from eagle.train.spec.recipe import load_train_spec
+from eagle_plugins.losses import EagleLoss, EagleLossConfig
 from tests.train.words import write_project
 
+EAGLE = EagleLoss(EagleLossConfig(), BuildContext())
 CONFIG = """
 target: {model: target, dtype: float32}
 data: {sources: [{path: talk.jsonl}], length: 32, heldout: 0.1}
@@ -189,22 +192,26 @@ def test_a_fresh_head_that_does_not_take_the_features():
     with pytest.raises(
         IncompatibleError, match=r"head: the draft head 'eagle' does not fit: .*features of size 64"
     ):
-        check_head(spec, tiny_head(target), Wide(), target)
+        check_head(spec, tiny_head(target), Wide(), EAGLE, target)
 
 
 def test_a_fresh_head_whose_states_cannot_be_compared_with_the_features():
     target = tiny_target("llama-gqa")
 
     class Narrow:
-        def train_states(self, tokens, features, positions, visible):
-            return features[..., :32]
+        def train_states(self, tokens, own, features, positions, visible):
+            return features[0][..., :32]
+
+        def feed_back(self, states):
+            return states
 
         def logits(self, states):
             return target.logits(states)
 
-    with pytest.raises(IncompatibleError, match=r"states have size 32, the features .* 64"):
-        check_head(load_train_spec("tiny"), Narrow(), Wide(), target)
-    check_head(load_train_spec("tiny", ["loss.feature=0"]), Narrow(), Wide(), target)
+    with pytest.raises(IncompatibleError, match=r"feeds back has size 32, the features .* 64"):
+        check_head(load_train_spec("tiny"), Narrow(), Wide(), EAGLE, target)
+    tokens_alone = EagleLoss(EagleLossConfig(feature=0), BuildContext())
+    check_head(load_train_spec("tiny"), Narrow(), Wide(), tokens_alone, target)
 
 
 def test_a_relative_target_starts_at_the_recipes_folder(made, tmp_path):

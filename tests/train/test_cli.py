@@ -3,6 +3,7 @@ import json
 import pytest
 
 from eagle.cli import main
+from tests.train.words import write_project
 
 TALK = {
     "messages": [
@@ -94,3 +95,32 @@ def test_sample_that_does_not_exist_is_refused(run, recipe):
     status, _, err = run("data", "inspect", str(recipe), "--sample", "99")
     assert status == 2
     assert "there are 20 conversations" in " ".join(err.split())
+
+
+QWEN = (  # thoughts of the last answer alone, as Qwen3 has it
+    "{% for m in messages %}{% if m.role == 'user' %}w3 {{ m.content }} w4 "
+    "{% elif m.role == 'assistant' %}{% if loop.last %}w5 {% endif %}{{ m.content }} <eos> "
+    "{% endif %}{% endfor %}"
+)
+
+
+def test_inspect_says_what_has_no_loss_and_what_is_not_read(run, tmp_path):
+    write_project(tmp_path, talks=1)
+    (tmp_path / "target" / "chat_template.jinja").write_text(QWEN)
+    turns = [{"role": "user", "content": "w9"}, {"role": "assistant", "content": "w8 w7"}]
+    call = {"role": "assistant", "tool_calls": [{"name": "f"}]}
+    lines = [{"messages": [*turns, *turns]}, {"messages": [*turns[:1], call, *turns]}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "talk.jsonl").write_text(text)
+    (tmp_path / "run.yaml").write_text(
+        "target: {model: target}\ndata: {sources: [{path: talk.jsonl}]}\n"
+    )
+    packed = tmp_path / "text.npz"
+    assert run("data", "prepare", str(tmp_path / "run.yaml"), "--out", str(packed))[0] == 0
+    for more in ((), ("--set", f"data.packed={packed}")):
+        status, out, _ = run("data", "inspect", str(tmp_path / "run.yaml"), *more)
+        said = " ".join(out.split())
+        assert status == 0
+        assert "1 of 4 answers have no loss: the chat template renders them otherwise" in said
+        assert "1 of 4 answers have no loss: they have no words" in said
+        assert "not read: `tool_calls` of turns (1 times)" in said

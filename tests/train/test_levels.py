@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from eagle.cache.store import Step
 from eagle.plugin.registry import default_registry
-from eagle.plugin.roles import BuildContext, Role
+from eagle.plugin.roles import BuildContext, Committed, Drafted, Role
 from eagle.testing import tiny_head, tiny_pair, tiny_target
 from eagle.train.data.packing import visibility
 from eagle.train.objective.levels import Levels, level_states, level_weights
 from eagle.train.objective.losses import Loss
 from eagle.train.spec.config import LossSpec
+from eagle_plugins.losses import EagleLoss, EagleLossConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +31,21 @@ def drafted(head, tokens, features, entry, level):
     known = entry - level + 1
     head.allocate(1, 64)
     step = Step.chain(torch.zeros(1, dtype=torch.int64), known, 32)
-    state = head.absorb(tokens[:, :known], features[:, :known], step)[:, -1:]
+    state = head.absorb(
+        Committed(
+            tokens[:, :known],
+            tokens.roll(1, 1)[:, :known],
+            features[:, :known],
+            torch.tensor([known]),
+            step,
+        )
+    )[:, -1:]
     for drafts in range(level):
         row = torch.tensor([[known + drafts]])
         seen = torch.ones(1, 1, drafts + 1, dtype=torch.bool)
         step = Step(row, row, torch.tensor([known]), seen, 32)
-        state = head.extend(tokens[:, known + drafts : known + drafts + 1], state, step)
+        token = tokens[:, known + drafts : known + drafts + 1]
+        state = head.extend(Drafted(token, state, drafts + 1, step))
     return state[0, 0]
 
 
@@ -55,7 +65,14 @@ def test_levels_are_what_drafting_step_by_step_gives(pair, lengths, levels, seed
     tokens = torch.randint(64, (1, size), generator=generator)
     features = torch.randn(1, size, target.info.hidden_size, generator=generator)
     found = level_states(
-        head.train_states, tokens, features, positions, visibility(documents), levels
+        head.train_states,
+        head.feed_back,
+        tokens,
+        tokens.roll(1, 1),
+        features,
+        positions,
+        visibility(documents),
+        levels,
     )
     weights = level_weights(torch.ones(size), positions, torch.arange(size), levels)
     start = 0
@@ -80,6 +97,19 @@ def batch(target, length=12):
     return tokens, features.to(target.dtype), positions, visibility(torch.zeros_like(tokens))
 
 
+def fed_levels(head, tokens, features, positions, visible):
+    own = tokens.roll(1, 1)
+    return Levels.fed(
+        head.train_states, head.feed_back, tokens, own, features, positions, visible, 3
+    )
+
+
+def eagle_loss(target, draft_logits, levels=1, level_decay=1.0, **settings):
+    spec = LossSpec(levels=levels, level_decay=level_decay)
+    objective = EagleLoss(EagleLossConfig(**settings), BuildContext())
+    return Loss(spec, objective, target.logits, draft_logits, lambda states: states)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_level_has_a_finite_gradient(dtype):
     target = tiny_target(dtype=dtype)
@@ -90,12 +120,12 @@ def test_every_level_has_a_finite_gradient(dtype):
         head.module.zero_grad()
         half = torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32)
         with half:
-            fed = Levels.fed(head.train_states, tokens, features, positions, visible, 3)
+            fed = fed_levels(head, tokens, features, positions, visible)
         with half, target.stock():
             states = fed.states(head.train_states)
             weights = torch.zeros(3, 6)
             weights[level] = 1
-            loss = Loss(LossSpec(levels=3), target.logits, head.logits)
+            loss = eagle_loss(target, head.logits, levels=3)
             loss(states, features, features, entries, weights, weights.sum(1)).total.backward()
         for name, parameter in head.module.named_parameters():
             assert parameter.grad is not None, name
@@ -107,7 +137,7 @@ def test_no_gradient_flows_into_what_is_fed_back():
     target = tiny_target()
     head = tiny_head(target)
     tokens, features, positions, visible = batch(target)
-    fed = Levels.fed(head.train_states, tokens, features, positions, visible, 3)
+    fed = fed_levels(head, tokens, features, positions, visible)
     assert not any(stream.requires_grad for stream in fed.streams)
     assert torch.equal(fed.streams[0], features)
 
@@ -118,12 +148,11 @@ def test_total_is_the_weighted_mean_over_levels():
     states = [torch.randn(1, 6, target.info.hidden_size, generator=generator) for _ in range(3)]
     true = torch.randn(1, 6, target.info.hidden_size, generator=generator)
     entries, weights = torch.arange(5), torch.tensor([[1.0] * 5, [0, *[1] * 4], [0, 0, *[1] * 3]])
-    spec = LossSpec(levels=3, level_decay=0.5)
-    value = Loss(spec, target.logits, target.logits)(
+    value = eagle_loss(target, target.logits, levels=3, level_decay=0.5)(
         states, true, true, entries, weights, weights.sum(1)
     )
     for level in range(3):
-        alone = Loss(LossSpec(), target.logits, target.logits)(
+        alone = eagle_loss(target, target.logits)(
             states[level : level + 1],
             true,
             true,
@@ -142,9 +171,8 @@ def test_top_k_is_the_cross_entropy_over_the_most_likely_tokens_alone():
     generator = torch.Generator().manual_seed(0)
     states, true = torch.randn(2, 1, 4, target.info.hidden_size, generator=generator)
     args = ([states], true, true, torch.arange(3), torch.ones(1, 3), torch.tensor([3.0]))
-    plain = Loss(LossSpec(), target.logits, target.logits)(*args).total
-    spec = LossSpec(top_k=4, top_k_weight=0.5)
-    with_top = Loss(spec, target.logits, target.logits)(*args).total
+    plain = eagle_loss(target, target.logits)(*args).total
+    with_top = eagle_loss(target, target.logits, top_k=4, top_k_weight=0.5)(*args).total
     expected = 0.0
     for entry in range(3):
         probs = target.logits(true[:, entry + 1 :][:, :1])[0, 0].softmax(-1)

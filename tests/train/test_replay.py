@@ -56,7 +56,8 @@ def naive_ranks(target, head, one, levels):
             size = fed.shape[1]
             states = head.train_states(
                 text[:, 1 : size + 1],
-                fed,
+                text[:, :size],
+                [fed],
                 torch.arange(size)[None],
                 torch.ones(1, 1, size, size, dtype=torch.bool).tril(),
             )
@@ -114,12 +115,21 @@ def test_levels_of_packed_texts_are_those_of_the_texts_alone(pair):
     positions = torch.tensor([[*range(5), *range(5)]])
     features = torch.randn(1, 10, target.info.hidden_size)
     together = level_states(
-        head.train_states, text.roll(-1, 1), features, positions, visibility(documents), 3
+        head.train_states,
+        head.feed_back,
+        text.roll(-1, 1),
+        text,
+        features,
+        positions,
+        visibility(documents),
+        3,
     )
     for part in (slice(0, 5), slice(5, 10)):
         alone = level_states(
             head.train_states,
+            head.feed_back,
             text.roll(-1, 1)[:, part],
+            text[:, part],
             features[:, part],
             positions[:, part],
             visibility(documents[:, part]),

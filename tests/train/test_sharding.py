@@ -136,7 +136,8 @@ def _half():
     optimizer = torch.optim.AdamW(weights.parameters, lr=1.0)
     place = torch.arange(6)[None]
     visible = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
-    weights.states(place + 3, torch.ones(1, 6, 32), place, visible).sum().backward()
+    features = [torch.ones(1, 6, 32)]
+    weights.states(place + 3, place + 2, features, place, visible).sum().backward()
     optimizer.step()
 
     def here(tensors):

@@ -178,3 +178,84 @@ def test_empty_dataset_is_refused(tmp_path, name, text):
 def test_missing_file_is_named_with_the_embedded_datasets(tmp_path):
     with pytest.raises(DataError, match=r"no file .*none.json \(embedded datasets: sharegpt;"):
         read(tmp_path / "none.json")
+
+
+def one(tmp_path, **record):
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps(record))
+    (found,) = read(path)
+    return found
+
+
+def test_the_system_field_of_a_record_is_its_first_turn(tmp_path):
+    found = one(tmp_path, system="Be brief.\n", conversations=TALK)
+    assert found.messages == (("system", "Be brief."), ("user", "a"), ("assistant", "b"))
+    assert found.dropped == ()
+    assert one(tmp_path, system=None, conversations=TALK).messages == found.messages[1:]
+
+
+def test_a_system_field_beside_a_system_turn_is_dropped_and_counted(tmp_path):
+    turns = [{"from": "system", "value": "s"}, *TALK]
+    found = one(tmp_path, system="other", conversations=turns)
+    assert found.messages[0] == ("system", "s")
+    assert found.dropped == ("`system` of records whose turns have one",)
+
+
+def test_a_system_field_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a conversation"):
+        one(tmp_path, system=["s"], conversations=TALK)
+
+
+@pytest.mark.parametrize("role", ["model", "Model", "GPT", "assistant"])
+def test_names_of_an_assistant(tmp_path, role):
+    turns = [{"role": "Human", "content": "a"}, {"role": role, "content": "b"}]
+    assert [role for role, _ in one(tmp_path, messages=turns).messages] == ["user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        ("    def f():\n        pass\n", "    def f():\n        pass"),
+        ("\tx", "\tx"),
+        ("  x", "  x"),
+        (" x", "x"),
+        ("\n\n  x \n y \n", "  x \n y"),
+        (" \n x", "x"),
+        (" \n ", ""),
+    ],
+)
+def test_the_first_indent_is_kept(tmp_path, said, kept):
+    turns = [TALK[0], {"from": "gpt", "value": said}]
+    assert one(tmp_path, conversations=turns).messages[1][1] == kept
+
+
+def test_calls_of_tools_without_words_are_empty_turns_and_counted(tmp_path):
+    call = {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}
+    turns = [{"role": "user", "content": "a"}, call, {"role": "tool", "content": "3"}]
+    found = one(tmp_path, messages=turns, tools=[{"name": "f"}])
+    assert found.messages == (("user", "a"), ("assistant", ""), ("tool", "3"))
+    assert found.dropped == ("`tool_calls` of turns", "`tools` of records")
+
+
+def test_what_is_not_read_is_counted(tmp_path):
+    turns = [TALK[1], TALK[1], TALK[0], TALK[1] | {"reasoning_content": "hm"}]
+    assert sorted(one(tmp_path, conversations=turns).dropped) == [
+        "`reasoning_content` of turns",
+        "turns before the first question",
+        "turns before the first question",
+    ]
+
+
+def test_a_list_that_breaks_off_is_said(tmp_path):
+    path = tmp_path / "talk.json"
+    path.write_text(json.dumps([{"text": "a"}, {"text": "b"}])[:-5])
+    said = []
+    assert len(list(read_sources([SourceSpec(path=str(path))], say=said.append))) == 1
+    assert said == ["talk.json breaks off in element 1; the 1 before it are used"]
+
+
+def test_a_number_of_thousands_of_digits_is_refused(tmp_path):
+    path = tmp_path / "talk.json"
+    path.write_text('[{"text": ' + "9" * 5000 + "}]")
+    with pytest.raises(DataError, match=r"talk\.json: element 0 cannot be read"):
+        read(path)

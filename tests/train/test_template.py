@@ -159,3 +159,33 @@ def test_counts_texts_that_hold_nothing(tokenizer):
     encoder = Encoder(tokenizer, [2], 1000)
     assert list(encoder.encode([Passage("a", " \n"), Passage("b", "")])) == []
     assert encoder.tally.silent == 2
+
+
+def test_counts_answers_that_are_rendered_otherwise_later(with_template):
+    tokenizer = with_template(FORGETFUL)
+    encoder = Encoder(tokenizer, [2], 1000)
+    list(encoder.encode([Conversation("a", CHAT), Conversation("b", CHAT[:2])]))
+    assert (encoder.tally.used, encoder.tally.answers, encoder.tally.changed) == (2, 3, 1)
+
+
+def test_answers_without_words_have_no_loss_and_are_counted(tokenizer):
+    encoder = Encoder(tokenizer, [2], 1000)
+    messages = (CHAT[0], ("assistant", ""), *CHAT[2:])
+    assert said(encoder, tokenizer, *messages) == ["Ok<|im_end|>"]
+    tally = encoder.tally
+    assert (tally.answers, tally.wordless, tally.changed) == (2, 1, 0)
+
+
+def test_counts_what_records_have_beside_their_turns(tokenizer):
+    encoder = Encoder(tokenizer, [2], 1000)
+    talks = [Conversation("a", CHAT, ("x", "x")), Conversation("b", CHAT[:1], ("x", "y"))]
+    list(encoder.encode(talks))
+    assert encoder.tally.as_dict()["dropped"] == {"x": 3, "y": 1}
+
+
+def test_the_indent_of_code_is_there_up_to_a_token_that_the_prompt_begins(tokenizer):
+    encoder = Encoder(tokenizer, [2], 1000)
+    messages = (CHAT[0], ("assistant", "    x = 1\n    y = 2"))
+    (text,) = encoder.encode([Conversation("a", messages)])
+    assert "assistant\n    x = 1\n    y = 2<|im_end|>" in tokenizer.decode(text.tokens)
+    assert said(encoder, tokenizer, *messages) == [" x = 1\n    y = 2<|im_end|>"]

@@ -104,4 +104,4 @@ class AdaptiveTree:
 def eagle_tree_builders() -> list[Strategy[TreeBuilder]]:
     """Register the builder."""
     about = "spends its nodes on the paths that the head believes in"
-    return [Strategy("adaptive", AdaptiveConfig, AdaptiveTree, about, frozenset({Law.TOP_K}))]
+    return [Strategy("adaptive", AdaptiveConfig, AdaptiveTree, about)]

@@ -6,6 +6,7 @@ from five_roles.attention import NAIVE
 from five_roles.features import JOINED
 from five_roles.fitted import FITTED_FAN
 from five_roles.head import ECHO
+from five_roles.loss import CHOICE
 from five_roles.tree import FAN
 
 
@@ -32,3 +33,8 @@ def eagle_attention_backends():
 @hookimpl
 def eagle_acceptance_rules():
     return [MATCH]
+
+
+@hookimpl
+def eagle_training_losses():
+    return [CHOICE]

@@ -1,6 +1,6 @@
 """The fan of `five_roles.tree`, as wide as pays on the machine that it runs on."""
 
-from eagle.plugin import Fit, Law, Option, Strategy, StrategyConfig
+from eagle.plugin import Fit, Option, Strategy, StrategyConfig
 from five_roles.tree import Fan, FanConfig
 
 
@@ -30,5 +30,4 @@ FITTED_FAN = Strategy(
     config=StrategyConfig,
     build=FittedFan,
     description="the likeliest next tokens, as many as pay on this machine",
-    laws=frozenset({Law.TOP_K}),
 )

@@ -25,11 +25,11 @@ class Echo:
     def allocate(self, slots, rows):
         pass  # a head with attention allocates an `eagle.cache.TreeCache` here
 
-    def absorb(self, tokens, features, step):
-        return features  # the states that predict what follows each of the tokens
+    def absorb(self, committed):
+        return committed.features  # the states that predict what follows each of the tokens
 
-    def extend(self, tokens, states, step):
-        return states
+    def extend(self, drafted):
+        return drafted.states
 
     def logits(self, states):
         return self.target.logits(states)

@@ -39,5 +39,4 @@ FAN = Strategy(
     config=FanConfig,
     build=Fan,
     description="the likeliest next tokens, side by side",
-    laws=frozenset({Law.TOP_K}),
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from eagle.cli.bench.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
+from eagle.cli.decoding import checked
 from eagle.cli.verify.command import progress_bar
 
 __all__ = ["attention"]
@@ -58,7 +59,7 @@ def attention(
     from eagle.spec import TargetSpec, load_spec, resolve
     from eagle.target import resolve_device, resolve_dtype
 
-    spec = TargetSpec.model_validate({"dtype": dtype, "device": device})
+    spec = checked(TargetSpec, {"dtype": dtype, "device": device})
     where = resolve_device(spec.device)
     kind = resolve_dtype(spec.dtype, where)
     shape = AttentionShape(batch, heads, kv_heads, head_dim, nodes, length, rows)

@@ -28,6 +28,7 @@ from eagle.cli.verify.command import progress_bar
 if TYPE_CHECKING:
     from eagle.bench.shapes import Shape
     from eagle.bench.subjects import Subjects
+    from eagle.spec import DecoderSpec
 
 app = typer.Typer(
     **console.GROUP,
@@ -135,7 +136,9 @@ def speed(
         check_files(plots / "cycle.png" if plots.exists() else None)
     check_files(as_json, as_markdown)
     settings = [*(set_ or ()), f"runtime.max_batch={batch}"]
-    subjects = _prepare(specs, settings, target, wide)
+    loaded = _load(specs, settings, target)
+    check_baselines(baselines, batch, [spec.name for spec in loaded])
+    subjects = _prepare(loaded, wide)
     with progress_bar() as progress:
         found = run(
             subjects.decoders,
@@ -194,7 +197,7 @@ def passes(
     counts = numbers("--nodes", nodes)
     wide = shape_of(shape)
     check_files(as_json, as_markdown)
-    subjects = _prepare([spec], [*(set_ or ())], target, wide)
+    subjects = _prepare(_load([spec], [*(set_ or ())], target), wide)
     from eagle.bench.report import Setting, sweep_json, sweep_table
     from eagle.bench.sweep import sweep
 
@@ -209,22 +212,27 @@ def passes(
     write(setting, found.bandwidth, tables, sweep_json(setting, found), as_json, as_markdown)
 
 
-def _prepare(
-    specs: Sequence[str], settings: Sequence[str], target: str | None, shape: Shape | None
-) -> Subjects:
+def _load(specs: Sequence[str], settings: Sequence[str], target: str | None) -> list[DecoderSpec]:
+    """Read what is measured; nothing heavy is loaded yet."""
+    with working("loading"):
+        from eagle.spec import load_spec
+
+        given = settings_of(settings, target)
+        return [load_spec(spec, given) for spec in specs]
+
+
+def _prepare(specs: Sequence[DecoderSpec], shape: Shape | None) -> Subjects:
     """Load what is measured, telling on stderr what takes the time."""
     with working("loading"):
         from eagle.bench.subjects import prepare
-        from eagle.spec import load_spec
 
-    given = settings_of(settings, target)
     with working("loading") as status:
 
         def progress(what: str) -> None:
             if status is not None:
                 status.update(f"{escape(what)} ...")
 
-        subjects = prepare([load_spec(spec, given) for spec in specs], shape, progress)
+        subjects = prepare(specs, shape, progress)
     for decoder in subjects.decoders.values():
         warn_if_lossy(decoder)
     return subjects

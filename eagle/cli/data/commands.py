@@ -67,26 +67,27 @@ def inspect(
         int, typer.Option("--sample", metavar="N", help="Which conversation to show, from 0.")
     ] = 0,
     tokens: Annotated[
-        int, typer.Option("--tokens", metavar="N", help="How many of its tokens.")
+        int, typer.Option("--tokens", metavar="N", min=1, help="How many of its tokens.")
     ] = 400,
 ) -> None:
-    """Show counts, lengths, the share of tokens with a loss, and a sample with those in green."""
+    """Show counts, lengths, what has no loss, and a sample whose tokens with a loss are green."""
+    from eagle.errors import DataError
     from eagle.target import loading
-    from eagle.train.data import Corpus, make_corpus
+    from eagle.train.data import load_corpus, make_corpus
     from eagle.train.run import say
     from eagle.train.spec import load_train_spec
 
     spec = load_train_spec(config, set_ or ())
-    corpus = (
-        Corpus.load(spec.path(spec.data.packed)) if spec.data.packed else make_corpus(spec, say)
-    )
+    corpus = load_corpus(spec, Path(), say) if spec.data.packed else make_corpus(spec, say)
     if not 0 <= sample < len(corpus.ends):
         raise typer.BadParameter(
             f"there are {len(corpus.ends)} conversations, counted from 0", param_hint="--sample"
         )
     for line in _summary(corpus, spec.data.heldout, spec.data.seed):
         console.out.out(line)
-    tokenizer = loading.load_tokenizer(loading.locate(spec.target))
+    tokenizer = loading.load_tokenizer(loading.locate(spec.target, spec.document.folder))
+    if tokenizer is None:
+        raise DataError("the target has no tokenizer, so no sample can be shown")
     ids, answers = corpus.text(sample)
     text = Text()
     for token, answered in list(zip(ids.tolist(), answers.tolist(), strict=True))[:tokens]:
@@ -97,6 +98,8 @@ def inspect(
 def _summary(corpus: Corpus, heldout: float, seed: int) -> list[str]:
     import numpy as np
 
+    from eagle.train.data import lost
+
     lengths = corpus.ends - corpus.starts
     quartiles = ", ".join(f"{value:.0f}" for value in np.percentile(lengths, (5, 25, 50, 75, 95)))
     _, held = corpus.split(heldout, seed)
@@ -106,4 +109,5 @@ def _summary(corpus: Corpus, heldout: float, seed: int) -> list[str]:
         f"with a loss          {corpus.answers.mean():.1%}",
         f"length               {quartiles} (5, 25, 50, 75, 95 %), at most {lengths.max():,}",
         f"digest               {corpus.digest}",
+        *(f"                     {line}" for line in lost(corpus.info.get("conversations", {}))),
     ]

@@ -126,7 +126,9 @@ def verify(
     )
     alpha = _ALPHA if alpha is None else alpha
     texts = _prompts(prompts, limit, alpha)
-    settings = [*(set_ or ()), *([f"runtime.max_batch={batch}"] if batch else [])]
+    # What the generation config makes of logits is not what is verified here.
+    settings = ["target.generation_config=ignore", *(set_ or ())]
+    settings += [f"runtime.max_batch={batch}"] if batch else []
     decoder = load_decoder(spec, settings, target)
     warn_if_lossy(decoder)
     from eagle.bench.verify import verify_greedy, verify_sampled

@@ -3,7 +3,7 @@
 from eagle.train.data.corpus import Corpus
 from eagle.train.data.fingerprints import fingerprint
 from eagle.train.data.packing import Batch, Packer, visibility
-from eagle.train.data.prepare import check_text, load_corpus, make_corpus
+from eagle.train.data.prepare import check_text, load_corpus, lost, make_corpus
 from eagle.train.data.regeneration import Report, regenerate
 from eagle.train.data.sources import read_sources
 from eagle.train.data.talks import Talk, talks_of
@@ -17,6 +17,7 @@ __all__ = [
     "check_text",
     "fingerprint",
     "load_corpus",
+    "lost",
     "make_corpus",
     "read_sources",
     "regenerate",

@@ -27,6 +27,10 @@ __all__ = ["Corpus", "tokenizer_digest"]
 VERSION = 1
 
 _DAMAGED = (
+    MemoryError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
     OSError,
     EOFError,
     KeyError,
@@ -154,18 +158,44 @@ class Corpus:
         try:
             with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
                 info = json.loads(file["info"].tobytes())
-                tokens, ends = file["tokens"], np.cumsum(file["lengths"], dtype=np.int64)
-                answers = np.unpackbits(file["answers"], count=len(tokens)).astype(np.bool_)
-                groups = file["groups"]
+                arrays = [file[name] for name in ("tokens", "answers", "lengths", "groups")]
         except FileNotFoundError as error:
             raise DataError(f"there is no packed text {path}") from error
         except _DAMAGED as error:
             raise DataError(
                 f"{path} is not packed text of `eagle data prepare`, or damaged: {error}"
             ) from error
-        if info.get("version") != VERSION or len(groups) != len(ends) or ends[-1] != len(tokens):
+        if not isinstance(info, dict) or info.get("version") != VERSION:
             raise DataError(f"{path} was packed by another version; run `eagle data prepare` again")
+        tokens, packed, lengths, groups = arrays
+        problem = _misfit(tokens, packed, lengths, groups)
+        if problem:
+            raise DataError(
+                f"{path} is not packed text of `eagle data prepare`, or damaged: {problem}"
+            )
+        ends = np.cumsum(lengths, dtype=np.int64)
+        answers = np.unpackbits(packed, count=len(tokens)).astype(np.bool_)
         return cls(tokens, answers, ends, groups, info)
+
+
+def _misfit(
+    tokens: NDArray[Any], answers: NDArray[Any], lengths: NDArray[Any], groups: NDArray[Any]
+) -> str | None:
+    """Return what is wrong with the arrays of a file, which anybody may have written."""
+    dtypes = {
+        "tokens": (tokens, ("uint16", "uint32")),
+        "answers": (answers, ("uint8",)),
+        "lengths": (lengths, ("uint32",)),
+        "groups": (groups, ("uint64",)),
+    }
+    for name, (array, known) in dtypes.items():
+        if array.ndim != 1 or array.dtype.name not in known:
+            return f"{name} is {array.dtype} of {array.ndim} dimensions"
+    if not len(lengths) or not lengths.all():
+        return "a conversation of it has no token"
+    if int(lengths.sum(dtype=np.int64)) != len(tokens) or len(answers) != -(-len(tokens) // 8):
+        return "its parts are of different lengths"
+    return None if len(groups) == len(lengths) else "its parts are of different lengths"
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -16,7 +16,7 @@ from eagle.train.data.sources import read_sources
 from eagle.train.data.template import Encoder, Tally
 from eagle.train.spec import TrainSpec
 
-__all__ = ["check_text", "load_corpus", "make_corpus"]
+__all__ = ["check_text", "load_corpus", "lost", "make_corpus"]
 
 
 def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
@@ -33,7 +33,7 @@ def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
     source = loading.locate(spec.target, spec.document.folder)
     tokenizer = loading.load_tokenizer(source)
     encoder = Encoder(tokenizer, _ends(source, tokenizer), spec.data.max_length)
-    items = read_sources(spec.data.sources, spec.path)
+    items = read_sources(spec.data.sources, spec.path, say)
     texts = encoder.encode(islice(items, spec.data.limit))
     tally = encoder.tally
     first = next(texts, None)
@@ -45,7 +45,7 @@ def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
     info = {"tokenizer": tokenizer_digest(tokenizer)}
     corpus = Corpus.of(chain((first,), texts), len(tokenizer), info)
     _check_vocabulary(corpus, loading.describe(source)[0].vocab_size, spec, "the text")
-    corpus.info["conversations"] = vars(tally)
+    corpus.info["conversations"] = tally.as_dict()
     cut = f"Cut at {spec.data.max_length:,} tokens: {tally.cut:,}."
     if tally.split:
         cut += f" Plain texts longer than that, used in pieces: {tally.split:,}."
@@ -53,7 +53,39 @@ def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
         f"{tally.used:,} of {tally.read:,} conversations used: {len(corpus.tokens):,} tokens, "
         f"{corpus.answers.mean():.1%} of them an assistant's. Left out: {_left_out(tally)}. {cut}"
     )
+    for line in lost(corpus.info["conversations"]):
+        say(line)
     return corpus
+
+
+def lost(counts: Any) -> list[str]:
+    """Return what of the conversations that are used has no loss or is not read, a line each.
+
+    Args:
+        counts: of `Tally.as_dict`, or what a file has in its place; text that was packed by an
+            earlier version has fewer of them.
+    """
+    counts = counts if isinstance(counts, dict) else {}
+    answers, changed, wordless = (
+        _number(counts.get(k)) for k in ("answers", "changed", "wordless")
+    )
+    dropped = counts.get("dropped")
+    lines = []
+    if changed:
+        lines.append(
+            f"{changed:,} of {answers:,} answers have no loss: the chat template renders them "
+            "otherwise once there are later turns"
+        )
+    if wordless:
+        lines.append(f"{wordless:,} of {answers:,} answers have no loss: they have no words")
+    if dropped and isinstance(dropped, dict):
+        each = (f"{what} ({_number(n):,} times)" for what, n in sorted(dropped.items()))
+        lines.append(f"not read: {', '.join(each)}")
+    return lines
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def _left_out(tally: Tally) -> str:
@@ -110,11 +142,17 @@ def _check_vocabulary(corpus: Corpus, size: int, spec: TrainSpec, what: str) -> 
         )
 
 
-def check_text(spec: TrainSpec, corpus: Corpus) -> None:
+def check_text(spec: TrainSpec, corpus: Corpus, shares: int = 1) -> None:
     """Refuse text that no batch can be made of.
 
+    Args:
+        spec: the training spec.
+        corpus: the text.
+        shares: see `TrainSpec.rows`.
+
     Raises:
-        DataError: too few tokens are left to train on, or no token of them can be learned.
+        DataError: too few tokens are left to train on, a step takes more rows than they make, or
+            no token of them can be learned.
     """
     training, heldout = corpus.split(spec.data.heldout, spec.data.seed)
     tokens = int((corpus.ends - corpus.starts)[training].sum())
@@ -123,6 +161,12 @@ def check_text(spec: TrainSpec, corpus: Corpus) -> None:
             f"the training text has {tokens} tokens ({len(heldout)} of {len(corpus.ends)} "
             f"conversations are held out), not enough for one row of {spec.data.length}; lower "
             "data.length or data.heldout, or give more text"
+        )
+    rows = tokens // spec.data.length
+    if spec.rows(shares) > rows:
+        raise DataError(
+            f"a step takes {spec.rows(shares):,} rows, and the training text makes {rows:,} of "
+            f"{spec.data.length} tokens; lower batch, accumulate or data.length, or give more text"
         )
     pairs = corpus.answers[:-1] & corpus.answers[1:]
     pairs[corpus.ends[:-1] - 1] = False  # the next token is another conversation's

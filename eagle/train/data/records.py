@@ -6,7 +6,7 @@ Knows files, not what a record means.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ Record = tuple[str, Any]
 """Where it stands, for messages, and what it is."""
 
 
-def json_list(path: Path) -> Iterator[Record]:
+def json_list(path: Path, say: Callable[[str], None] = lambda message: None) -> Iterator[Record]:
     """Yield the elements of a JSON list until it ends or breaks off, counted from 0.
 
     A list that is cut off, as the embedded one is, gives all its whole elements.
+
+    Args:
+        path: the file.
+        say: is told where a list breaks off.
 
     Raises:
         DataError: it cannot be read, is no list, or an element is nested too deep.
@@ -33,13 +37,16 @@ def json_list(path: Path) -> Iterator[Record]:
         raise DataError(f"{path} is not a JSON list of conversations (use `format: messages`?)")
     position = _skip(text, position + 1)
     number = 0
-    while position < len(text) and text[position] != "]":
+    while text[position : position + 1] != "]":
         try:
             record, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError:
+            say(f"{path.name} breaks off in element {number}; the {number:,} before it are used")
             return
         except RecursionError as error:
             raise DataError(f"{path}: element {number} is nested too deep: {error}") from error
+        except ValueError as error:  # a number of thousands of digits
+            raise DataError(f"{path}: element {number} cannot be read: {error}") from error
         yield f"{path.name}:{number}", record
         number += 1
         position = _skip(text, position)

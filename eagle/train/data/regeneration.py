@@ -166,7 +166,7 @@ def _answered(
             if prompt is not None:
                 asked.append(talk)
                 prompts.append(prompt)
-        seeds = [_seed(params.seed, talk) for talk in asked]
+        seeds = [_seed(params.seed or 0, talk) for talk in asked]
         each = [params.model_copy(update={"seed": seed}) for seed in seeds]
         for event in decoder.stream(prompts, each) if prompts else ():
             report.tokens += len(event.tokens)

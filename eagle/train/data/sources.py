@@ -27,13 +27,19 @@ ROLES = {
     "bing": "assistant",
     "bard": "assistant",
     "assistant": "assistant",
+    "model": "assistant",
     "system": "system",
 }
-"""What the roles of the formats are called in chat templates."""
+"""What the roles of the formats are called in chat templates, by their names in lower case."""
 
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _TALK = '{"messages": [{"role", "content"}]} or {"conversations": [{"from", "value"}]}'
 _TEXT = '{"text": "..."}'
+_EMPTY = re.compile(r"\A(?:[^\S\n]*\n)+")
+_SPACE = re.compile(r"\A[^\S\t\n]\S")
+_CALLS = ("tool_calls", "function_call")
+_UNUSED_OF_TURNS = (*_CALLS, "reasoning_content", "reasoning", "thinking")
+_UNUSED = ("tools", "functions")
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,12 @@ class Conversation:
         group: what belongs together in a split: ShareGPT cuts long conversations into pieces
             ``ID_0``, ``ID_1``, ... of which none may be held out while another is trained on.
         messages: role and text of each turn, roles as chat templates call them.
+        dropped: what the record has beside those, once for each time.
     """
 
     group: str
     messages: tuple[tuple[str, str], ...]
+    dropped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ class Passage:
 
 
 def read_sources(
-    sources: Iterable[SourceSpec], locate: Callable[[str], Path] = Path
+    sources: Iterable[SourceSpec],
+    locate: Callable[[str], Path] = Path,
+    say: Callable[[str], None] = lambda message: None,
 ) -> Iterator[Conversation | Passage]:
     """Yield the conversations and texts of all sources.
 
@@ -73,6 +83,7 @@ def read_sources(
     Args:
         sources: what to read.
         locate: makes a path of a file's name.
+        say: is told of a file that breaks off.
 
     Raises:
         DataError: a file cannot be read, is not in its format, or holds no conversation.
@@ -80,23 +91,25 @@ def read_sources(
     """
     for source in sources:
         empty = True
-        for place, record in _records(source, locate):
+        for place, record in _records(source, locate, say):
             empty = False
             yield _item(record, place, source.format)
         if empty:
             raise DataError(f"{source.path} holds no conversation and no text")
 
 
-def _records(source: SourceSpec, locate: Callable[[str], Path]) -> Iterator[Record]:
+def _records(
+    source: SourceSpec, locate: Callable[[str], Path], say: Callable[[str], None]
+) -> Iterator[Record]:
     from eagle.assets import DATASETS, dataset_file
 
     if source.path in DATASETS:
-        return records.json_list(dataset_file(source.path))
+        return records.json_list(dataset_file(source.path), say)
     path = locate(source.path)
     if path.is_dir():
         return tables.folder(path, source.split)
     if path.is_file():
-        return _file(path, source.format)
+        return _file(path, source.format, say)
     local = source.format == "auto" and path.suffix in (*tables.READERS, ".json")
     if source.format in ("auto", "dataset") and not local and _HUB.fullmatch(source.path):
         return tables.hub(source)
@@ -106,10 +119,10 @@ def _records(source: SourceSpec, locate: Callable[[str], Path]) -> Iterator[Reco
     )
 
 
-def _file(path: Path, form: str) -> Iterator[Record]:
+def _file(path: Path, form: str, say: Callable[[str], None]) -> Iterator[Record]:
     table = tables.READERS.get(path.suffix)
     if form == "sharegpt":
-        return records.json_list(path)
+        return records.json_list(path, say)
     if form == "messages":
         return records.json_lines(path)
     if table is not None and (form != "text" or path.suffix != ".txt"):
@@ -118,7 +131,7 @@ def _file(path: Path, form: str) -> Iterator[Record]:
         return records.whole(path)
     if form == "dataset":
         raise DataError(f"{path}: a dataset's files end with {', '.join(tables.READERS)}")
-    return records.json_list(path)
+    return records.json_list(path, say)
 
 
 def _item(record: Any, place: str, form: str) -> Conversation | Passage:
@@ -136,15 +149,26 @@ def _item(record: Any, place: str, form: str) -> Conversation | Passage:
         _check_text(record["text"], place)
         return Passage(group, record["text"])
     try:
-        named = [_turn(turn) for turn in _listed(turns)]
+        listed = _listed(turns)
+        named = [_turn(turn) for turn in listed]
     except (TypeError, KeyError, ValueError) as error:
         raise mistake from error
+    dropped = [f"`{key}` of turns" for turn in listed for key in _UNUSED_OF_TURNS if turn.get(key)]
+    dropped += [f"`{key}` of records" for key in _UNUSED if record.get(key)]
+    if record.get("system"):
+        if not isinstance(record["system"], str):
+            raise mistake
+        if any(role == "system" for role, _ in named):
+            dropped.append("`system` of records whose turns have one")
+        else:
+            named.insert(0, ("system", _trimmed(record["system"])))
     for _, said in named:
         _check_text(said, place)
     # Turns before the first question are left out.
     first = next((i for i, (role, _) in enumerate(named) if role == "user"), len(named))
     kept = [turn for turn in named[:first] if turn[0] == "system"] + named[first:]
-    return Conversation(group, tuple(kept))
+    dropped += ["turns before the first question"] * (len(named) - len(kept))
+    return Conversation(group, tuple(kept), tuple(dropped))
 
 
 def _check_text(text: str, place: str) -> None:
@@ -163,11 +187,21 @@ def _listed(turns: Any) -> list[Any]:
 
 def _turn(turn: Mapping[str, Any]) -> tuple[str, str]:
     role = turn["role"] if "role" in turn else turn["from"]
-    said = turn["content"] if "content" in turn else turn["value"]
-    if said is None:  # a call of a tool, say
+    calls = any(turn.get(key) for key in _CALLS)  # which may stand without a word
+    said = turn["content"] if "content" in turn else turn.get("value") if calls else turn["value"]
+    if said is None:
         said = ""
     if isinstance(said, list):
         said = "".join(part["text"] for part in said)
     if not isinstance(said, str) or not isinstance(role, str):
         raise TypeError(said)
-    return ROLES.get(role, role), said.strip()
+    return ROLES.get(role.lower(), role), _trimmed(said)
+
+
+def _trimmed(text: str) -> str:
+    """Return a text without empty lines around it, the indent of its first line kept.
+
+    A single space there is no indent, but what datasets have between a name and what it says.
+    """
+    body = _EMPTY.sub("", text.rstrip())
+    return body[1:] if _SPACE.match(body) else body

@@ -19,7 +19,8 @@ from eagle.train.spec import SourceSpec
 
 __all__ = ["READERS", "folder", "hub"]
 
-_COLUMNS = ("id", "messages", "conversations", "text")
+_TEXTS = ("messages", "conversations", "text")
+_COLUMNS = ("id", *_TEXTS, "system", "tools", "functions")
 _ROWS = 256  # of a table that are in memory at once
 
 
@@ -111,7 +112,7 @@ def arrow(path: Path) -> Iterator[Record]:
 
 def _wanted(names: list[str], path: Path) -> list[str]:
     columns = [name for name in _COLUMNS if name in names]
-    if not set(columns) - {"id"}:
+    if not set(columns) & set(_TEXTS):
         raise DataError(
             f"{path} has the columns {', '.join(names)}; one of them should be messages, "
             "conversations or text"

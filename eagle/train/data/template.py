@@ -7,8 +7,9 @@ which no template touches, every token counts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from typing import Any
 
@@ -49,6 +50,11 @@ class Tally:
         refused: the template would not render them.
         cut: conversations longer than the limit, of which the beginning was used.
         split: plain texts longer than the limit, which go on as texts of their own.
+        answers: assistants' turns in the conversations that were used.
+        changed: those among them that have no loss, since the template renders them otherwise
+            once there are later turns (without their thoughts, say).
+        wordless: those that have none, since they say nothing (a call of a tool, say).
+        dropped: what records have beside turns that are read, and how often.
     """
 
     used: int = 0
@@ -56,6 +62,14 @@ class Tally:
     refused: int = 0
     cut: int = 0
     split: int = 0
+    answers: int = 0
+    changed: int = 0
+    wordless: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts, for a file."""
+        return asdict(self) | {"dropped": dict(self.dropped)}
 
     @property
     def read(self) -> int:
@@ -100,7 +114,14 @@ class Encoder:
                 "chat-tuned target, or put a chat_template.jinja beside its tokenizer"
             )
         question, answer = ("user", "q"), ("assistant", "a")
-        if self._spans((question, answer))[1] == []:
+        try:
+            _, spans = self._spans((question, answer))
+        except Exception as error:  # a template is anybody's code
+            raise DataError(
+                "the chat template cannot render a question and its answer: "
+                f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            ) from error
+        if not spans:
             raise DataError(
                 "the chat template has no boundary between question and answer: rendering a "
                 "conversation with and without its answer does not share a beginning"
@@ -165,30 +186,35 @@ class Encoder:
 
     def _render(self, one: Conversation) -> tuple[str, str, list[tuple[int, int]]] | None:
         """Return group, text and spans of answers; None if there is no answer to learn from."""
-        from jinja2 import TemplateError
-
+        self.tally.dropped.update(one.dropped)
         if not any(role == "assistant" and text for role, text in one.messages):
             self.tally.silent += 1
             return None
         try:
             text, spans = self._spans(one.messages)
-        except TemplateError:  # two questions in a row, say, or a role that it does not know
+        except Exception:  # two questions in a row, say: a template raises what it likes
             spans = []
         if not spans:
             self.tally.refused += 1
             return None
+        answers = [text for role, text in one.messages if role == "assistant"]
+        wordless = sum(not text for text in answers)
+        self.tally.answers += len(answers)
+        self.tally.wordless += wordless
+        self.tally.changed += len(answers) - wordless - len(spans)
         return one.group, text, spans
 
     def _spans(self, messages: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
         """Return the rendered conversation and the characters ``[start, end)`` of its answers.
 
         An answer is what follows the prompt that asks for it. Where that cannot be told (some
-        templates render earlier turns differently once there are later ones), it is left out.
+        templates render earlier turns differently once there are later ones), it is left out. So
+        is one without a word: the target would have called a tool there, or said something.
         """
         full = self._template(messages)
         spans = []
-        for i, (role, _) in enumerate(messages):
-            if role == "assistant":
+        for i, (role, said) in enumerate(messages):
+            if role == "assistant" and said:
                 prompt = self._template(messages[:i], prompt=True)
                 ended = self._template(messages[: i + 1])
                 if ended.startswith(prompt) and full.startswith(ended) and prompt != ended:

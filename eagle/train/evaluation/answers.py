@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eagle.decoding import half_surrogate
 from eagle.errors import DataError
-from eagle.plugin import TrainableHead
+from eagle.plugin import OwnVocabulary, TrainableHead
 from eagle.target import Target
 from eagle.train.data import Corpus, visibility
 from eagle.train.evaluation.replay import Replay
@@ -28,6 +29,7 @@ from eagle.train.objective import level_states
 __all__ = ["Answer", "answer", "file_prompts", "heldout_prompts", "replay_answers"]
 
 RANK_CHUNK = 2048  # positions whose logits are in memory at once
+MASK = 2**28  # bytes of a mask over all levels of a pass, unless one text alone has more
 _OPENING = 64  # tokens of a plain text that are its prompt
 
 
@@ -54,20 +56,32 @@ def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
         # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         turns = [json.loads(line)["turns"][0] for line in lines[:limit]]
-    except OSError as error:
+        if not all(isinstance(turn, str) and half_surrogate(turn) is None for turn in turns):
+            raise ValueError("a turn is no text")
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the prompts {path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise DataError(f'{path}: every line should be {{"turns": ["..."]}}: {error}') from error
     if not turns:
         raise DataError(f"{path} holds no prompt")
-    return [
-        list(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": turn}], add_generation_prompt=True, return_dict=True
-            )["input_ids"]
-        )
-        for turn in turns
-    ]
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(f"the prompts {path} need a chat template, which the target does not have")
+    try:
+        return [
+            list(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": turn}],
+                    add_generation_prompt=True,
+                    return_dict=True,
+                )["input_ids"]
+            )
+            for turn in turns
+        ]
+    except Exception as error:  # a template is anybody's code
+        raise DataError(
+            f"the target's chat template does not render a prompt of {path}: "
+            f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        ) from error
 
 
 def heldout_prompts(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:
@@ -141,24 +155,41 @@ def replay_answers(
         batch_tokens: tokens of one pass at the first level, padding included.
     """
     replays: dict[int, Replay] = {}
-    for part in _parts(answers, batch_tokens):
+    for part in _parts(answers, batch_tokens, levels):
         tokens, positions, visible = _padded([answers[i] for i in part], device)
         with torch.no_grad():
             true, _ = features(tokens, positions, visible)
             ahead = tokens.roll(-1, dims=1)
-            states = level_states(head.train_states, ahead, true, positions, visible, levels)
-            found = _ranks(states, [answers[i] for i in part], head.logits)
+            states = level_states(
+                head.train_states, head.feed_back, ahead, tokens, true, positions, visible, levels
+            )
+            found = _ranks(states, [answers[i] for i in part], _whole(head, features.vocab))
         for i, ranks in zip(part, found, strict=True):
             replays[i] = Replay(ranks)
     return [replays[i] for i in range(len(answers))]
 
 
-def _parts(answers: Sequence[Answer], budget: int) -> Iterator[list[int]]:
-    """Group answers of similar length, so that rows times the longest stays within a budget."""
+def _whole(head: TrainableHead, vocab: int) -> Callable[[Tensor], Tensor]:
+    """Return a head's logits over the target's vocabulary: -inf for what it never drafts."""
+    ids = head.draft_vocab if isinstance(head, OwnVocabulary) else None
+    if ids is None:
+        return head.logits
+
+    def logits(states: Tensor) -> Tensor:
+        drafts = head.logits(states)
+        wide = drafts.new_full((*drafts.shape[:-1], vocab), -torch.inf)
+        return wide.index_copy(-1, ids, drafts)
+
+    return logits
+
+
+def _parts(answers: Sequence[Answer], budget: int, levels: int) -> Iterator[list[int]]:
+    """Group answers of similar length, so that their tokens and masks stay within bounds."""
     sizes: Mapping[int, int] = {i: len(a.prompt) + len(a.answer) for i, a in enumerate(answers)}
     part: list[int] = []
     for i in sorted(sizes, key=lambda i: sizes[i]):
-        if part and (len(part) + 1) * sizes[i] > budget:
+        rows = len(part) + 1
+        if part and (rows * sizes[i] > budget or rows * (levels * sizes[i]) ** 2 > MASK):
             yield part
             part = []
         part.append(i)
@@ -205,7 +236,10 @@ def _ranks(
         for start in range(0, len(wanted), RANK_CHUNK):
             chunk = slice(start, start + RANK_CHUNK)
             scores = logits(chosen[None, chunk])[0].float()
-            found.append((scores > scores.gather(-1, wanted[chunk])).sum(-1))
+            true_score = scores.gather(-1, wanted[chunk])
+            ranks_of = (scores > true_score).sum(-1)
+            # What cannot be drafted has no rank that a tree could have.
+            found.append(ranks_of.where(true_score[:, 0] > -torch.inf, scores.shape[-1]))
         # One wait for the device per level and batch, not per answer.
         by_answer = np.split(torch.cat(found).cpu().numpy(), np.cumsum(roots)[:-1])
         for mine, count, values in zip(ranks, roots, by_answer, strict=True):

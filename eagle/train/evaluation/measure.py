@@ -64,6 +64,25 @@ class Measured:
         return [*lines, f"n-alpha: {', '.join(alphas)}"] if alphas else lines
 
 
+def _kept(path: Path) -> dict[str, Any]:
+    """Return the answers of a file, by what they answer; none where it cannot be made out."""
+    try:
+        known = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _fits(answers: Any, count: int, vocabulary: int) -> bool:
+    """Whether something of a file is so many answers of tokens; others are made anew."""
+    return (
+        isinstance(answers, list)
+        and len(answers) == count
+        and all(isinstance(said, list) and said for said in answers)
+        and all(type(t) is int and 0 <= t < vocabulary for said in answers for t in said)
+    )
+
+
 class Measure:
     """Rank replay over sets of prompts.
 
@@ -135,8 +154,8 @@ class Measure:
         model = Path(self._target.info.name).name
         identity = [model, str(self._target.dtype), spec.max_new_tokens, prompts]
         key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
-        known = json.loads(kept.read_text()) if kept.exists() else {}
-        if key not in known:
+        known = _kept(kept)
+        if not _fits(known.get(key), len(prompts), self._target.info.vocab_size):
             say(f"{name}: the target answers {len(prompts)} prompts ...")
             with self._target.stock():
                 answers = answer(self._target, prompts, spec.max_new_tokens, spec.batch)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from eagle.errors import SpecError
 from eagle.plugin import Sampling, SamplingParams, TreeBuilder, UniformDraws
+from eagle.train.spec import DEEPEST
 
 __all__ = ["Replay", "fixed_paths", "n_alpha", "tau"]
 
@@ -107,7 +108,11 @@ class _Ladder:
         """Return the logits of what follows the root, ``[1, 1, V]``."""
         return self.expand(self.root[None], self.root[None])
 
-    def expand(self, tokens: Tensor, parents: Tensor) -> Tensor:
+    def levels(self) -> None:
+        """Return None: no two nodes have the same distribution."""
+        return
+
+    def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
         """Return the logits of what follows each token, ``[1, W, V]``."""
         steepness = 10 ** (4 * torch.rand(*tokens.shape, 1, generator=self._chance) - 3)
         return -steepness * self._ranks
@@ -123,9 +128,14 @@ def fixed_paths(builder: TreeBuilder, name: str) -> frozenset[Path]:
         name: what messages call it.
 
     Raises:
-        SpecError: its trees depend on the draft distributions, so replay cannot measure them.
+        SpecError: its trees depend on the draft distributions, so replay cannot measure them, or
+            are too deep for it.
     """
     shape = builder.shape
+    if shape.depth > DEEPEST:
+        raise SpecError(
+            f"the tree {name!r} is {shape.depth} levels deep; rank replay measures up to {DEEPEST}"
+        )
     # Different distributions lead a builder that looks at them to different shapes.
     found = set()
     for seed in range(_LADDERS):

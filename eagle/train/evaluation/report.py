@@ -125,7 +125,7 @@ def read_run(folder: Path, name: str | None = None) -> Run:
             },
             tokens=_tokens(train),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path} is not the log of a training run: {type(error).__name__}: {error}"
         ) from error
@@ -160,7 +160,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     for number, text in enumerate(texts, start=1):
         try:
             line = json.loads(text) if text else None
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             # The last one may be cut off: the run goes on, or was killed.
             if number < len(texts):
                 raise DataError(f"{path}:{number}: not a line of JSON: {error}") from error

@@ -20,12 +20,16 @@ class Features:
         target: the target; its attention must be transformers' own (`Target.stock`).
         extractor: how hidden states are joined.
         compiled: compile the target's pass. Its shapes must then stay the same.
+
+    Attributes:
+        vocab: V of the target.
     """
 
     def __init__(
         self, target: Target, extractor: FeatureExtractor, *, compiled: bool = False
     ) -> None:
         self._extractor = extractor
+        self.vocab = target.info.vocab_size
         self._entrance = device_of(target.model.get_input_embeddings())
         self._body: Any = target.model.get_decoder()
         if compiled:

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["Levels", "States", "level_mask", "level_states", "level_weights"]
+__all__ = ["FeedBack", "Levels", "States", "level_mask", "level_states", "level_weights"]
 
-States = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+States = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
 """A head's training pass; see `eagle.plugin.TrainableHead.train_states`."""
+
+FeedBack = Callable[[Tensor], Tensor]
+"""What is fed to the next level; see `eagle.plugin.TrainableHead.feed_back`."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,15 @@ class Levels:
 
     Attributes:
         tokens: int64 ``[B, T]``, one ahead of the features.
+        own: int64 ``[B, T]``, the features' own.
         positions: int64 ``[B, T]``.
         mask: bool ``[B, 1, A * T, A * T]``; see `level_mask`.
-        streams: one ``[B, T, F]`` per level, the features that it is fed: the true ones, then
-            what each level predicted, moved on by one position.
+        streams: one ``[B, T, *]`` per level, what it is fed: the true features, then what each
+            level fed back, moved on by one position.
     """
 
     tokens: Tensor
+    own: Tensor
     positions: Tensor
     mask: Tensor
     streams: Sequence[Tensor]
@@ -43,7 +48,9 @@ class Levels:
     def fed(
         cls,
         states: States,
+        feed_back: FeedBack,
         tokens: Tensor,
+        own: Tensor,
         features: Tensor,
         positions: Tensor,
         visible: Tensor,
@@ -55,18 +62,20 @@ class Levels:
 
         Args:
             states: the head's training pass.
+            feed_back: what it makes of its states for the next level.
             tokens: int64 ``[B, T]``, one ahead of the features.
+            own: int64 ``[B, T]``, the features' own.
             features: ``[B, T, F]``, true.
             positions: int64 ``[B, T]``.
             visible: bool ``[B, 1, T, T]``, who sees whom at the first level.
             levels: A.
         """
         mask = visible if levels == 1 else level_mask(visible, levels)
-        made = cls(tokens, positions, mask, [features])
+        made = cls(tokens, own, positions, mask, [features])
         for _ in range(1, levels):
-            newest = made.states(states)[-1][..., : features.shape[-1]]
+            newest = feed_back(made.states(states)[-1])
             moved = F.pad(newest, (0, 0, 1, -1)).to(features.dtype)
-            made = cls(tokens, positions, mask, [*made.streams, moved])
+            made = cls(tokens, own, positions, mask, [*made.streams, moved])
         return made
 
     def states(self, states: States) -> tuple[Tensor, ...]:
@@ -74,7 +83,8 @@ class Levels:
         copies, size = len(self.streams), len(self.streams) * self.tokens.shape[1]
         out = states(
             self.tokens.repeat(1, copies),
-            torch.cat(list(self.streams), dim=1),
+            self.own.repeat(1, copies),
+            list(self.streams),
             self.positions.repeat(1, copies),
             self.mask[:, :, :size, :size].contiguous(),
         )
@@ -83,7 +93,9 @@ class Levels:
 
 def level_states(
     states: States,
+    feed_back: FeedBack,
     tokens: Tensor,
+    own: Tensor,
     features: Tensor,
     positions: Tensor,
     visible: Tensor,
@@ -92,13 +104,14 @@ def level_states(
     """Return the head's states at each drafted level.
 
     Entry j of level d (from 1) is what the head says after drafting d - 1 true tokens behind the
-    root at position j - d + 2: its newest feature is the state of entry j - 1 one level up. The
+    root at position j - d + 2: its newest input is what entry j - 1 one level up fed back. The
     arguments are those of `Levels.fed`.
 
     Returns:
         One ``[B, T, S]`` per level. Entries less than d - 1 from the start of a text mean nothing.
     """
-    return Levels.fed(states, tokens, features, positions, visible, levels).states(states)
+    fed = Levels.fed(states, feed_back, tokens, own, features, positions, visible, levels)
+    return fed.states(states)
 
 
 def level_mask(visible: Tensor, levels: int) -> Tensor:

@@ -1,4 +1,7 @@
-"""The training objective, a chunk of positions at a time; knows states and features, no text."""
+"""The training objective, a chunk of positions at a time; knows states and features, no text.
+
+What is minimised is a strategy (`eagle.plugin.TrainingLoss`); levels, chunks and means are here.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from eagle.plugin import Prediction, TrainingLoss
+from eagle.train.objective.levels import FeedBack
 from eagle.train.spec import LossSpec
 
 __all__ = ["Loss", "LossValue"]
@@ -25,9 +29,9 @@ class LossValue:
 
     Attributes:
         total: what is minimised, a scalar.
-        feature: SmoothL1 between predicted and true features, mean over their elements, ``[A]``:
-            one number for each level.
-        token: cross entropy between the distributions that follow from them, in nats, ``[A]``.
+        feature: the loss's regression of features, ``[A]``: one number for each level; 0 of a loss
+            that has no such term.
+        token: its cross entropy between target and draft, in nats, ``[A]``, likewise.
         accuracy: share of entries where both have the same most likely token, ``[A]``.
     """
 
@@ -43,30 +47,37 @@ class LossValue:
 
 
 class Loss:
-    """``feature * SmoothL1(f̂, f) + token * CE(softmax(LMhead f), softmax(LMhead f̂))``.
+    """The mean of a strategy's loss over the entries that count.
 
-    Equation and weights: arXiv 2401.15077, section 3.2. With several levels, each has this loss on
-    entries of its own, and the total is their weighted mean. A vocabulary is a hundred times as
-    wide as a state, so logits are made for one chunk of the entries that count at a time, and by
-    default made again for the backward pass; the target's are made once for all levels.
+    With several levels, each has this loss on entries of its own, and the total is their weighted
+    mean. A vocabulary is a hundred times as wide as a state, so logits are made for one chunk of
+    the entries that count at a time, and by default made again for the backward pass; the
+    target's are made once for all levels.
 
     Args:
-        spec: weights, chunk and whether to make logits again.
+        spec: levels, chunk and whether to make logits again.
+        objective: the strategy.
         target_logits: the target's LM head, for its own hidden states.
         draft_logits: the head's way from states to logits.
+        feed_back: what the head makes of its states for the next level.
+        draft_vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, or None.
         compiled: compile the work on a chunk.
     """
 
     def __init__(
         self,
         spec: LossSpec,
+        objective: TrainingLoss,
         target_logits: Logits,
         draft_logits: Logits,
+        feed_back: FeedBack,
         *,
+        draft_vocab: Tensor | None = None,
         compiled: bool = False,
     ) -> None:
-        self._spec = spec
+        self._spec, self._objective = spec, objective
         self._target_logits, self._draft_logits = target_logits, draft_logits
+        self._feed_back, self._draft_vocab = feed_back, draft_vocab
         self._terms: Any = torch.compile(self._chunk, dynamic=False) if compiled else self._chunk
 
     def __call__(
@@ -81,10 +92,8 @@ class Loss:
         """Return the loss of a batch.
 
         Args:
-            states: one ``[B, T, S]`` per level, what the head predicts; entry t is for position
-                t + 1. A state's first F numbers are the feature that it predicts.
-            features: ``[B, T, F]``, true features; states are at least as wide if the regression
-                loss has a weight.
+            states: one ``[B, T, S]`` per level; entry t is for position t + 1.
+            features: ``[B, T, F]``, true features.
             last: ``[B, T, H]``, the LM head's true inputs.
             entries: int64 ``[E]`` into B * T; where compiled, E is a multiple of the chunk.
             weights: float32 ``[A, E]``.
@@ -103,33 +112,28 @@ class Loss:
                 sums = sums + checkpoint(self._terms, *args, use_reentrant=False)
             else:
                 sums = sums + self._terms(*args)
-        feature, token, accuracy, best = (sums / counts.clamp(min=1)).unbind()
-        each = self._spec.feature * feature + self._spec.token * token
-        if self._spec.top_k:
-            each = each + self._spec.top_k_weight * best
+        each, feature, token, accuracy = (sums / counts.clamp(min=1)).unbind()
         total = each.new_zeros(())
         for share, level in zip(self._spec.shares, each.unbind(), strict=True):
             total = total + share * level
         return LossValue(total, feature, token, accuracy)
 
     def _chunk(self, states: Tensor, true: Tensor, hidden: Tensor, weights: Tensor) -> Tensor:
-        """Return the weighted sums of the losses and of agreement, float32 ``[4, A]``."""
+        """Return the weighted sums of loss, terms and agreement, float32 ``[4, A]``."""
         with torch.no_grad():
             target = self._target_logits(hidden[None])[0].float()
-            probs, first = target.softmax(-1), target.argmax(-1)
-            best = probs.topk(self._spec.top_k) if self._spec.top_k else None
+            first = target.argmax(-1)
         sums = []
-        for state, weight in zip(states, weights, strict=True):
-            feature = top = weight.new_zeros(())
-            if self._spec.feature:
-                predicted = state[:, : true.shape[1]].float()
-                distance = F.smooth_l1_loss(predicted, true.float(), reduction="none").mean(-1)
-                feature = (distance * weight).sum()
+        for level, (state, weight) in enumerate(zip(states, weights, strict=True)):
             draft = self._draft_logits(state[None])[0].float()
-            logs = draft.log_softmax(-1)
-            token = -(probs * logs).sum(-1)
-            agree = (draft.argmax(-1) == first).float()
-            if best:
-                top = -((best.values * logs.gather(-1, best.indices)).sum(-1) * weight).sum()
-            sums.append(torch.stack((feature, (token * weight).sum(), (agree * weight).sum(), top)))
+            said = Prediction(level, self._feed_back(state), true, draft, target, self._draft_vocab)
+            terms = self._objective(said)
+            best = draft.argmax(-1)
+            if self._draft_vocab is not None:
+                best = self._draft_vocab[best]
+            parts = [terms["loss"], terms.get("feature"), terms.get("token"), best == first]
+            none = weight.new_zeros(())
+            sums.append(
+                torch.stack([none if p is None else (p.float() * weight).sum() for p in parts])
+            )
         return torch.stack(sums, dim=1)

@@ -16,10 +16,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eagle.errors import SpecError
+from eagle.errors import DataError, SpecError
 from eagle.host import write_text
 
-__all__ = ["Journal", "require_tensorboard", "say"]
+__all__ = ["Journal", "read_log", "require_tensorboard", "say"]
 
 
 def say(message: str) -> None:
@@ -44,6 +44,34 @@ def require_tensorboard() -> Any:
     return SummaryWriter
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log, but for a last one that was cut off; none without a file.
+
+    Raises:
+        DataError: it cannot be read, or a line is not one of a log.
+    """
+    try:
+        rows = path.read_bytes().split(b"\n") if path.exists() else []
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    lines = []
+    for number, row in enumerate(rows, start=1):
+        if not row.strip():
+            continue
+        try:
+            line = json.loads(row)
+            if not isinstance(line["kind"], str) or type(line["step"]) is not int:
+                raise TypeError("it has no kind and step")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if number == len(rows):  # cut off when the process was killed
+                continue
+            raise DataError(
+                f"{path}:{number}: not a line of a run's log; move the file away to go on without"
+            ) from error
+        lines.append(line)
+    return lines
+
+
 class Journal:
     """The log of a run; use it as a context manager.
 
@@ -60,7 +88,7 @@ class Journal:
         self, path: Path, step: int, total: int, *, tensorboard: bool | str = False
     ) -> None:
         self._path = path
-        kept = [line for line in self._lines() if line["step"] <= step] if step else []
+        kept = [line for line in read_log(path) if line["step"] <= step] if step else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._written = {(line["kind"], line["step"]) for line in kept}
         self._board = _board(path.parent / "tensorboard", step, tensorboard)
@@ -73,17 +101,6 @@ class Journal:
             console=console,
         )
         self._task = self._progress.add_task("training", total=total, completed=step)
-
-    def _lines(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        lines = []
-        for line in self._path.read_text().splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:  # cut off when the process was killed
-                continue
-        return lines
 
     def __enter__(self) -> Journal:
         self._progress.start()

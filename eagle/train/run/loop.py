@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from eagle.errors import NumericalError
-from eagle.plugin import FeatureExtractor, TrainableHead
+from eagle.plugin import FeatureExtractor, OwnVocabulary, TrainableHead, TrainingLoss
 from eagle.target import Target
 from eagle.train.data import Batch, Packer, visibility
 from eagle.train.features import Features
@@ -50,6 +50,7 @@ class Trainer:
         target: the frozen target, with transformers' own attention in place.
         extractor: the feature extractor.
         head: the head, its weights made or loaded.
+        objective: the loss.
         packer: the batches.
         steps: of the whole run.
         kept: features that were computed before, by number of the batch, instead of the target's
@@ -63,6 +64,7 @@ class Trainer:
         target: Target,
         extractor: FeatureExtractor,
         head: TrainableHead,
+        objective: TrainingLoss,
         packer: Packer,
         steps: int,
         kept: Callable[[int], tuple[Tensor, Tensor]] | None = None,
@@ -78,7 +80,15 @@ class Trainer:
         self._features = Features(target, extractor, compiled=compiled)
         self._kept = kept
         self._noise = Noise(spec.noise, spec.seed, target.device)
-        self._loss = Loss(spec.loss, target.logits, head.logits, compiled=compiled)
+        self._loss = Loss(
+            spec.loss,
+            objective,
+            target.logits,
+            head.logits,
+            head.feed_back,
+            draft_vocab=head.draft_vocab if isinstance(head, OwnVocabulary) else None,
+            compiled=compiled,
+        )
         states: States = head.train_states
         if compiled:
             states = torch.compile(head.train_states, dynamic=False)
@@ -142,7 +152,16 @@ class Trainer:
         )
 
     def restore(self, state: RunState) -> None:
-        """Go on from a state, which holds whole tensors in every process."""
+        """Go on from a state, which holds whole tensors in every process.
+
+        The optimizer's settings are the spec's, also where they were others before.
+
+        Raises:
+            CheckpointError: it is of another head.
+        """
+        head = self.head.module.state_dict()
+        averaged = self._average.values if self._average else []
+        state.check_fit(head, self._ordered, averaged)
         self.step, self.seconds = state.step, state.seconds
         cut = self._weights.cut
         named = dict(self.head.module.named_parameters())
@@ -153,7 +172,8 @@ class Trainer:
             number: {key: cut(value, self._ordered[number]) for key, value in entry.items()}
             for number, entry in state.optimizer["state"].items()
         }
-        self._optimizer.load_state_dict({**state.optimizer, "state": moments})
+        own = self._optimizer.state_dict()
+        self._optimizer.load_state_dict({**own, "state": moments})
         if self._average:
             pairs = zip(state.average, self._parameters, strict=bool(state.average))
             self._average.restore([cut(value, parameter) for value, parameter in pairs])
@@ -275,7 +295,16 @@ class Trainer:
         levels, ahead = self.spec.loss.levels, batch.tokens.roll(-1, dims=1)
         # In two contexts: autocast may keep the weights that it cast where there was no gradient.
         with self.precision():
-            fed = Levels.fed(self._states, ahead, noisy, batch.positions, visible, levels)
+            fed = Levels.fed(
+                self._states,
+                self.head.feed_back,
+                ahead,
+                batch.tokens,
+                noisy,
+                batch.positions,
+                visible,
+                levels,
+            )
         with self.precision():
             states = fed.states(self._states)
             return self._loss(states, true, last, batch.entries, weights, counts)

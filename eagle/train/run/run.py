@@ -6,19 +6,20 @@ import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from eagle.decoding import resolve_for
 from eagle.errors import CheckpointError, EagleError, SpecError
 from eagle.host import write_text
-from eagle.plugin import Registry, TrainableHead, default_registry
-from eagle.spec import Resolved, dump, resolve
+from eagle.plugin import BuildContext, Registry, Role, TrainableHead, default_registry
+from eagle.spec import Resolved, built, dump, resolve
 from eagle.target import Target, load_target
 from eagle.train.data import Packer, check_text, load_corpus
 from eagle.train.evaluation import Measure, Measured, fixed_paths
-from eagle.train.run.checks import check_head, check_target
-from eagle.train.run.journal import Journal, require_tensorboard, say
+from eagle.train.run.checks import check_head, check_target, memory_explained
+from eagle.train.run.journal import Journal, read_log, require_tensorboard, say
 from eagle.train.run.loop import Trainer, compiles
 from eagle.train.run.processes import Processes
 from eagle.train.run.shards import kept_features
@@ -82,7 +83,14 @@ def train(
         resolve(spec.decoder, registry) if fresh else resolve_for(spec.decoder, registry, target)
     )
     head = _trainable(spec, parts)
-    check_target(spec, target)
+    _, settings, objective = built(
+        spec.document,
+        registry,
+        Role.LOSS,
+        spec.loss.strategy,
+        BuildContext(folder=spec.document.folder),
+    )
+    check_target(spec, target, parts.features, processes.shares)
     if spec.tensorboard is True:
         require_tensorboard()
     trees = {
@@ -96,7 +104,7 @@ def train(
     # Before the target's weights: what is wrong with the text shows at once.
     with processes.main_first():
         corpus = load_corpus(spec, folder / "text.npz", tell, target)
-    check_text(spec, corpus)
+    check_text(spec, corpus, processes.shares)
     target = target or load_target(spec.target, spec.document.folder)
     training, heldout = corpus.split(spec.data.heldout, spec.data.seed)
     packer = Packer(
@@ -109,26 +117,30 @@ def train(
         repack=spec.data.repacked,
     )
     steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.rows(processes.shares)))
+    identity = spec.identity(processes.shares, settings.model_dump(mode="json"))
     if state:
-        identity = spec.identity(processes.shares)
         check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     measure = Measure(spec.evaluation, target, parts.features, trees, spec.path)
     if fresh:
         head.initialise(target, spec.seed)
     else:
         head.load(target, parts.attention)
-    check_head(spec, head, parts.features, target)
+    check_head(spec, head, parts.features, objective, target)
     if processes.measures:
         measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell, keep=processes.main)
-    with target.stock():
+    with memory_explained(spec), target.stock():
         kept = None
         if spec.data.features == "cached":
             with processes.main_first():
                 kept = kept_features(spec, target, parts.features, packer, corpus.digest, tell)
-        trainer = Trainer(spec, target, parts.features, head, packer, steps, kept, processes)
+        trainer = Trainer(
+            spec, target, parts.features, head, objective, packer, steps, kept, processes
+        )
         if state:
             trainer.restore(state)
-        return _Run(spec, trainer, measure, folder, state or RunState(), corpus.digest).go()
+        return _Run(
+            spec, trainer, measure, folder, state or RunState(), corpus.digest, identity
+        ).go()
 
 
 class _Run:
@@ -142,7 +154,9 @@ class _Run:
         folder: Path,
         state: RunState,
         text: str,
+        identity: dict[str, Any],
     ) -> None:
+        self._identity = identity
         self._spec, self._trainer, self._measure, self._folder = spec, trainer, measure, folder
         self._text, self._best = text, state.best
         self._processes = trainer.processes
@@ -231,7 +245,7 @@ class _Run:
                     "saved; the last checkpoint is from before"
                 )
             state.best, state.text = self._best, self._text
-            state.identity = self._spec.identity(self._processes.shares)
+            state.identity = self._identity
             state.save(self._folder / "checkpoint.pt")
         with self._trainer.ready():
             if self._processes.main:
@@ -241,7 +255,7 @@ class _Run:
 def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
     lacking = [
         name
-        for name in ("initialise", "train_states", "save")
+        for name in ("initialise", "train_states", "feed_back", "save")
         if not callable(getattr(parts.head, name, None))
     ]
     if lacking:
@@ -277,4 +291,8 @@ def _previous(spec: TrainSpec, folder: Path, resume: bool) -> RunState | None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EagleError(f"output: cannot make the folder {folder}: {error.strerror}") from error
-    return RunState.load(path) if path.exists() else None
+    if not path.exists():
+        return None
+    state = RunState.load(path)
+    read_log(folder / "log.jsonl")  # before anything is done, so that a damaged one shows at once
+    return state

@@ -7,15 +7,18 @@ be kept of them. Knows files and state dicts; does not train.
 from __future__ import annotations
 
 import os
-import pickle
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eagle.errors import CheckpointError, SpecError
 from eagle.host import replacing
+from eagle.train.run.parts import MOMENTS, problem_with
 
 __all__ = ["RunState", "check_identity"]
 
@@ -42,7 +45,7 @@ class RunState:
     text: str = ""
     head: dict[str, Any] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
-    average: list[torch.Tensor] = field(default_factory=list)
+    average: list[Tensor] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it; a reader sees the old file or the new one, whenever the process is killed.
@@ -67,14 +70,59 @@ class RunState:
         """Read a file that `save` wrote.
 
         Raises:
-            CheckpointError: it is damaged, or something else.
+            CheckpointError: it is damaged, something else, or lacks or mistypes a part.
         """
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+            with warnings.catch_warnings():  # about tensors that are refused right after
+                warnings.simplefilter("ignore")
+                parts = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle raises any kind
+            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{path} is not a checkpoint of a training run, or damaged: {error}"
+                f"{path} is not a checkpoint of a training run, or damaged: {reason:.200}"
             ) from error
+        if problem := problem_with(parts):
+            raise CheckpointError(f"{path} is not a checkpoint of a training run: {problem}")
+        return cls(**parts)
+
+    def check_fit(
+        self, head: Mapping[str, Tensor], numbered: Sequence[Tensor], averaged: Sequence[Tensor]
+    ) -> None:
+        """Compare its sizes with those of the run that is to go on from it.
+
+        Args:
+            head: the state of the head's module.
+            numbered: its parameters, as the optimizer numbers them.
+            averaged: those whose moving average is kept, in order.
+
+        Raises:
+            CheckpointError: the head, the moments or the average are of other sizes.
+        """
+        groups, moments = self.optimizer["param_groups"], self.optimizer["state"]
+        numbers = [number for group in groups for number in group["params"]]
+        others = {
+            "head": _sizes(self.head) != _sizes(head),
+            "optimizer": numbers != list(range(len(numbered)))
+            or not set(moments) <= set(numbers)
+            or (self.step > 0 and not moments)
+            or any(
+                entry[key].shape != numbered[number].shape
+                for number, entry in moments.items()
+                for key in MOMENTS
+            ),
+            "average": bool(self.average and averaged)
+            and [tuple(t.shape) for t in self.average] != [tuple(t.shape) for t in averaged],
+        }
+        wrong = [name for name, other in others.items() if other]
+        if wrong:
+            raise CheckpointError(
+                f"the checkpoint's part {wrong[0]!r} is not of the head that this run trains; "
+                "give the run another output folder, or start it anew"
+            )
+
+
+def _sizes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def check_identity(state: RunState, identity: dict[str, Any], text: str, path: Path) -> None:

@@ -1,6 +1,7 @@
 """What a training spec may say; trains nothing."""
 
 from eagle.train.spec.config import (
+    DEEPEST,
     DataSpec,
     EvaluationSpec,
     LossSpec,
@@ -12,6 +13,7 @@ from eagle.train.spec.config import (
 from eagle.train.spec.recipe import load_train_spec, shipped_train_specs
 
 __all__ = [
+    "DEEPEST",
     "DataSpec",
     "EvaluationSpec",
     "LossSpec",

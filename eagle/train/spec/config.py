@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 
 from eagle.spec import ComponentSpec, DecoderSpec, Document, TargetSpec
 
 __all__ = [
+    "DEEPEST",
     "DataSpec",
     "EvaluationSpec",
     "LossSpec",
@@ -19,11 +24,34 @@ __all__ = [
     "TrainSpec",
 ]
 
-Count = Annotated[int, Field(ge=1)]
+
+def _a_path(name: str) -> str:
+    """Refuse a name that no file can have, whether there is one or not."""
+    reason = None
+    try:
+        os.stat(Path(name).expanduser())
+    except OSError as error:
+        reason = error.strerror if error.errno in (errno.ENAMETOOLONG, errno.EINVAL) else None
+    except (ValueError, RuntimeError) as error:  # no text of a name, and nobody's home
+        reason = str(error)
+    if reason is None and any(character < " " for character in name):
+        reason = "control characters"
+    if reason:
+        raise ValueError(f"should be the path of a file or folder: {reason}")
+    return name
+
+
+FileName = Annotated[str, Field(min_length=1), AfterValidator(_a_path)]
+Count = Annotated[int, Field(ge=1, le=2**40)]
+Rows = Annotated[int, Field(ge=1, le=2**14)]
+"""What is in memory at once: more is a slip of the pen, and would be built before it fails."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, lt=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0, le=1e38)]  # what float32 holds
+Positive = Annotated[float, Field(gt=0, le=1e38)]
+
+DEEPEST = 32
+"""Levels that rank replay measures: a head's training pass lays out that many copies of a text."""
 
 
 class _Model(BaseModel):
@@ -46,7 +74,7 @@ class SourceSpec(_Model):
         revision: of a dataset on the Hub.
     """
 
-    path: Annotated[str, Field(min_length=1)]
+    path: FileName
     format: Literal["auto", "sharegpt", "messages", "text", "dataset"] = "auto"
     split: str | None = None
     subset: str | None = None
@@ -75,13 +103,13 @@ class DataSpec(_Model):
     """
 
     sources: tuple[SourceSpec, ...] = (SourceSpec(path="sharegpt"),)
-    packed: str | None = None
+    packed: FileName | None = None
     limit: Count | None = None
     max_length: Count = 8192
-    length: Annotated[int, Field(ge=4)] = 1024
+    length: Annotated[int, Field(ge=4, le=2**24)] = 1024
     repack: bool | None = None
     features: Literal["on-the-fly", "cached"] = "on-the-fly"
-    cache: Annotated[str, Field(min_length=1)] | None = None
+    cache: FileName | None = None
     cache_limit: Positive = 64.0
     heldout: Share = 0.01
     seed: Seed = 0
@@ -100,45 +128,44 @@ class DataSpec(_Model):
         return self
 
 
-class LossSpec(_Model):
-    """``feature * SmoothL1(f̂, f) + token * CE(softmax(LMhead f), softmax(LMhead f̂))``.
+class LossSpec(BaseModel):
+    """What is minimised: a strategy by name, with its settings beside those of every loss.
 
     Attributes:
-        feature: weight of the regression loss (arXiv 2401.15077, section 3.2: 1).
-        token: weight of the classification loss (the same: 0.1).
+        name: the strategy (`eagle.plugin.TrainingLoss`).
         levels: how many levels deep the head drafts from its own predictions in training. 1, the
             paper's, feeds it true features only; more is the multi-step training of HASS (arXiv
             2408.15766) and of EAGLE-3's training-time test (arXiv 2503.01840).
         level_decay: weight of each level relative to the one above it. The total is the weighted
             mean over levels, so that its size does not depend on their number.
-        top_k: K of HASS's distillation loss (section 3.1), the cross entropy over the target's K
-            most likely tokens alone, or null. HASS: 10.
-        top_k_weight: its weight. HASS: 1.
         chunk: positions whose logits are in memory at once, each level's and the target's.
         recompute: make each chunk's logits again for the backward pass instead of keeping them:
             less memory, about a quarter more time.
     """
 
-    feature: Weight = 1.0
-    token: Weight = 0.1
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(min_length=1)] = "eagle"
     levels: Annotated[int, Field(ge=1, le=16)] = 1
     level_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Count | None = None
-    top_k_weight: Weight = 1.0
-    chunk: Count = 2048
+    chunk: Annotated[int, Field(ge=1, le=2**24)] = 2048
     recompute: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_yaml(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def strategy(self) -> ComponentSpec:
+        """The strategy with its own settings, as they were written."""
+        return ComponentSpec.model_validate({"name": self.name, **(self.model_extra or {})})
 
     @property
     def shares(self) -> tuple[float, ...]:
         """How much each level counts; they add up to 1."""
         weights = [self.level_decay**level for level in range(self.levels)]
         return tuple(weight / sum(weights) for weight in weights)
-
-    @model_validator(mode="after")
-    def _something_is_learned(self) -> LossSpec:
-        if self.feature == self.token == 0:
-            raise ValueError("feature and token should not both be 0")
-        return self
 
 
 class NoiseSpec(_Model):
@@ -198,21 +225,22 @@ class EvaluationSpec(_Model):
         max_new_tokens: length of an answer.
         trees: tree builders whose tau is measured; they must be fixed in shape. The first one's
             tau chooses the best head.
-        chain: levels of the chain on which n-alpha is measured.
+        chain: levels of the chain on which n-alpha is measured. Memory grows with its square,
+            as with that of the trees' depth.
         batch: prompts that are answered at once.
     """
 
     every: Count | None = 1000
-    heldout: Annotated[int, Field(ge=0)] = 32
-    prompts: dict[str, str] = {}
+    heldout: Annotated[int, Field(ge=0, le=2**40)] = 32
+    prompts: dict[str, FileName] = {}
     limit: Count = 80
     max_prompt: Count = 1024
-    max_new_tokens: Annotated[int, Field(ge=2)] = 128
+    max_new_tokens: Annotated[int, Field(ge=2, le=2**24)] = 128
     trees: Annotated[tuple[ComponentSpec, ...], Field(min_length=1)] = (
         ComponentSpec.model_validate({"name": "static", "tree": "reference-25"}),
     )
-    chain: Count = 5
-    batch: Count = 32
+    chain: Annotated[int, Field(ge=1, le=DEEPEST)] = 5
+    batch: Rows = 32
 
 
 class TrainSpec(_Model):
@@ -255,8 +283,8 @@ class TrainSpec(_Model):
     evaluation: EvaluationSpec = EvaluationSpec()
     steps: Count | None = None
     epochs: Positive = 3.0
-    batch: Count = 16
-    accumulate: Count = 1
+    batch: Rows = 16
+    accumulate: Rows = 1
     sharding: Literal["none", "fsdp"] = "none"
     compile: bool | Literal["auto"] = "auto"
     log_every: Count = 10
@@ -264,7 +292,7 @@ class TrainSpec(_Model):
     max_seconds: Positive | None = None
     tensorboard: bool | Literal["auto"] = "auto"
     seed: Seed = 0
-    output: Annotated[str, Field(min_length=1)] = "runs/eagle"
+    output: FileName = "runs/eagle"
 
     _document: Document = PrivateAttr(default_factory=lambda: Document("training spec"))
 
@@ -312,11 +340,14 @@ class TrainSpec(_Model):
         """Return the rows of a step that so many processes, or groups of them, share."""
         return self.batch * self.accumulate * shares
 
-    def identity(self, shares: int = 1) -> dict[str, Any]:
+    def identity(
+        self, shares: int = 1, loss: Mapping[str, Any] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """Return what a resumed run must share with the one it goes on from.
 
         Args:
             shares: see `rows`. Their number may change where a step's rows do not.
+            loss: the settings of the loss's strategy, its defaults among them.
         """
         fixed = ("target", "features", "head", "start", "data", "loss", "noise", "batch", "seed")
         dumped = self.model_dump(mode="json", include=set(fixed))
@@ -325,6 +356,9 @@ class TrainSpec(_Model):
         dumped["data"]["repack"] = self.data.repacked
         dumped["target"] = {"model": Path(self.target.model).name}
         dumped["batch"] = self.rows(shares)
+        dumped["loss"] |= loss
         for key in ("chunk", "recompute"):
             del dumped["loss"][key]
+        if self.loss.name == LossSpec().name:  # checkpoints of before losses had names
+            del dumped["loss"]["name"]
         return dumped

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eagle.errors import SpecError, nearest
-from eagle.spec import Document
-from eagle.train.spec.config import TrainSpec
+from eagle.plugin import BuildContext, Role, default_registry
+from eagle.spec import Document, built
+from eagle.train.spec.config import LossSpec, TrainSpec
 
 __all__ = ["load_train_spec", "shipped_train_specs"]
 
@@ -43,7 +44,12 @@ def load_train_spec(spec: str | Path, overrides: Sequence[str] = ()) -> TrainSpe
             f"no training spec is named {str(spec)!r}, and there is no such file."
             f"{nearest(str(spec), shipped)} Shipped: {', '.join(shipped)}."
         )
-    document = document.override(overrides, {"features": "last-hidden", "head": "eagle"})
+    defaults = {"features": "last-hidden", "head": "eagle", "loss": LossSpec().name}
+    document = document.override(overrides, defaults)
     loaded = document.validate(TrainSpec, document.data)
     loaded._document = document
+    registry, loss = default_registry(), loaded.loss.strategy
+    # One that is registered by hand is looked up when a run begins.
+    if any(entry.name == loss.name for entry in registry.strategies(Role.LOSS)):
+        built(document, registry, Role.LOSS, loss, BuildContext(folder=document.folder))
     return loaded

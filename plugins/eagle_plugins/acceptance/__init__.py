@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from eagle.plugin import AcceptanceRule, BuildContext, Law, Strategy, StrategyConfig
+from eagle.plugin import AcceptanceRule, BuildContext, Strategy, StrategyConfig
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
 
@@ -23,14 +23,11 @@ STRATEGIES: list[Strategy[AcceptanceRule]] = [
         config=StrategyConfig,
         build=_speculative,
         description="rejection sampling over siblings; keeps the target's distribution",
-        laws=frozenset(Law),
     ),
     Strategy(
         name="typical",
         config=TypicalConfig,
         build=_typical,
         description="keeps every candidate the target finds typical; changes the distribution",
-        laws=frozenset(Law),
-        lossless=False,
     ),
 ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import (
+    KNOWN_LAWS,
     Acceptance,
     Law,
     TargetProbs,
@@ -16,18 +17,27 @@ from eagle.plugin import (
     rows_of,
 )
 
-__all__ = ["accept"]
+__all__ = ["accept", "serves"]
 
 _BLOCK = 1024  # weights that are added up before the sum is noted
 _TILE = 8  # blocks that a program goes through at once
 _WARPS = 32
 
 
+def serves(tree: TokenTree) -> bool:
+    """Return whether the kernels know this tree's laws and the vocabulary of its drafts.
+
+    They know one law for all nodes, of those that are known here, and the target's vocabulary.
+    """
+    mapped = tree.draft_vocab is not None and tree.draft_probs is not None
+    return not mapped and not tree.laws and tree.law in KNOWN_LAWS
+
+
 def accept(
     tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: UniformDraws
 ) -> Acceptance:
     """Do what `SpeculativeRule.accept` does in PyTorch, on the same uniforms."""
-    in_turn = tree.law is not Law.TOP_K
+    in_turn = not tree.law.fixed
     uniforms = draws.read(shape.depth * (shape.siblings if in_turn else 1) + 1)
     given = (tree.draft_probs, tree.draft_rows, tree.sampled)
     drafted = in_turn and all(tensor is not None for tensor in given)
@@ -52,7 +62,7 @@ def accept(
         shape.depth,
         shape.siblings,
         in_turn,
-        tree.law is Law.WITHOUT_REPLACEMENT,
+        tree.law == Law.WITHOUT_REPLACEMENT,
     )
     return Acceptance(path, count, bonus)
 

@@ -63,10 +63,10 @@ def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], i
 
     Args:
         root: the root of the slot's tree.
-        law: how siblings were drawn where a node has a draft distribution.
+        law: how siblings were drawn where a node has a draft distribution: one of the known laws.
         draws: the only source of chance.
     """
-    follow = _draw if law is Law.TOP_K else _try_in_turn
+    follow = _draw if law.fixed else _try_in_turn
     node = root
     accepted: list[Node] = []
     while True:
@@ -97,7 +97,7 @@ def _try_in_turn(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None,
             return child, token
         rest = [max(p - q, 0) for p, q in zip(target, proposal, strict=True)]
         target = _normalised(rest, otherwise=target)
-        if draft is not None and law is Law.WITHOUT_REPLACEMENT:
+        if draft is not None and law == Law.WITHOUT_REPLACEMENT:
             rest = [0 if index == token else q for index, q in enumerate(draft)]
             draft = _normalised(rest, otherwise=rest)
     return None, draws.categorical(target)

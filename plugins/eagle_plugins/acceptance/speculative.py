@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.plugin import Acceptance, Draws, Law, TargetProbs, TokenTree, TreeShape, fusible
+from eagle.plugin import EVERY_LAW, Acceptance, Draws, TargetProbs, TokenTree, TreeShape, fusible
 from eagle_plugins.acceptance import deciding
 from eagle_plugins.acceptance.scalar import speculative
 
@@ -36,7 +36,7 @@ class SpeculativeRule:
 
     capturable = True
     lossless = True
-    laws = frozenset(Law)
+    laws = EVERY_LAW
     scalar = staticmethod(speculative)
     """The scalar twin, which `eagle.testing.assert_lossless` proves exact on fractions."""
 
@@ -57,9 +57,13 @@ class SpeculativeRule:
         """
         if target.greedy:
             return self._follow_argmax(tree, target, shape)
-        if isinstance(target, TargetProbs) and fusible(draws, target.logits, target.sampling):
+        if (
+            isinstance(target, TargetProbs)
+            and fusible(draws, target.logits, target.sampling)
+            and deciding.serves(tree)
+        ):
             return deciding.accept(tree, target, shape, draws)
-        if tree.law is Law.TOP_K:
+        if all(law.fixed for law in tree.every_law):
             return self._follow_drawn(tree, target, shape, draws)
         node = torch.zeros_like(tree.tokens[:, 0])
         path = [node]
@@ -68,18 +72,20 @@ class SpeculativeRule:
         probs = target.at(node)
         for _ in range(shape.depth):
             draft = self._draft_at(tree, node)
+            if draft is not None:
+                draft = tree.widened(draft, probs.shape[-1])
             seeking, chosen = alive, node
             for rank in range(shape.siblings):
                 child, exists = tree.child(node, rank)
                 trial = seeking & exists
                 token = tree.tokens.gather(1, child[:, None])
-                proposal = self._proposal(tree, draft, token, probs)
+                proposal = self._proposal(tree, draft, token, probs, node, rank)
                 chance = self._chance(probs, proposal, token)
                 accepted = trial & draws.bernoulli(chance.where(trial, 0))
                 rejected = (trial & ~accepted)[:, None]
                 probs = self._residual(probs, proposal).where(rejected, probs)
-                if draft is not None and tree.law is Law.WITHOUT_REPLACEMENT:
-                    draft = self._without(draft, token).where(rejected, draft)
+                if draft is not None:
+                    draft = self._rest(tree, draft, token, node).where(rejected, draft)
                 chosen = child.where(accepted, chosen)
                 seeking = seeking & ~accepted
             alive = alive & ~seeking
@@ -136,12 +142,21 @@ class SpeculativeRule:
         return tree.draft_probs.gather(1, row[..., None].expand(-1, 1, vocab))[:, 0]
 
     @staticmethod
-    def _proposal(tree: TokenTree, draft: Tensor | None, token: Tensor, probs: Tensor) -> Tensor:
+    def _proposal(
+        tree: TokenTree,
+        draft: Tensor | None,
+        token: Tensor,
+        probs: Tensor,
+        node: Tensor,
+        rank: int,
+    ) -> Tensor:
         """Return the distributions ``[B, V]`` that candidates, int64 ``[B, 1]``, came from."""
         fixed = torch.zeros_like(probs).scatter(1, token, 1.0)
         if draft is None or tree.sampled is None:
             return fixed
-        return draft.to(probs.dtype).where(tree.sampled[:, None], fixed)
+        left = draft.to(probs.dtype)
+        drawn = tree.by_law(node, lambda law: fixed if law.fixed else law.proposal(left, rank))
+        return drawn.where(tree.sampled[:, None], fixed)
 
     @staticmethod
     def _chance(probs: Tensor, proposal: Tensor, token: Tensor) -> Tensor:
@@ -156,10 +171,9 @@ class SpeculativeRule:
         return _normalised((probs - proposal).clamp(min=0), otherwise=probs)
 
     @staticmethod
-    def _without(draft: Tensor, token: Tensor) -> Tensor:
-        """Return draft distributions ``[B, V]`` without a token that has been drawn."""
-        rest = draft.scatter(1, token, 0.0)
-        return _normalised(rest, otherwise=rest)
+    def _rest(tree: TokenTree, draft: Tensor, token: Tensor, node: Tensor) -> Tensor:
+        """Return what is left of draft distributions ``[B, V]`` once a token has been drawn."""
+        return tree.by_law(node, lambda law: law.rest(draft, token))
 
     @staticmethod
     def _after(target: TargetProbs, node: Tensor, alive: Tensor, probs: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from pydantic import Field
 
 from eagle.plugin import (
+    EVERY_LAW,
     Acceptance,
     Draws,
-    Law,
     StrategyConfig,
     TargetProbs,
     TokenTree,
@@ -41,7 +41,7 @@ class TypicalRule:
 
     capturable = True
     lossless = False
-    laws = frozenset(Law)
+    laws = EVERY_LAW
 
     def __init__(self, config: TypicalConfig | None = None) -> None:
         self.config = config or TypicalConfig()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.plugin import BuildContext, Step, StrategyConfig
+from eagle.plugin import BuildContext, Scores, Step, StrategyConfig
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.triton import DTYPES, MAX_HEAD_DIM, TreePlan, Triton, TritonConfig
 
@@ -21,6 +21,7 @@ class Auto:
 
     capturable = True
     bounded = True
+    modifiers = Triton.modifiers
 
     def __init__(self, config: AutoConfig, context: BuildContext) -> None:
         self._triton = Triton(TritonConfig(), context)
@@ -40,17 +41,29 @@ class Auto:
         return None
 
     def plan(
-        self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype
+        self,
+        step: Step,
+        query_heads: int,
+        kv_heads: int,
+        dtype: torch.dtype,
+        window: int | None = None,
     ) -> TreePlan | Tensor:
         """Return a plan of `Triton` for what it supports, else one of `Sdpa`."""
         backend = self._triton if dtype in self._dtypes else self._sdpa
-        return backend.plan(step, query_heads, kv_heads, dtype)
+        return backend.plan(step, query_heads, kv_heads, dtype, window)
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        plan: TreePlan | Tensor,
+        scaling: float,
+        scores: Scores | None = None,
     ) -> Tensor:
         """See `eagle.plugin.AttentionBackend.attend`."""
         if isinstance(plan, TreePlan) and query.shape[3] > MAX_HEAD_DIM:
             # A plan does not know the size of the heads, which may differ from layer to layer.
-            plan = self._sdpa.plan(plan.step, query.shape[1], keys.shape[1], query.dtype)
-        return self._triton.attend(query, keys, values, plan, scaling)
+            step, heads, kv_heads = plan.step, query.shape[1], keys.shape[1]
+            plan = self._sdpa.plan(step, heads, kv_heads, query.dtype, plan.window)
+        return self._triton.attend(query, keys, values, plan, scaling, scores)

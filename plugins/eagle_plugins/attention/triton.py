@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from eagle.plugin import BuildContext, Step, StrategyConfig, multiprocessors, shared_memory
+from eagle.plugin import BuildContext, Scores, Step, StrategyConfig, multiprocessors, shared_memory
 from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
 from eagle_plugins.attention.tiling import choose_tiling, most_tiles
 
@@ -45,10 +45,12 @@ class TreePlan:
     Attributes:
         step: of the pass, its tail contiguous.
         tickets: int32, zeros, by which programs that work on one tile count each other.
+        window: positions that an entry sees back, its own included, or None.
     """
 
     step: Step
     tickets: Tensor
+    window: int | None = None
 
 
 class TritonConfig(StrategyConfig):
@@ -68,6 +70,7 @@ class Triton:
 
     capturable = True
     bounded = True
+    modifiers = frozenset({"window", "softcap", "sinks"})
 
     def __init__(self, config: TritonConfig, context: BuildContext) -> None:
         self._sdpa = Sdpa(SdpaConfig(), context)
@@ -96,13 +99,23 @@ class Triton:
         )
 
     def plan(
-        self, step: Step, query_heads: int, kv_heads: int, dtype: torch.dtype
+        self,
+        step: Step,
+        query_heads: int,
+        kv_heads: int,
+        dtype: torch.dtype,
+        window: int | None = None,
     ) -> TreePlan | Tensor:
         """Return a plan for the kernel, or the dense mask for a pass of many entries."""
         if step.tail.shape[1] > MAX_NODES:
-            return self._sdpa.plan(step, query_heads, kv_heads, dtype)
-        tickets = self._tickets_on(step.lengths.device)
-        return TreePlan(replace(step, tail=step.tail.contiguous()), tickets)
+            return self._sdpa.plan(step, query_heads, kv_heads, dtype, window)
+        tickets, positions = self._tickets_on(step.lengths.device), step.positions
+        if window is not None:
+            if step.tail.shape[1] != step.tail.shape[2]:
+                raise ValueError("a window needs the positions of all rows of the tail")
+            positions = positions.contiguous()
+        seen = replace(step, tail=step.tail.contiguous(), positions=positions)
+        return TreePlan(seen, tickets, window)
 
     def _tickets_on(self, device: torch.device) -> Tensor:
         """Return the tickets, made in the first pass: compiled code would make them every time."""
@@ -116,14 +129,30 @@ class Triton:
         return self._tickets
 
     def attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, plan: TreePlan | Tensor, scaling: float
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        plan: TreePlan | Tensor,
+        scaling: float,
+        scores: Scores | None = None,
     ) -> Tensor:
         """See `eagle.plugin.AttentionBackend.attend`."""
         if isinstance(plan, Tensor):
-            return self._sdpa.attend(query, keys, values, plan, scaling)
-        step = plan.step
+            return self._sdpa.attend(query, keys, values, plan, scaling, scores)
+        step, scores = plan.step, scores or Scores()
         out: Tensor = tree_attention(
-            query, keys, values, step.lengths, step.tail, plan.tickets, scaling
+            query,
+            keys,
+            values,
+            step.lengths,
+            step.tail,
+            plan.tickets,
+            scaling,
+            None if plan.window is None else step.positions,
+            plan.window,
+            scores.softcap,
+            scores.sinks,
         )
         return out
 
@@ -137,6 +166,10 @@ def tree_attention(
     tail: Tensor,
     tickets: Tensor,
     scale: float,
+    positions: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Run the kernel with the tiling that suits the shapes; see `triton_kernel.launch`.
 
@@ -154,12 +187,25 @@ def tree_attention(
         kv_heads=kv_heads,
         rows=nodes * heads // kv_heads,
         head_dim=head_dim,
-        span=span,
+        span=span if window is None else min(span, window + nodes),
         dtype=query.dtype,
         multiprocessors=multiprocessors(query.device),
         shared_memory=shared_memory(query.device),
     )
-    return launch(query, keys, values, lengths, tail, tickets, scale, tiling)
+    return launch(
+        query,
+        keys,
+        values,
+        lengths,
+        tail,
+        tickets,
+        scale,
+        tiling,
+        positions=positions,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+    )
 
 
 @tree_attention.register_fake
@@ -171,6 +217,10 @@ def _(
     tail: Tensor,
     tickets: Tensor,
     scale: float,
+    positions: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     slots, heads, nodes, head_dim = query.shape
     return query.new_empty(slots, nodes, heads, head_dim)

@@ -26,6 +26,14 @@ _MERGED = 4096  # partial results that a program of the second kernel holds, if 
 
 
 @triton.jit
+def _capped(scores, scale, softcap):
+    """Return ``softcap * tanh(s)`` of ``s = scores * scale``, in units of log 2."""
+    # 1 - 2 / (e^2s + 1), which is right at both ends, where e^2s is infinite or nothing.
+    e = tl.exp2(scores * (scale * 2.8853900817779268))
+    return softcap * 1.4426950408889634 * (1.0 - 2.0 / (e + 1.0))
+
+
+@triton.jit
 def _absorb(scores, scale, value, best, total, acc, PRECISION: tl.constexpr):
     """Fold a block of scores (times *scale*: in units of log 2) into the running softmax."""
     found = tl.maximum(best, tl.max(scores, 1) * scale)
@@ -46,19 +54,20 @@ def _join(
     stored,
     stride,
     splits,
+    sink,
     HEAD_DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
     """Join the splits of one tile, which other programs may have written (past the L1, then)."""
-    best = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    best = sink
     for split in range(splits):
         lse = tl.load(
             lse_ptr + split * stride, mask=real, other=float("-inf"), cache_modifier=".cg"
         )
         best = tl.maximum(best, lse)
     best = tl.where(best == float("-inf"), 0.0, best)
-    total = tl.full([BLOCK_M], 0.0, tl.float32)
+    total = tl.exp2(sink - best)
     acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
     # Nothing that is loaded depends on what was, so several splits are on their way at once.
     for split in tl.range(0, splits, loop_unroll_factor=4):
@@ -75,7 +84,7 @@ def _join(
     return acc / total[:, None]
 
 
-@triton.jit(do_not_specialize=["stride_tb", "stride_tn", "nodes", "width", "splits"])
+@triton.jit(do_not_specialize=["window", "stride_tb", "stride_tn", "nodes", "width", "splits"])
 def _attend(
     query_ptr,
     key_ptr,
@@ -86,7 +95,11 @@ def _attend(
     part_ptr,
     lse_ptr,
     ticket_ptr,
+    position_ptr,
+    sink_ptr,
     scale,
+    softcap,
+    window,
     stride_qb,
     stride_qh,
     stride_qn,
@@ -105,6 +118,9 @@ def _attend(
     HEAD_DIM: tl.constexpr,
     SPLIT: tl.constexpr,
     JOIN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    SINKS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -133,8 +149,14 @@ def _attend(
     )
 
     rows = length + width
-    share = (rows + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N
-    first = split * share
+    base = 0
+    if WINDOWED:
+        # An entry is at no position before `length`, so nobody sees what is before this block.
+        base = tl.maximum(length + 1 - window, 0) // BLOCK_N * BLOCK_N
+        position_ptr += slot * nodes
+        oldest = tl.load(position_ptr + node, mask=real, other=0).to(tl.int32) - window
+    share = (rows - base + splits * BLOCK_N - 1) // (splits * BLOCK_N) * BLOCK_N
+    first = base + split * share
     last = tl.maximum(tl.minimum(first + share, rows), first)  # a split may be left without rows
 
     kv_head64, first64 = kv_head.to(tl.int64), first.to(tl.int64)
@@ -147,9 +169,9 @@ def _attend(
     total = tl.full([BLOCK_M], 0.0, tl.float32)
     acc = tl.full([BLOCK_M, BLOCK_D], 0.0, tl.float32)
 
-    # Blocks of nothing but committed rows: everybody sees them.
+    # Blocks of nothing but committed rows: everybody sees them, or what a window leaves of them.
     whole = tl.maximum(tl.minimum(length // BLOCK_N * BLOCK_N, last), first)
-    for _ in range(first, whole, BLOCK_N):
+    for start in range(first, whole, BLOCK_N):
         if HEAD_DIM == BLOCK_D:
             key = tl.load(key_ptr + key_at)
             value = tl.load(value_ptr + value_at)
@@ -157,7 +179,14 @@ def _attend(
             key = tl.load(key_ptr + key_at, mask=inside[None, :], other=0.0)
             value = tl.load(value_ptr + value_at, mask=inside[None, :], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        best, total, acc = _absorb(scores, scale, value, best, total, acc, PRECISION)
+        factor = scale
+        if CAPPED:
+            scores = _capped(scores, scale, softcap)
+            factor = 1.0
+        if WINDOWED:
+            near = (start + n)[None, :] > oldest[:, None]
+            scores = tl.where(near, scores, float("-inf"))
+        best, total, acc = _absorb(scores, factor, value, best, total, acc, PRECISION)
         key_ptr += BLOCK_N * stride_kn
         value_ptr += BLOCK_N * stride_vn
 
@@ -175,12 +204,27 @@ def _attend(
             other=0,
         )
         seen = (allowed != 0) | (behind < 0)[None, :]
-        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+        if WINDOWED:
+            drafted = here & (behind >= 0)
+            place = tl.load(position_ptr + behind, mask=drafted, other=0).to(tl.int32)
+            place = tl.where(behind < 0, row, place)
+            seen = seen & (place[None, :] > oldest[:, None])
+        scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
+        scores = _capped(scores, scale, softcap) if CAPPED else scores * scale
         scores = tl.where(seen, scores, float("-inf"))
         best, total, acc = _absorb(scores, 1.0, value, best, total, acc, PRECISION)
         key_ptr += BLOCK_N * stride_kn
         value_ptr += BLOCK_N * stride_vn
 
+    sink = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if SINKS:
+        sink = tl.load(sink_ptr + head, mask=real, other=0.0).to(tl.float32)
+        sink = sink * 1.4426950408889634
+        if not SPLIT:
+            found = tl.maximum(best, sink)
+            decay = tl.exp2(best - found)
+            total = total * decay + tl.exp2(sink - found)
+            acc = acc * decay[:, None]
     total = tl.where(total == 0.0, 1.0, total)  # a row that sees nothing gives 0
     acc = acc / total[:, None]
     stored = real[:, None] & inside[None, :]
@@ -199,7 +243,16 @@ def _attend(
             return
         tl.store(ticket_ptr, 0)  # as it was found
         acc = _join(
-            lse_ptr, part_ptr, real, stored, nodes * GROUPS, splits, HEAD_DIM, BLOCK_M, BLOCK_D
+            lse_ptr,
+            part_ptr,
+            real,
+            stored,
+            nodes * GROUPS,
+            splits,
+            sink,
+            HEAD_DIM,
+            BLOCK_M,
+            BLOCK_D,
         )
     if JOIN or not SPLIT:
         row = (slot * nodes + node) * (kv_heads * GROUPS) + head
@@ -215,10 +268,12 @@ def _merge(
     out_ptr,
     part_ptr,
     lse_ptr,
+    sink_ptr,
     nodes,
     splits,
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    SINKS: tl.constexpr,
     BLOCK_S: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -245,9 +300,15 @@ def _merge(
     )
     part = tl.where((lse == float("-inf"))[:, :, None], 0.0, part)
     best = tl.max(lse, 0)
+    sink = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    if SINKS:
+        head = kv_head * GROUPS + m % GROUPS
+        sink = tl.load(sink_ptr + head, mask=real, other=0.0).to(tl.float32)
+        sink = sink * 1.4426950408889634
+        best = tl.maximum(best, sink)
     best = tl.where(best == float("-inf"), 0.0, best)
     weights = tl.exp2(lse - best[None, :])
-    total = tl.sum(weights, 0)
+    total = tl.sum(weights, 0) + tl.exp2(sink - best)
     total = tl.where(total == 0.0, 1.0, total)
     joined = tl.sum(part * weights[:, :, None], 0) / total[:, None]
     row = (slot * nodes + node) * (kv_heads * GROUPS) + kv_head * GROUPS + m % GROUPS
@@ -267,6 +328,11 @@ def launch(
     tickets: Tensor,
     scale: float,
     tiling: Tiling,
+    *,
+    positions: Tensor | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Attend from the N new entries of each slot over its own rows of the cache.
 
@@ -285,6 +351,12 @@ def launch(
             kernel, too, where there are fewer than one for each tile of each KV head and slot.
         scale: factor on the scores before the softmax, above zero.
         tiling: block sizes, splits, warps and stages.
+        positions: int64 ``[B, N]``, contiguous, of the entries, none before ``lengths[b]``; their
+            rows are those of the tail, in order. For a window.
+        window: entries see only what is less than this many positions before them; blocks that
+            nobody sees are not read.
+        softcap: c, where a scaled score s becomes ``c * tanh(s / c)``.
+        sinks: ``[query_heads]``, contiguous, a score that takes part in the softmax and has no row.
 
     Returns:
         ``[B, N, query_heads, head_dim]``, contiguous, in the dtype of *query*; rows that see
@@ -311,7 +383,11 @@ def launch(
             part,
             lse,
             tickets,
-            scale * _LOG2_E,
+            positions,
+            sinks,
+            scale * _LOG2_E if softcap is None else scale / softcap,
+            softcap or 0.0,
+            window or 0,
             *query.stride()[:3],
             *keys.stride()[:3],
             *values.stride()[:3],
@@ -323,6 +399,9 @@ def launch(
             HEAD_DIM=head_dim,
             SPLIT=splits > 1,
             JOIN=join,
+            WINDOWED=window is not None,
+            CAPPED=softcap is not None,
+            SINKS=sinks is not None,
             PRECISION="ieee",
             BLOCK_M=tiling.block_m,
             BLOCK_N=tiling.block_n,
@@ -337,10 +416,12 @@ def launch(
                 out,
                 part,
                 lse,
+                sinks,
                 nodes,
                 splits,
                 GROUPS=groups,
                 HEAD_DIM=head_dim,
+                SINKS=sinks is not None,
                 BLOCK_S=block_s,
                 BLOCK_M=block_m,
                 BLOCK_D=block_d,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,8 @@ from eagle.plugin import (
     AttentionBackend,
     BuildContext,
     CheckpointError,
+    Committed,
+    Drafted,
     Step,
     StrategyConfig,
     Switch,
@@ -23,14 +25,11 @@ from eagle.plugin import (
     TreeCache,
     arrange,
 )
-from eagle_plugins.heads.checkpoint import (
-    check_tensors,
-    locate,
-    read_config,
-    read_tensors,
-    write_checkpoint,
-)
+from eagle_plugins.heads.architecture import llama_config
+from eagle_plugins.heads.checkpoint import locate, read_weights, write_checkpoint
 from eagle_plugins.heads.layer import EagleModule
+from eagle_plugins.heads.layouts import Layout, identify
+from eagle_plugins.heads.shared import check_shared
 
 __all__ = ["EagleConfig", "EagleHead"]
 
@@ -53,7 +52,7 @@ class EagleConfig(StrategyConfig):
 
 
 class EagleHead:
-    """One decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
+    """A decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
 
     capturable = True
     module: EagleModule
@@ -77,7 +76,7 @@ class EagleHead:
                 another kind.
         """
         folder = self.folder
-        config = self._read(folder)
+        _, config = self._read()
         for key, ours in (("hidden_size", target.hidden_size), ("vocab_size", target.vocab_size)):
             theirs = getattr(config, key)
             if theirs != ours:
@@ -95,14 +94,16 @@ class EagleHead:
         """Load the checkpoint in the target's dtype, on its device.
 
         Raises:
-            CheckpointError: it is damaged, its tensors are not those of its configuration, or it
-                is a head of another kind.
+            CheckpointError: it is damaged, its tensors are not those of its configuration, it is
+                a head of another kind, or it comes with the embedding of another target.
         """
         folder = self.folder
-        config, tensors = self._read(folder), read_tensors(folder)
+        layout, config = self._read()
         with torch.device("meta"):
-            module = EagleModule(config, bias="fc.bias" in tensors, inputs=self.inputs)
-        check_tensors(folder, tensors, module.state_dict())
+            bias = "fc.bias" in layout.tensors  # absent from older configurations
+            module = EagleModule(config, bias=bias, inputs=self.inputs)
+        tensors = read_weights(layout, module.state_dict())
+        check_shared(layout, target)
         tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
         module.load_state_dict(tensors, assign=True)
         module.eval().requires_grad_(False)
@@ -115,7 +116,7 @@ class EagleHead:
             )
 
     def initialise(self, target: TargetModel, seed: int) -> None:
-        """See `eagle.plugin.TrainableHead.initialise`; normal weights of the target's own scale."""
+        """See `eagle.plugin.TrainableHead`; normal weights of the target's own scale."""
         from transformers import LlamaConfig
 
         theirs = target.config
@@ -141,15 +142,18 @@ class EagleHead:
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
 
-    def _read(self, folder: Path) -> Any:
-        config = read_config(folder)
+    def _read(self) -> tuple[Layout, Any]:
+        """Return the checkpoint's layout and its configuration, as Llama's."""
+        layout = identify(self.folder)
+        layout.require("eagle")
+        config = llama_config(layout.config, self.folder / "config.json", layout.tensors)
         theirs = getattr(config, "draft_kind", EagleHead.kind)
         if theirs != self.kind:
             raise CheckpointError(
-                f"{folder} is a draft head of the kind {theirs!r}, not {self.kind!r}; "
+                f"{self.folder} is a draft head of the kind {theirs!r}, not {self.kind!r}; "
                 f"use it with head.name={theirs}, or give another one as head.weights"
             )
-        return config
+        return layout, config
 
     def _adopt(self, module: EagleModule, config: Any, target: TargetModel) -> None:
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
@@ -159,14 +163,14 @@ class EagleHead:
         self._rotary = LlamaRotaryEmbedding(config).to(target.device)
 
     def allocate(self, slots: int, rows: int) -> None:
-        """Allocate the cache of the one layer, and lay out its weights for decoding."""
+        """Allocate the cache of its layers, and lay out their weights for decoding."""
         # Not on loading: neither packed nor stacked weights can be trained, nor through rough ones.
         arrange(self.module, Switch())
         if self._rough:
             self._logits = self._target.draft_logits()
         attention = self.module.attention
         self._cache = TreeCache(
-            layers=1,
+            layers=len(self.module.layers),
             slots=slots,
             kv_heads=attention.kv_heads,
             rows=rows,
@@ -175,22 +179,32 @@ class EagleHead:
             device=self._target.device,
         )
 
-    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+    def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
-        return self._cached(self._join(tokens, features), step)
+        return self._cached(self._join(committed.tokens, committed.features), committed.step)
 
-    # A predicted feature takes the true one's place: what was absorbed is extended the same way.
-    extend = absorb
+    def extend(self, drafted: Drafted) -> Tensor:
+        """See `eagle.plugin.DraftHead.extend`: a predicted feature takes the true one's place."""
+        return self._cached(self._join(drafted.tokens, drafted.states), drafted.step)
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the frozen LM head's logits of predicted features."""
         return self._logits(states)
 
     def train_states(
-        self, tokens: Tensor, features: Tensor, positions: Tensor, visible: Tensor
+        self,
+        tokens: Tensor,
+        own: Tensor,
+        features: Sequence[Tensor],
+        positions: Tensor,
+        visible: Tensor,
     ) -> Tensor:
         """See `eagle.plugin.TrainableHead.train_states`."""
-        return self._parallel(self._join(tokens, features), positions, visible)
+        return self._parallel(self._join(tokens, side_by_side(features)), positions, visible)
+
+    def feed_back(self, states: Tensor) -> Tensor:
+        """Return the states: they are predicted features."""
+        return states
 
     def _join(self, tokens: Tensor, features: Tensor) -> Tensor:
         """Return what goes into the FC, ``[B, T, inputs * H]``."""
@@ -201,8 +215,8 @@ class EagleHead:
         block = self.module.attention
         plan = self._attention.plan(step, block.heads, block.kv_heads, joined.dtype)
 
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = self._cache.write(0, keys, values, step)
+        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = self._cache.write(layer, keys, values, step)
             return self._attention.attend(query, keys, values, plan, block.head_dim**-0.5)
 
         out: Tensor = self.module(joined, *self._rotary(joined, step.positions), attend)
@@ -213,7 +227,7 @@ class EagleHead:
         block = self.module.attention
         groups = block.heads // block.kv_heads
 
-        def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        def attend(_: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             # Repeated, since CUDA's fused kernels take a mask or grouped heads, not both.
             keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
             out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
@@ -228,7 +242,7 @@ class EagleHead:
             "architectures": ["LlamaForCausalLM"],
             "bias": self.module.fc.bias is not None,
             "dtype": "bfloat16",
-            "num_hidden_layers": 1,
+            "num_hidden_layers": len(self.module.layers),
         }
         for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
             config[key] = getattr(self._config, key)
@@ -239,3 +253,8 @@ class EagleHead:
             k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
         }
         write_checkpoint(folder, config, tensors)
+
+
+def side_by_side(features: Sequence[Tensor]) -> Tensor:
+    """Return the features of all copies of some texts, ``[B, A * T, F]``."""
+    return features[0] if len(features) == 1 else torch.cat(list(features), dim=1)

@@ -1,4 +1,4 @@
-"""The EAGLE draft head as a network: one FC and one decoder layer; knows no cache and no target.
+"""The EAGLE draft head as a network: an FC and a decoder layer or more; no cache, no target.
 
 Module names follow the published checkpoints, so that a state dict needs no conversion.
 """
@@ -14,19 +14,21 @@ from torch import Tensor, nn
 
 __all__ = ["Attend", "EagleModule"]
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(query [B, heads, T, d], keys [B, kv_heads, T, d], values) -> [B, T, heads, d]``."""
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""``(layer, query [B, heads, T, d], keys [B, kv_heads, T, d], values) -> [B, T, heads, d]``."""
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, number: int) -> None:
         super().__init__()
         size, bias = config.hidden_size, bool(getattr(config, "attention_bias", False))
+        inputs_bias = bias or bool(getattr(config, "qkv_bias", False))  # Qwen2's, without o's
+        self.number = number
         self.head_dim = getattr(config, "head_dim", None) or size // config.num_attention_heads
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.q_proj = nn.Linear(size, self.heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=bias)
+        self.q_proj = nn.Linear(size, self.heads * self.head_dim, bias=inputs_bias)
+        self.k_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=inputs_bias)
+        self.v_proj = nn.Linear(size, self.kv_heads * self.head_dim, bias=inputs_bias)
         self.o_proj = nn.Linear(self.heads * self.head_dim, size, bias=bias)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
@@ -34,7 +36,8 @@ class _Attention(nn.Module):
             return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
         query, keys = split(self.q_proj(x)), split(self.k_proj(x))
-        attended = attend(_rotate(query, cos, sin), _rotate(keys, cos, sin), split(self.v_proj(x)))
+        query, keys = _rotate(query, cos, sin), _rotate(keys, cos, sin)
+        attended = attend(self.number, query, keys, split(self.v_proj(x)))
         out: Tensor = self.o_proj(attended.flatten(2))
         return out
 
@@ -53,27 +56,31 @@ class _MLP(nn.Module):
 
 
 class _Layer(nn.Module):
-    """A Llama decoder layer without the norm in front of its attention."""
+    """A Llama decoder layer; the first has no norm in front of its attention."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, number: int) -> None:
         super().__init__()
-        self.self_attn = _Attention(config)
+        self.self_attn = _Attention(config, number)
+        if number:
+            self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.mlp = _MLP(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x = x + self.self_attn(x, cos, sin, attend)
-        norm = self.post_attention_layernorm
-        # Of one dtype already, except in training in half precision, where weights are float32.
-        out: Tensor = x + self.mlp(norm(x.to(norm.weight.dtype)))
+        inner = _normed(self.input_layernorm, x) if self.self_attn.number else x
+        x = x + self.self_attn(inner, cos, sin, attend)
+        out: Tensor = x + self.mlp(_normed(self.post_attention_layernorm, x))
         return out
 
 
 class EagleModule(nn.Module):
     """``f̂[t+1] = DecoderLayer(FC(concat(embed(x[t+1]), f[t])))`` (arXiv 2401.15077, section 3.2).
 
+    The paper's has one layer. Where there are more, each further one has a norm in front of its
+    attention, as in SafeAILab/EAGLE, ``eagle/model/cnets1.py``.
+
     Args:
-        config: a Llama configuration (`transformers.LlamaConfig`).
+        config: a Llama configuration (`transformers.LlamaConfig`), maybe with a `qkv_bias`.
         bias: whether the FC has a bias.
         inputs: how many vectors of size H are joined in front of the FC.
     """
@@ -81,11 +88,13 @@ class EagleModule(nn.Module):
     def __init__(self, config: Any, *, bias: bool = False, inputs: int = 2) -> None:
         super().__init__()
         self.fc = nn.Linear(inputs * config.hidden_size, config.hidden_size, bias=bias)
-        self.layers = nn.ModuleList([_Layer(config)])
+        self.layers = nn.ModuleList(
+            [_Layer(config, number) for number in range(config.num_hidden_layers)]
+        )
 
     @property
     def attention(self) -> _Attention:
-        """The attention block, for its numbers of heads and their size."""
+        """The first attention block, for its numbers of heads and their size."""
         layer: _Layer = self.layers[0]  # type: ignore[assignment]
         return layer.self_attn
 
@@ -97,13 +106,21 @@ class EagleModule(nn.Module):
                 features.
             cos: ``[B, T, head_dim]``, rotary cosines.
             sin: ``[B, T, head_dim]``, rotary sines.
-            attend: attention over whatever each entry may see.
+            attend: attention over whatever each entry may see, layer by layer.
 
         Returns:
             ``[B, T, H]``.
         """
-        out: Tensor = self.layers[0](self.fc(joined), cos, sin, attend)
+        out: Tensor = self.fc(joined)
+        for layer in self.layers:
+            out = layer(out, cos, sin, attend)
         return out
+
+
+def _normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    # Of one dtype already, except in training in half precision, where weights are float32.
+    out: Tensor = norm(x.to(norm.weight.dtype))
+    return out
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

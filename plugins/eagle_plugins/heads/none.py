@@ -7,7 +7,8 @@ from torch import Tensor
 from eagle.plugin import (
     AttentionBackend,
     BuildContext,
-    Step,
+    Committed,
+    Drafted,
     StrategyConfig,
     TargetInfo,
     TargetModel,
@@ -42,11 +43,11 @@ class NoHead:
     def allocate(self, slots: int, rows: int) -> None:
         """There is nothing to keep."""
 
-    def absorb(self, tokens: Tensor, features: Tensor, step: Step) -> Tensor:
+    def absorb(self, committed: Committed) -> Tensor:
         """Return states of size zero."""
-        return features[..., :0]
+        return committed.features[..., :0]
 
-    def extend(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
+    def extend(self, drafted: Drafted) -> Tensor:
         """Fail: there is nothing to extend."""
         raise NotImplementedError("the head 'none' drafts nothing; use it with the tree 'none'")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eagle.plugin import BuildContext, Law, Strategy, StrategyConfig, TreeBuilder
+from eagle.plugin import BuildContext, Strategy, StrategyConfig, TreeBuilder
 from eagle_plugins.trees.static import SamplingLaw, StaticTree, build_checked
 from eagle_plugins.trees.topology import MAX_NODES, Topology
 
@@ -29,5 +29,4 @@ CHAIN: Strategy[TreeBuilder] = Strategy(
     config=ChainConfig,
     build=_build,
     description="one candidate per level",
-    laws=frozenset({Law.TOP_K, Law.WITHOUT_REPLACEMENT}),
 )

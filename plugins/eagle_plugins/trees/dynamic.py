@@ -198,8 +198,8 @@ class DynamicTree:
         """Raise `IncompatibleError` where a node cannot have `top_k` different children."""
         if self.config.top_k > vocab:
             raise IncompatibleError(
-                f"tree.top_k is {self.config.top_k}, but the target's vocabulary has only "
-                f"{vocab} tokens: a node cannot have more children than that"
+                f"tree.top_k is {self.config.top_k}, but the vocabulary that is drafted from has "
+                f"only {vocab} tokens: a node cannot have more children than that"
             )
 
     def _numbering(self, device: torch.device) -> _Numbering:
@@ -262,7 +262,7 @@ class FittedDynamic(DynamicTree):
             self._widths = tuple(width for width in WIDTHS if width <= vocab)
 
     def fit(self, budget: Budget) -> Fit[DynamicTree] | None:
-        """See `eagle.plugin.FittedTree`: the best nodes and levels, and `top_k` unless given."""
+        """See `eagle.plugin.FittedTree`: nodes and levels, and `top_k` unless given."""
         return Fit.best(
             dynamic_options(budget, self._widths),
             lambda option: DynamicTree(DynamicConfig(**option.settings)),
@@ -281,5 +281,4 @@ DYNAMIC: Strategy[TreeBuilder] = Strategy(
     config=DynamicConfig,
     build=_build,
     description="a shape that follows the draft head's confidence (EAGLE-2); top-k candidates",
-    laws=frozenset({Law.TOP_K}),
 )

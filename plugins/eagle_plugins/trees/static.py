@@ -75,7 +75,7 @@ class StaticConfig(StrategyConfig):
                 "or 'branching' (such as [4, 2, 1]), not both"
             )
         try:
-            StaticTree(self.topology(), Law(self.sampling))
+            StaticTree(self.topology(), Law.named(self.sampling))
         except SpecError as error:
             # pydantic adds the key and the file's place to a ValueError only.
             raise ValueError(str(error)) from None
@@ -97,7 +97,7 @@ class StaticTree:
     capturable = True
 
     def __init__(self, topology: Topology, sampling: Law = Law.WITHOUT_REPLACEMENT) -> None:
-        if sampling is not Law.TOP_K and topology.skipped is not None:
+        if not sampling.fixed and topology.skipped is not None:
             path = list(topology.skipped)
             raise SpecError(
                 f"path {path} skips rank {path[-1] - 1}, but under 'sampling: {sampling}' siblings "
@@ -115,7 +115,7 @@ class StaticTree:
     @property
     def uniforms(self) -> int:
         """See `eagle.plugin.TreeBuilder`: one for each drafted node, under a sampled law."""
-        return 0 if self.sampling is Law.TOP_K else self.topology.nodes - 1
+        return 0 if self.sampling.fixed else self.topology.nodes - 1
 
     @property
     def shape(self) -> TreeShape:
@@ -126,7 +126,7 @@ class StaticTree:
             depth=self.topology.depth,
             siblings=self.topology.siblings,
             expansions=max(inner - 1, 0),
-            distributions=0 if self.sampling is Law.TOP_K else inner,
+            distributions=0 if self.sampling.fixed else inner,
         )
 
     def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
@@ -138,7 +138,7 @@ class StaticTree:
         index = self._index(drafter.root.device)
         slots = drafter.root.shape[0]
         sampled = None
-        if self.sampling is not Law.TOP_K and not drafter.sampling.greedy:
+        if not self.sampling.fixed and not drafter.sampling.greedy:
             sampled = drafter.sampling.temperature > 0
 
         tokens = [drafter.root[:, None]]
@@ -183,7 +183,7 @@ class StaticTree:
         highest = self.topology.highest_rank
         if highest >= vocab:
             raise IncompatibleError(
-                f"the tree has a node of rank {highest}, but the target's vocabulary "
+                f"the tree has a node of rank {highest}, but the vocabulary that is drafted from "
                 f"has only {vocab} tokens, ranks 0 to {vocab - 1}"
             )
 
@@ -198,7 +198,7 @@ class FittedStatic(StaticTree):
     """A static tree of the size that fits the machine; until that is known, the `auto` tree."""
 
     def __init__(self, config: StaticConfig, context: BuildContext) -> None:
-        super().__init__(config.topology(context.device), Law(config.sampling))
+        super().__init__(config.topology(context.device), Law.named(config.sampling))
         self._config, self._context = config, context
         if context.target is not None:
             self.check_vocab(context.target.vocab_size)
@@ -228,7 +228,7 @@ def build_checked(
     Raises:
         IncompatibleError: the target's vocabulary is smaller than a node's rank asks for.
     """
-    tree = StaticTree(topology, Law(sampling))
+    tree = StaticTree(topology, Law.named(sampling))
     if context.target is not None:
         tree.check_vocab(context.target.vocab_size)
     return tree
@@ -239,5 +239,4 @@ STATIC: Strategy[TreeBuilder] = Strategy(
     config=StaticConfig,
     build=_build,
     description="a fixed topology by name, paths or branching; top-k or sampled candidates",
-    laws=frozenset({Law.TOP_K, Law.WITHOUT_REPLACEMENT}),
 )

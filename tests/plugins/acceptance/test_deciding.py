@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle.plugin import sampling as seam
+from eagle.plugin.laws import KNOWN_LAWS, Law
 from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
-from eagle.plugin.tree import Law, TokenTree, TreeShape
+from eagle.plugin.tree import TokenTree, TreeShape
 from eagle_plugins.acceptance import deciding, kernels
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from tests.interpreted import DEVICE, move, needs_triton, quick, quiet
@@ -116,7 +117,7 @@ def compare(rng, law, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("tiles", TILES)
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_the_kernels_agree_with_the_scalar_rule(law, tiles, dtype, monkeypatch):
     use(monkeypatch, tiles)
     examples = MANY if tiles == "narrow" and dtype == torch.float64 else FEW
@@ -258,7 +259,7 @@ def test_the_first_of_equal_logits_is_taken_at_temperature_zero(monkeypatch):
 
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_a_broken_slot_stays_in_range_and_in_its_slot(law, temperature, broken):
     tree, target, shape, uniforms = random_batch(Random(8), law, torch.float32, filtered=False)
     slots = len(uniforms)
@@ -285,7 +286,7 @@ def test_a_broken_draft_without_children_does_no_harm():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_with_several_blocks_the_kernels_agree_with_pytorch(law, dtype):
     generator = torch.Generator().manual_seed(4)
     vocab, nodes = 2500, 5
@@ -316,7 +317,7 @@ def test_with_several_blocks_the_kernels_agree_with_pytorch(law, dtype):
             assert torch.equal(getattr(outcome, name), getattr(expected, name))
 
 
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_as_many_uniforms_are_read_as_in_pytorch(law, monkeypatch):
     tree, target, shape, uniforms = random_batch(Random(3), law, torch.float32, filtered=False)
     monkeypatch.setattr(deciding, "_accept", lambda *given: [None] * 3)

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eagle.plugin.laws import KNOWN_LAWS, Law
 from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
-from eagle.plugin.tree import Law, TokenTree, TreeShape, ancestor_mask
+from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
 from eagle_plugins.acceptance.scalar import speculative
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 
@@ -187,7 +188,7 @@ def scalar_outcome(tree, target, shape, uniforms, slot, tolerance, replayed=Repl
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_the_batched_rule_agrees_with_its_scalar_twin(law, dtype, device):
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     compared = skipped = accepted = 0
@@ -411,7 +412,7 @@ def test_at_temperature_zero_the_greedy_path_and_the_general_one_agree(law):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_nan_of_one_slot_stays_in_range_and_in_its_slot(law, greedy):
     tree, target, shape, uniforms = random_batch(Random(8), law, torch.float32)
     slots = len(uniforms)
@@ -432,7 +433,7 @@ def test_nan_of_one_slot_stays_in_range_and_in_its_slot(law, greedy):
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("law", Law)
+@pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
 def test_nothing_is_read_on_the_host(law, greedy):
     tree, target, shape, uniforms = random_batch(Random(5), law, torch.float32)
     sampling = sampling_at([0.0 if greedy else 1.0] * len(uniforms), greedy)

@@ -325,3 +325,59 @@ def test_a_decoder_says_the_same_as_with_sdpa(pair, spec):
         results = decoder.generate([[5, 8, 11], [9, 10, 11, 12, 14]], max_new_tokens=9)
         texts.append([result.tokens for result in results])
     assert texts[0] == texts[1]
+
+
+# --- windows, caps and sinks ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=12)
+@given(
+    shape=shapes(),
+    window=st.sampled_from([None, 1, 3, 16, 17, 33, 200]),
+    softcap=st.sampled_from([None, 0.7, 30.0]),
+    sinks=st.booleans(),
+)
+def test_windows_caps_and_sinks_agree_with_the_naive_twin(device, shape, window, softcap, sinks):
+    shape = replace(shape, earlier=0)
+    query, _keys, _values, lengths, tail = inputs = make(shape, device)
+    scale = shape.head_dim**-0.5
+    generator = torch.Generator().manual_seed(shape.seed)
+    options = {
+        "positions": (lengths[:, None] + tail.sum(2) - 1).contiguous(),
+        "window": window,
+        "softcap": softcap,
+        "sinks": None,
+    }
+    if sinks:
+        made = torch.randn(query.shape[1], generator=generator)
+        options["sinks"] = made.to(device, shape.dtype)
+    tickets = tickets_of(inputs, shape.tiling)
+    with poison():
+        found = triton_kernel.launch(*inputs, tickets, scale, shape.tiling, **options)
+    assert not tickets.any()
+    expected = naive_attention(*inputs, scale, **options)
+    error = (found.double() - expected).norm() / expected.norm()
+    assert error <= TOLERANCE[shape.dtype]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("splits", [1, 3, 9])
+def test_rows_that_a_window_hides_from_everybody_are_not_read(device, splits):
+    shape = Shape([200], 3, 0, 1, 2, 64, torch.float32, SMALL, seed=2)
+    query, keys, values, lengths, tail = make(shape, device)
+    keys[:, :, :160] = values[:, :, :160] = torch.nan  # a block begins there, and one before 181
+    options = {"positions": lengths[:, None] + tail.sum(2) - 1, "window": 20}
+    inputs = (query, keys, values, lengths, tail)
+    tiling = replace(SMALL, splits=splits)
+    found = triton_kernel.launch(*inputs, tickets_of(inputs, tiling), 0.1, tiling, **options)
+    expected = naive_attention(query, keys, values, lengths, tail, 0.1, **options)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_window_needs_the_positions_of_all_rows():
+    rows, seen = torch.arange(2)[None], torch.ones(1, 2, 5, dtype=torch.bool)
+    step = Step(rows, rows, torch.tensor([0]), seen, 8)
+    for backend in (backend_of(Triton), backend_of(Sdpa)):
+        with pytest.raises(ValueError, match="positions of all rows"):
+            backend.plan(step, 2, 2, torch.float32, window=4)

@@ -73,10 +73,11 @@ def test_a_checkpoint_of_another_kind_is_refused(kind, other, target, saved):
 
 
 def states(head, tokens, features):
+    own = tokens.roll(1, dims=1)
     size = tokens.shape[1]
     visible = torch.ones(1, 1, size, size, dtype=torch.bool).tril()
-    out = head.train_states(tokens, features, torch.arange(size)[None], visible)
-    return out[..., : features.shape[-1]]
+    out = head.train_states(tokens, own, [features], torch.arange(size)[None], visible)
+    return head.feed_back(out)
 
 
 @torch.no_grad()
@@ -109,7 +110,7 @@ def test_the_first_entry_that_a_change_reaches(kind, of_token, of_feature, targe
 
 
 @torch.no_grad()
-def test_the_first_token_of_a_packed_text_is_unknown(target):
+def test_a_packed_text_is_what_it_is_alone_from_its_first_token_on(target):
     head = tiny_head(target, name="feature-unshifted")
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(64, (1, 8), generator=generator)
@@ -117,16 +118,25 @@ def test_the_first_token_of_a_packed_text_is_unknown(target):
     visible = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
     visible[..., 4:, :4] = False
     positions = torch.arange(8)[None] % 4
-    together = level_states(head.train_states, tokens, features, positions, visible, 2)
+    own = torch.randint(64, (1, 8), generator=generator)
+    together = level_states(
+        head.train_states, head.feed_back, tokens, own, features, positions, visible, 2
+    )
     alone = level_states(
         head.train_states,
+        head.feed_back,
         tokens[:, 4:],
+        own[:, 4:],
         features[:, 4:],
         positions[:, 4:],
         visible[..., 4:, 4:],
         2,
     )
     torch.testing.assert_close(together[0][:, 4:], alone[0])
+    other = own.clone()
+    other[0, 4] = (own[0, 4] + 1) % 64
+    changed = head.train_states(tokens, other, [features], positions, visible)
+    assert (changed[0, 4] != together[0][0, 4]).any(), "the first token makes no difference"
     torch.testing.assert_close(together[1][:, 5:], alone[1][:, 1:])
 
 

@@ -78,7 +78,8 @@ def test_what_was_saved_is_loaded(target, folder):
 def test_a_published_checkpoint_loads(target, folder):
     """A pickle of tensors, with the FC's bias and the target's own embedding."""
     tensors = load_file(folder / "model.safetensors")
-    tensors |= {"fc.bias": torch.ones(32), "embed_tokens.weight": torch.zeros(64, 32)}
+    embedding = target.embed(torch.arange(64)[None])[0].half()
+    tensors |= {"fc.bias": torch.ones(32), "embed_tokens.weight": embedding}
     torch.save(tensors, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert torch.equal(load(target, folder).module.fc.bias, torch.ones(32))
@@ -196,11 +197,14 @@ def test_the_shipped_head_is_small_and_without_bias():
 
 def test_states_agree_between_absorbing_and_training(target, folder):
     from eagle.cache.store import Step
+    from eagle.plugin.roles import Committed
 
     head = load(target, folder)
     head.allocate(1, 16)
     tokens, features = torch.randint(64, (1, 9)), torch.randn(1, 9, 32)
-    absorbed = head.absorb(tokens, features, Step.chain(torch.tensor([0]), 9, 9))
+    step = Step.chain(torch.tensor([0]), 9, 9)
+    own = tokens.roll(1, 1)
+    absorbed = head.absorb(Committed(tokens, own, features, torch.tensor([9]), step))
     visible = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
-    trained = head.train_states(tokens, features, torch.arange(9)[None], visible)
+    trained = head.train_states(tokens, own, [features], torch.arange(9)[None], visible)
     torch.testing.assert_close(absorbed, trained)

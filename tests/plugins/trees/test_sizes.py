@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from eagle.errors import IncompatibleError
 from eagle.plugin.budget import Budget, Costs, Curve, RankRates
-from eagle.plugin.roles import BuildContext, FittedTree, Law, TargetInfo
+from eagle.plugin.capabilities import FittedTree
+from eagle.plugin.roles import BuildContext, Law, TargetInfo
 from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
 from eagle.testing import check_tree_builder
 from eagle_plugins.trees.dynamic import DYNAMIC, DynamicConfig
@@ -161,7 +162,7 @@ def test_where_nodes_and_levels_are_dear_trees_are_small():
 @pytest.mark.parametrize("sampling", ["top-k", "without-replacement"])
 def test_a_fitted_static_tree_is_drawn_as_the_spec_says(sampling):
     fit = build(STATIC, {"size": "auto", "sampling": sampling}).fit(budget(LEVELS, node=0))
-    assert fit.builder.sampling == Law(sampling)
+    assert fit.builder.sampling == Law.named(sampling)
     assert fit.chosen.settings["sampling"] == sampling
     again = build(STATIC, fit.chosen.settings)
     assert (again.topology, again.sampling) == (fit.builder.topology, fit.builder.sampling)

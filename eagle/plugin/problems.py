@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from eagle.errors import nearest
+from eagle.errors import listed, nearest
 
 __all__ = ["KeyPath", "explain", "explain_value"]
 
@@ -24,34 +24,54 @@ _OURS = {
 }
 """By pydantic's type of error, what is said where its own message tells of parsing."""
 
+_SHORT = 80  # characters of a value that is shown
+_SHOWN = 3  # keys of which a sentence is made; of more, a few names and their number
+
 
 def explain(
-    error: ValidationError, model: type[BaseModel], data: Mapping[str, Any]
+    error: ValidationError,
+    model: type[BaseModel],
+    data: Mapping[str, Any],
+    prefix: KeyPath = (),
 ) -> dict[KeyPath, str]:
-    """Return one sentence for each key that is wrong.
+    """Return one sentence for each of the first few keys that are wrong.
 
     Args:
         error: what pydantic raised.
         model: the model that was asked for.
         data: what it was given.
+        prefix: key path of *data*, for the names of further keys.
 
     Returns:
-        Sentences by key path; the alternatives of a union are joined into one.
+        Sentences by key path; the alternatives of a union are joined into one. Where more keys are
+        wrong, the last sentence is followed by how many.
     """
-    found: dict[KeyPath, list[str]] = {}
+    found: dict[KeyPath, list[Any]] = {}
     unions: set[KeyPath] = set()
     for item in error.errors(include_url=False):
         path, tagged = _key_path(item["loc"], item["type"], data)
         if tagged:
             unions.add(path)
-        sentence = _explain(item, path, model)
-        if sentence not in (texts := found.setdefault(path, [])):
-            texts.append(sentence)
+        found.setdefault(path, []).append(item)
     # A branch of a union that failed deeper down was the one that was meant.
-    for path in unions:
-        if any(len(other) > len(path) and other[: len(path)] == path for other in found):
-            del found[path]
-    return {path: _join(texts, _value(data, path)) for path, texts in found.items()}
+    if unions:
+        above = {path[:length] for path in found for length in range(len(path))}
+        hidden = unions & above
+        found = {path: items for path, items in found.items() if path not in hidden}
+    told = {
+        path: _join(
+            list(dict.fromkeys(_explain(item, path, model) for item in found[path])),
+            _value(data, path),
+        )
+        for path in list(found)[:_SHOWN]
+    }
+    if further := list(found)[_SHOWN:]:
+        names = [".".join(map(str, prefix + path)) for path in further[:_SHOWN]]
+        # Only as many names are made as are told; the others are counted.
+        listing = listed([*names, *further[_SHOWN:]], _SHOWN)
+        last = next(reversed(told))
+        told[last] = f"{told[last].rstrip('.')}. {len(further):,} more are wrong: {listing}"
+    return told
 
 
 def explain_value(error: ValidationError) -> str:
@@ -66,9 +86,10 @@ def _key_path(loc: KeyPath, kind: str, data: Any) -> tuple[KeyPath, bool]:
     tagged = False
     for number, part in enumerate(loc):
         last = number == len(loc) - 1
-        keys = range(len(data)) if isinstance(data, list) else data
-        if isinstance(data, dict | list) and part in keys:
-            data = data[part]  # type: ignore[index]
+        # Looking for a branch's name among indices would compare it with each of them.
+        indexed = isinstance(data, list) and isinstance(part, int) and part < len(data)
+        if indexed or (isinstance(data, dict) and part in data):
+            data = data[part]
         elif not (last and kind == "missing"):
             tagged = True
             continue
@@ -79,8 +100,8 @@ def _key_path(loc: KeyPath, kind: str, data: Any) -> tuple[KeyPath, bool]:
 def _explain(item: Any, path: KeyPath, model: type[BaseModel]) -> str:
     if item["type"] == "extra_forbidden":
         known = _fields(model, path[:-1])
-        listed = f" Known keys: {', '.join(known)}." if known else " No key is known here."
-        return f"unknown key.{nearest(str(path[-1]), known)}{listed}"
+        keys = f" Known keys: {', '.join(known)}." if known else " No key is known here."
+        return f"unknown key.{nearest(str(path[-1]), known)}{keys}"
     if item["type"] == "missing":
         return "is required but not given"
     return _sentence(item)
@@ -104,14 +125,15 @@ def _join(sentences: list[str], value: Any) -> str:
         return "; ".join(sentences)
     wanted = [text.removeprefix("should be ") for text in sentences]
     shown = json.dumps(value, default=str)
+    shown = shown if len(shown) < _SHORT else "this"
     quoted = re.findall(r"'([^']*)'", " ".join(wanted))
     hint = nearest(value, quoted) if isinstance(value, str) else ""
-    return f"should be {' or '.join(wanted)}, not {shown if len(shown) < 80 else 'this'}.{hint}"
+    return f"should be {' or '.join(wanted)}, not {shown}.{hint}"
 
 
 def _value(data: Any, path: KeyPath) -> Any:
     for part in path:
-        if isinstance(data, dict) and part not in data:
+        if part not in (range(len(data)) if isinstance(data, list) else data):
             return None
         data = data[part]
     return data

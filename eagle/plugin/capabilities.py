@@ -1,0 +1,242 @@
+"""What a component may do beside what its role asks of it: optional, each a protocol of its own.
+
+A component has a capability by having its methods. B slots, D drafted levels, V vocabulary of the
+target, Vd that of a head, F feature size, S size of a head's states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.plugin.budget import Budget, Fit
+from eagle.plugin.roles import DraftHead, FeatureExtractor, TargetInfo, TargetModel, TreeBuilder
+
+__all__ = [
+    "FittedTree",
+    "FollowsLayers",
+    "MeasuredHead",
+    "NamesLayers",
+    "NeedsTopology",
+    "OwnVocabulary",
+    "ParallelHead",
+    "RequestAware",
+    "Seen",
+    "TrainableHead",
+    "VaryingTree",
+]
+
+
+@runtime_checkable
+class RequestAware(Protocol):
+    """A component of any role that is told when a slot's request begins and when it ends.
+
+    On the host, outside of what is captured. With CUDA graphs a cycle may be under way already
+    when a request ends: what it still writes into the slot belongs to nobody.
+    """
+
+    def begin_request(self, slot: int, prompt: Sequence[int]) -> None:
+        """Forget what the slot held: a request begins, and its prompt is read next."""
+        ...
+
+    def end_request(self, slot: int, text: Sequence[int]) -> None:
+        """Take note of a whole text, prompt and answer: its request is over, or given up."""
+        ...
+
+
+@runtime_checkable
+class ParallelHead(Protocol):
+    """A draft head that drafts all levels in one pass (Medusa, DFlash, P-EAGLE, JetSpec).
+
+    Each level has one distribution, given the text alone: it does not know which tokens the levels
+    above it draw. Tree builders need not know: `eagle.plugin.Drafter` gives them each level's when
+    they ask for it. `extend` is never called.
+    """
+
+    def draft(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
+        """Return the draft logits of D levels, ``[B, D, V]``.
+
+        Args:
+            tokens: int64 ``[B]``, the root: the last committed tokens.
+            states: ``[B, S]``, what `absorb` returned for them.
+            step: D entries behind the committed rows, each seeing all before it, for a head that
+                writes such; a head whose entries see each other both ways replaces its `tail`.
+        """
+        ...
+
+
+@runtime_checkable
+class OwnVocabulary(Protocol):
+    """A draft head whose logits are over a vocabulary of its own, Vd of the target's V tokens.
+
+    Draft logits and distributions stay in it; candidates are put into the target's ids when they
+    are taken in again and when the tree is done.
+    """
+
+    @property
+    def draft_vocab(self) -> Tensor | None:
+        """The target's id of every token, int64 ``[Vd]``, each id once; None: all of V.
+
+        On the target's device, and asked for when the head is loaded.
+        """
+        ...
+
+
+@runtime_checkable
+class NamesLayers(Protocol):
+    """A draft head that says which hidden states its features are to be joined of."""
+
+    def feature_layers(self, target: TargetInfo) -> tuple[int, ...] | None:
+        """Return indices of transformers' `hidden_states`, in order; None: it does not mind.
+
+        Raises:
+            CheckpointError: its checkpoint is made for another target.
+        """
+        ...
+
+
+@runtime_checkable
+class FollowsLayers(Protocol):
+    """A feature extractor that can take its layers from a head that names some."""
+
+    def following(self, layers: tuple[int, ...]) -> FeatureExtractor:
+        """Return the extractor of these layers, which takes this one's place."""
+        ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What may decide which tree a cycle drafts: all of it was known before the cycle began.
+
+    Attributes:
+        active: how many slots have a request.
+        committed: for every slot, how many tokens the last cycle that was read back committed;
+            None where the slot is free, or its request has had no cycle yet.
+    """
+
+    active: int
+    committed: tuple[int | None, ...]
+
+
+@runtime_checkable
+class VaryingTree(Protocol):
+    """A tree builder whose trees are of one of a few shapes, another one in every cycle.
+
+    Which one is chosen on the host, by what was read back before the cycle began. Choosing after
+    something was drawn in that cycle would be biased: what was drawn then decides what is held
+    against the target. Caches are allocated for the largest, and each is captured once.
+
+    Beside these it is a `TreeBuilder` itself, whose `shape`, `laws` and `build` are those of its
+    usual tree.
+    """
+
+    @property
+    def alternatives(self) -> Sequence[TreeBuilder]:
+        """The builders to choose from, always the same."""
+        ...
+
+    def choose(self, seen: Seen) -> int:
+        """Return the place of the next cycle's builder among the alternatives."""
+        ...
+
+
+@runtime_checkable
+class FittedTree(Protocol):
+    """An optional capability of a tree builder: one whose size follows what the machine can do.
+
+    A builder that has it is asked once, when a decoder is made and what the machine can do has
+    been measured; the builder that it returns takes its place. Until then, and where the head's
+    acceptance was never measured, the builder itself is used: it has a size too. A builder whose
+    size the spec settles must not have this method.
+    """
+
+    def fit(self, budget: Budget) -> Fit[TreeBuilder] | None:
+        """Return the builder of the best size, or None where none is better than its own.
+
+        Its laws must be among those that this builder declares.
+
+        Args:
+            budget: how likely candidates are accepted, and what cycles cost.
+        """
+        ...
+
+
+@runtime_checkable
+class MeasuredHead(Protocol):
+    """An optional capability of a draft head: one whose files may say how often it is right."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are; `eagle.plugin.RankRates.read` finds what was measured of it.
+
+        Raises:
+            CheckpointError: there is no such folder.
+        """
+        ...
+
+
+@runtime_checkable
+class NeedsTopology(Protocol):
+    """An acceptance rule that is not for every tree; without this, it is for all of them."""
+
+    @property
+    def topology(self) -> Literal["tree", "chain"]:
+        """``chain`` of a rule that takes one candidate per level only."""
+        ...
+
+
+class TrainableHead(DraftHead, Protocol):
+    """A draft head that `eagle train` can train; the target stays frozen throughout."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The trainable parameters, and nothing of the target."""
+        ...
+
+    def initialise(self, target: TargetModel, seed: int) -> None:
+        """Make fresh float32 weights on the target's device, in the target's shape."""
+        ...
+
+    def train_states(
+        self,
+        tokens: Tensor,
+        own: Tensor,
+        features: Sequence[Tensor],
+        positions: Tensor,
+        visible: Tensor,
+    ) -> Tensor:
+        """Run the head over whole texts in parallel, without a cache.
+
+        With several levels there are A copies of the texts side by side, one for each level, and
+        T counts the entries of all: tokens, positions and `visible` are those of all copies.
+
+        Args:
+            tokens: int64 ``[B, T]``; each the token behind its entry's position.
+            own: int64 ``[B, T]``; each the token at its entry's position.
+            features: one ``[B, T / A, *]`` for each copy: the target's features ``[.., F]``, then
+                what `feed_back` made of the states one level up, moved on by one position.
+            positions: int64 ``[B, T]``, within each text.
+            visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s.
+
+        Returns:
+            States ``[B, T, S]``; each predicts what follows its entry's token.
+        """
+        ...
+
+    def feed_back(self, states: Tensor) -> Tensor:
+        """Return what stands in the features' place one level down, of states ``[B, T, S]``.
+
+        Of a head that predicts features, the predicted feature, which the regression loss looks
+        at; a head may feed back its own output instead, of any size.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that `load` reads, atomically."""
+        ...

@@ -1,0 +1,122 @@
+"""Whether passes over a tree cache are a model's own: the same texts, run in both ways.
+
+It is what lets an architecture be served that nobody here has heard of. Knows how a target is
+driven; knows no architecture.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eagle.cache import Step
+from eagle.plugin import ancestor_mask
+
+__all__ = ["difference"]
+
+_PARENTS = [[-1, 0, 0, 0, 1, 2, 3, 4, 5, 6]]
+_DEPTHS = [[0, 1, 1, 1, 2, 2, 2, 3, 3, 3]]
+_PATHS = [[0, 1, 4, 7], [0, 2, 5, 8], [0, 3, 6, 9]]
+_NODES, _DEPTH = 10, 3
+_PROMPT = 6
+_REACHED = 64  # windows of up to as many positions are left behind by the prompt
+
+# Relative distance of logits. Right models have under 1e-5 in float32.
+_EXACT = {torch.float32: 1e-3, torch.float64: 1e-3}
+# In half precision, over 72 families of four layers: the median over the tree's nodes is at most
+# 1.2 times that of the model's own passes, or 1.8 roundings times the root of the layers where it
+# has one kind of attention; a wrong mask or window, or sinks left out, give ten times as much. One
+# or two nodes may be as far off as that, where a router sends them to another expert.
+_NOISE, _ROUNDINGS = 3.0, 3.0
+_STRAYS, _WORST, _WORST_NOISE = 2, 0.2, 1.5
+
+
+def difference(target: Any, attention: Any, forward: Any) -> str | None:
+    """Return what is different in passes over a tree cache, or None.
+
+    Args:
+        target: an `eagle.target.Target`.
+        attention: the backend to attend through.
+        forward: what runs the passes.
+    """
+    vocabulary, device = target.info.vocab_size, target.device
+    bounds = [window for window in target.asked.windows if window and window <= _REACHED]
+    length = min(_PROMPT + max(bounds, default=0), target.capacity - _NODES)
+    generator = torch.Generator().manual_seed(0)
+    low = min(10, vocabulary // 2)
+    tokens = torch.randint(low, vocabulary, (length + _NODES,), generator=generator).to(device)
+    prompt, tree = tokens[:length], tokens[length:]
+    paths = torch.tensor(_PATHS, device=device)
+    texts = torch.cat((prompt.expand(3, -1), tree[paths]), dim=1)
+    own = _own(target, texts, length)
+    if own[0].isnan().any():
+        return None  # reported with more to go by when text is generated
+
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    cache = target.make_cache(1, length + _NODES)
+    read, _ = forward(prompt[None], Step.chain(zero, length, length), cache, attention)
+    parents, depths = (torch.tensor(x, device=device) for x in (_PARENTS, _DEPTHS))
+    step = Step.tree(zero + length, depths, ancestor_mask(parents, _DEPTH), length + _NODES)
+    last, _ = forward(tree[None], step, cache, attention)
+    start = target.logits(read[:, -1:])[:, 0].float().expand(3, 1, -1)
+    found = torch.cat((start, target.logits(last)[0, paths].float()), dim=1)
+    return _judged(found, own, target)
+
+
+def _own(target: Any, texts: Tensor, length: int) -> list[Tensor]:
+    """Return logits of the last of the prompt and what follows, by valid passes of the model.
+
+    There are several where numbers are so coarse that passes differ that are all right: of the
+    texts together, one by one, and by another implementation of attention.
+    """
+    with target.stock() as model:
+
+        def run(ids: Tensor) -> Tensor:
+            logits: Tensor = model(input_ids=ids, use_cache=False).logits
+            return logits[:, length - 1 :].float()
+
+        own = [run(texts)]
+        if target.dtype in _EXACT:
+            return own
+        own.append(torch.cat([run(text[None]) for text in texts]))
+        used = model.config._attn_implementation
+        try:
+            model.set_attn_implementation("eager" if used == "sdpa" else "sdpa")
+            own.append(run(texts))
+        except (ImportError, RuntimeError, TypeError, ValueError):
+            pass  # it has no other
+        finally:
+            model.set_attn_implementation(used)
+        return own
+
+
+def _judged(found: Tensor, own: list[Tensor], target: Any) -> str | None:
+    """Return what is wrong with logits ``[paths, 2 + depth, V]`` of a tree, or None."""
+    distance = torch.stack([_distance(found, other) for other in own]).amin(0)
+    if target.dtype in _EXACT:
+        worst = distance.max().item()
+        if worst <= _EXACT[target.dtype]:
+            return None
+        return f"relative difference {worst:.2g}"
+    pairs = [_distance(one, other) for i, one in enumerate(own) for other in own[:i]]
+    noise = torch.stack(pairs).amax(0)
+    drafted = slice(2, None)  # what is seen through the tree's mask, at positions of its own
+    rounding = torch.finfo(target.dtype).eps / 2 * target.info.layers**0.5
+    usual = max(_NOISE * noise[:, drafted].median().item(), _ROUNDINGS * rounding)
+    most = max(_WORST_NOISE * noise.max().item(), _WORST)
+    ordered = distance[:, drafted].flatten().sort().values
+    middle, worst = ordered[len(ordered) // 2].item(), ordered[-1 - _STRAYS].item()
+    if middle <= usual and worst <= most:
+        return None
+    name = str(target.dtype).removeprefix("torch.")
+    return (
+        f"relative difference {middle:.2g} in the median and {worst:.2g} and more, where valid "
+        f"passes of {name} would have {usual:.2g} and {most:.2g}"
+    )
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    relative: Tensor = (one - other).norm(dim=-1) / other.norm(dim=-1)
+    return relative

@@ -1,0 +1,96 @@
+"""`assert_capturable`: holds work in a cycle to what it promised, on any device.
+
+It looks at the operators that work calls, wherever they are called from; it does not know what the
+work is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["HostRead", "assert_capturable", "no_host_reads"]
+
+# What waits for the device and hands a value to the host: `.item()`, `.tolist()`, `if tensor:`.
+_READS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose", "item")
+# What makes shapes that depend on values.
+_SHAPES = (
+    *("nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "unique_dim", "_unique"),
+    *("_unique2", "unique_consecutive", "unique_dim_consecutive", "bincount", "combinations"),
+)
+
+
+class HostRead(AssertionError):  # noqa: N818 - as AssertionError itself
+    """Work in a cycle read a device value on the host, or let a shape depend on one."""
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        if name in _READS:
+            raise HostRead(
+                f"a device value was read on the host (aten.{name}), as .item(), .tolist() and "
+                "`if tensor:` do"
+            )
+        if name in _SHAPES or (name == "repeat_interleave" and _varies(args, kwargs or {})):
+            raise HostRead(f"a shape depends on a device value (aten.{name})")
+        if name == "index" and any(
+            isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8)
+            for one in args[1]
+        ):
+            raise HostRead("a shape depends on a device value (indexing with a mask)")
+        return func(*args, **(kwargs or {}))
+
+
+def _varies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    counts = [one for one in args if isinstance(one, torch.Tensor)]
+    return len(counts) > 1 or (len(args) == 1 and kwargs.get("output_size") is None)
+
+
+@contextmanager
+def no_host_reads() -> Iterator[None]:
+    """Let whatever reads a device value on the host raise `HostRead`, on a CPU too.
+
+    What a tensor hands over without an operator (`.numpy()`, `.cpu()`) is caught as well.
+    """
+
+    def refuse(name: str) -> Callable[..., Any]:
+        def refused(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            raise HostRead(f"a device value was read on the host (.{name}())")
+
+        return refused
+
+    names = ("numpy", "tolist", "cpu", "item")
+    own = {name: getattr(torch.Tensor, name) for name in names}
+    try:
+        for name in names:
+            setattr(torch.Tensor, name, refuse(name))
+        with _Watch():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        for name, method in own.items():
+            setattr(torch.Tensor, name, method)
+
+
+def assert_capturable(work: Callable[[], Any], *, warm_up: int = 1) -> None:
+    """Check that work in a cycle reads nothing on the host and has shapes that do not vary.
+
+    What a component makes once (index tensors, say) is made in the warm-up, as in a decoder.
+
+    Args:
+        work: such as ``lambda: builder.build(drafter, draws)``.
+        warm_up: how often it runs unwatched before.
+
+    Raises:
+        HostRead: an `AssertionError` that says which operator did it.
+    """
+    for _ in range(warm_up):
+        work()
+    with no_host_reads():
+        work()

@@ -1,0 +1,315 @@
+"""Threads that share a decoder or a target: right answers or a refusal, never another's words."""
+
+import copy
+import gc
+import io
+import multiprocessing
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from eagle import Decoder
+from eagle.errors import CopyError, RequestError
+from eagle.host.turns import Seat, Turn
+
+PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9, 11]]
+LONG = {"max_new_tokens": 40, "ignore_eos": True}
+
+
+@pytest.fixture
+def make(spec, pair):
+    return lambda **changes: Decoder.from_spec(spec(**changes), target=pair[0])
+
+
+@pytest.fixture
+def pool():
+    with ThreadPoolExecutor(4) as made:
+        yield made
+
+
+def alone(decoder):
+    return [decoder.generate(prompt, **LONG).tokens for prompt in PROMPTS]
+
+
+def together(pool, *works):
+    """Run works at the same moment, each in a thread of its own; return what each came to."""
+    barrier = threading.Barrier(len(works))
+
+    def run(work):
+        barrier.wait()
+        try:
+            return work()
+        except RequestError as error:
+            return error
+
+    return [made.result() for made in [pool.submit(run, work) for work in works]]
+
+
+def test_two_threads_with_one_decoder_get_right_answers_or_a_refusal(make, pool):
+    decoder = make()
+    expected = alone(decoder)
+    refused = 0
+    for _ in range(25):
+        found = together(
+            pool, *(lambda p=p: decoder.generate(p, **LONG).tokens for p in PROMPTS[:2])
+        )
+        errors = [one for one in found if isinstance(one, RequestError)]
+        assert len(errors) < 2, "one of the two came first"
+        assert all("another thread" in str(error) for error in errors)
+        refused += len(errors)
+        for one, right in zip(found, expected, strict=False):
+            assert isinstance(one, RequestError) or one == right
+    assert refused > 5, "they hardly ever met"
+    assert decoder.generate(PROMPTS[2], **LONG).tokens == expected[2]
+
+
+def test_a_newcomer_is_refused_before_anything_is_decoded(make, pool, monkeypatch):
+    decoder = make()
+    stream = decoder.stream(PROMPTS[0], **LONG)
+    first = next(stream)
+    monkeypatch.setattr(decoder._cycle, "read", None)  # whoever reads a prompt fails
+    with pytest.raises(RequestError, match=r"another thread.*one call.*close\(\).*second decoder"):
+        pool.submit(decoder.generate, PROMPTS[1], **LONG).result()
+    monkeypatch.undo()
+    rest = [token for event in stream for token in event.tokens]
+    assert (*first.tokens, *rest) == decoder.generate(PROMPTS[0], **LONG).tokens
+
+
+def test_decoders_that_share_a_target_run_in_threads_of_their_own(make, pool):
+    decoders = [make(), make(tree={"name": "chain", "depth": 3}), make(head="none", tree="none")]
+    expected = alone(decoders[0])
+    for _ in range(6):
+        found = together(
+            pool,
+            *(
+                lambda d=d, p=p: d.generate(p, **LONG).tokens
+                for d, p in zip(decoders, PROMPTS, strict=False)
+            ),
+        )
+        assert found == expected[:3]
+
+
+def test_the_stock_model_and_a_decoder_take_turns(make, pool, pair):
+    decoder, target = make(), pair[0]
+    expected = alone(decoder)[0]
+    ids = torch.tensor([PROMPTS[1]])
+
+    def forward():
+        with torch.inference_mode(), target.stock() as model:
+            return model(input_ids=ids, use_cache=False).logits
+
+    right = forward()
+    rounds = []
+
+    def stock():
+        while not done.is_set():
+            rounds.append(torch.equal(forward(), right))
+
+    for _ in range(4):
+        done = threading.Event()
+
+        def decode(done=done):
+            try:
+                return decoder.generate(PROMPTS[0], **LONG).tokens
+            finally:
+                done.set()
+
+        found, failure = together(pool, decode, stock)
+        assert failure is None
+        assert found == expected
+    assert all(rounds)
+    assert len(rounds) > 8, "who waits gets its turn, also while the other asks again and again"
+
+
+def test_a_stream_goes_on_behind_the_stock_model_but_not_inside(make, pair):
+    decoder, target = make(), pair[0]
+    expected = alone(decoder)
+    stream = decoder.stream(PROMPTS[0], **LONG)
+    tokens = [*next(stream).tokens]
+    with torch.inference_mode(), target.stock() as model:
+        inside = model.generate(torch.tensor([PROMPTS[1]]), max_new_tokens=5, do_sample=False)
+        with target.stock():  # by somebody who is called here
+            assert not target.layout.on
+        assert not target.layout.on, "the outer block is not over"
+    assert inside[0, len(PROMPTS[1]) :].tolist() == list(expected[1][:5])
+    for event in stream:
+        tokens += event.tokens
+    assert tuple(tokens) == expected[0]
+    with target.stock():
+        with pytest.raises(RequestError, match=r"decoding was asked for inside target.stock\(\)"):
+            decoder.generate(PROMPTS[0])
+        with pytest.raises(RequestError, match=r"making a decoder .*inside target.stock\(\)"):
+            make()
+    assert decoder.generate(PROMPTS[0], **LONG).tokens == expected[0]
+
+
+def test_a_processor_may_ask_the_stock_model_but_not_a_decoder(make, pair):
+    decoder, other, target = make(), make(), pair[0]
+
+    def agree(ids, scores):
+        with target.stock() as model:
+            return scores + model(input_ids=ids, use_cache=False).logits[:, -1]
+
+    found = decoder.generate(PROMPTS[0], **LONG, processors=[agree])
+    assert found.tokens == decoder.generate(PROMPTS[0], **LONG).tokens
+    for asked in (decoder, other):
+
+        def ask(ids, scores, asked=asked):
+            asked.generate(PROMPTS[1])
+            return scores
+
+        with pytest.raises(RequestError, match="inside decoding of the same target"):
+            decoder.generate(PROMPTS[0], processors=[ask])
+    assert decoder.generate(PROMPTS[0], **LONG).tokens == found.tokens
+
+
+@pytest.mark.parametrize("how", ["closed", "collected", "read", "failed", "thread"])
+def test_a_stream_that_is_over_keeps_nobody_out(how, make, pool):
+    decoder = make()
+    expected = alone(decoder)[1]
+
+    def begin():
+        stream = decoder.stream(PROMPTS[0], max_new_tokens=9, ignore_eos=True)
+        next(stream)
+        return stream
+
+    def fail(ids, scores):
+        raise ValueError
+
+    if how == "thread":
+        thread = threading.Thread(target=lambda: kept.append(begin()))
+        kept = []
+        thread.start()
+        thread.join()
+    elif how == "failed":
+        with pytest.raises(RequestError):
+            decoder.generate(PROMPTS[0], processors=[fail])
+    else:
+        stream = begin()
+        if how == "closed":
+            stream.close()
+        elif how == "read":
+            list(stream)
+        del stream
+        gc.collect()
+    assert pool.submit(decoder.generate, PROMPTS[1], **LONG).result().tokens == expected
+    if how == "thread":
+        with pytest.raises(RequestError, match="before this stream ended"):
+            list(kept[0])
+
+
+def test_a_stream_may_wander_from_thread_to_thread(make, pool):
+    decoder = make()
+    stream = decoder.stream(PROMPTS[0], **LONG)
+    tokens = []
+    threads = [ThreadPoolExecutor(1) for _ in range(3)]
+    for number in range(100):
+        event = threads[number % 3].submit(next, stream, None).result()
+        if event is None:
+            break
+        tokens += event.tokens
+        with pytest.raises(RequestError, match="another thread"):
+            pool.submit(decoder.generate, PROMPTS[1]).result()
+        if event.result:
+            break
+    for thread in threads:
+        thread.shutdown()
+    assert tuple(tokens) == decoder.generate(PROMPTS[0], **LONG).tokens
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda d: d, lambda d: d.target, lambda d: d._cycle.cache, lambda d: d._cycle.cache.store],
+)
+def test_a_decoder_and_its_parts_cannot_be_copied(part, make):
+    decoder = make()
+    before = decoder.generate(PROMPTS[0], **LONG).tokens
+    for attempt in (
+        copy.deepcopy,
+        pickle.dumps,
+        lambda thing: torch.save(thing, io.BytesIO()),
+        lambda thing: (
+            multiprocessing.get_context("spawn").Process(target=print, args=(thing,)).start()
+        ),
+    ):
+        with pytest.raises(CopyError, match="cannot be copied, pickled or sent to another process"):
+            attempt(part(decoder))
+    with pytest.raises(TypeError):
+        copy.copy(decoder)
+    assert decoder.generate(PROMPTS[0], **LONG).tokens == before
+
+
+def test_turns_come_in_the_order_in_which_they_were_asked_for(pool):
+    turn, order, asked = Turn(), [], []
+
+    def take(number):
+        with turn.held("this"):
+            order.append(number)
+
+    with turn.held("that"):
+        for number in range(4):
+            asked.append(pool.submit(take, number))
+            while len(turn._waiting) <= number:
+                pass
+        assert order == []
+    for one in asked:
+        one.result()
+    assert order == [0, 1, 2, 3]
+    third = turn.held("third", within=False)
+    with (
+        turn.held("outer"),
+        turn.held("inner"),
+        pytest.raises(RequestError, match="third was asked for inside inner"),
+    ):
+        third.__enter__()
+    with turn.held("again", within=False):
+        pass
+
+
+def test_who_is_interrupted_while_waiting_leaves_the_queue(monkeypatch):
+    turn = Turn()
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold():
+        with turn.held("that"):
+            entered.set()
+            leave.wait()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    entered.wait()
+
+    class Interrupted:
+        def __init__(self):
+            self.count = 0
+
+        def acquire(self):
+            self.count += 1
+            if self.count > 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr("eagle.host.turns.threading.Lock", Interrupted)
+    with pytest.raises(KeyboardInterrupt), turn.held("this"):
+        pass
+    monkeypatch.undo()
+    assert not turn._waiting
+    leave.set()
+    holder.join()
+    with turn.held("this", within=False):
+        pass
+
+
+def test_a_seat_is_for_one_stay_at_a_time(pool):
+    seat = Seat()
+    first = seat.take()
+    with pytest.raises(RequestError, match="another thread"):
+        pool.submit(seat.take).result()
+    second = seat.take()
+    with pytest.raises(RequestError, match="before this stream ended"):
+        seat.go_on(first)
+    seat.go_on(second)
+    second.over = True
+    assert pool.submit(seat.take).result() is not second
