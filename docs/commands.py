@@ -48,7 +48,8 @@ def _section(name: str, command: Any) -> str:
 
 
 def _prose(text: str) -> str:
-    return re.sub(r"(?<!`)``(?!`)", "`", text)
+    text = re.sub(r"(?<!`)``(?!`)", "`", text)
+    return re.sub(r"^ *(#.*)$", r"`\1`", text, flags=re.MULTILINE)  # a line of YAML, no heading
 
 
 def _metavar(parameter: Any) -> str:

@@ -14,6 +14,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "comma
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "examples/**/README.md"]
+smartquotes = False  # --option is no dash
 html_static_path = ["_static"]
 
 # Order and signatures as the code has them; shapes and units are in the docstrings.

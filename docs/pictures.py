@@ -21,10 +21,10 @@ QUESTION = "Why is the sky blue?"
 
 TERMINAL = {
     "generate": ["eagle", "generate", QUESTION, "--max-new-tokens", "120"],
-    "tree-terminal": ["eagle", "tree", QUESTION, "--cycle", "3"],
+    "tree-terminal": ["eagle", "tree", QUESTION, "--cycle", "4"],
     "spec-error": ["eagle", "generate", QUESTION, "--set", "tree.depht=3"],
 }
-DRAWN = {"tree": ["eagle", "tree", QUESTION, "--cycle", "3", "--set", "tree.branching=[3,2,2]"]}
+DRAWN = {"tree": ["eagle", "tree", QUESTION, "--cycle", "7", "--set", "tree.branching=[3,2,1]"]}
 COLUMNS = 88
 
 SPINNER = re.compile(r"\x1b\[\?25l.*?\x1b\[\?25h(?:\x1b\[1A\x1b\[2K)*\r?", re.DOTALL)
