@@ -11,7 +11,7 @@ author = "the eagle-decoding authors"
 release = version = _version("eagle-decoding")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "commands"]
-myst_enable_extensions = ["colon_fence"]
+myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
 exclude_patterns = ["_build", "examples/**/README.md"]
 smartquotes = False  # --option is no dash
@@ -28,3 +28,4 @@ python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = "eagle-decoding"
+html_show_copyright = False

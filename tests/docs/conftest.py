@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -90,6 +89,3 @@ def shell(tmp_path_factory):
     yield run
     serving.kill()
     serving.wait()
-
-
-Shell = Callable[[str, Path], subprocess.CompletedProcess[str]]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 
@@ -81,9 +80,8 @@ def understand(command: str) -> None:
         _, at, words = at.resolve_command(context, words)
 
 
-def test_a_page_that_is_not_run_as_a_whole_is_noticed(tmp_path):
+def test_a_mark_holds_for_the_block_below_it_alone(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("<!-- not run: needs a GPU -->\n```sh\neagle chat\n```\n\n```sh\nls\n```\n")
     assert [block.reason for block in blocks_of(page, "sh")] == ["needs a GPU", None]
     assert commands_of(page) == ["eagle chat"]
-    assert os.linesep not in commands_of(page)[0]

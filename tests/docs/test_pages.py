@@ -53,6 +53,12 @@ def test_every_name_that_a_page_gives_exists(page):
         assert pkgutil.resolve_name(name) is not None
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_file_of_ours_that_a_page_names_exists(page):
+    for name in re.findall(r"`((?:eagle|plugins|specs|tests)/[\w/.-]+)`", page.read_text()):
+        assert (DOCS.parent / name).exists(), name
+
+
 @pytest.mark.parametrize(
     "name",
     [
