@@ -43,7 +43,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attend through the backend of the pass that `Target.forward` started.
 
-    There is one plan, or one for each layer. What arrives beside is what `eagle.target.attention_calls` let pass.
+    There is one plan, or one for each layer. What arrives beside is what
+    `eagle.target.attention_calls` let pass.
     """
     if eagle_recorder is not None:
         kwargs |= {"softcap": softcap, "s_aux": s_aux}

@@ -226,9 +226,7 @@ def test_a_lossy_rule_takes_any_law_and_is_declared_lossy():
 
 def test_a_component_that_declares_what_is_no_law_is_a_plugin_error():
     lying = strategy("static", build=lambda *_: Component(laws=frozenset({"top_k"})))
-    with pytest.raises(
-        PluginError, match=r"declares the laws .*, which are no eagle.plugin.Law"
-    ):
+    with pytest.raises(PluginError, match=r"declares the laws .*, which are no eagle.plugin.Law"):
         resolve(DecoderSpec(), fakes.registry(tree=[lying]))
 
 

@@ -31,7 +31,7 @@ def rank_rates(replays: Sequence[Replay], source: str, ranks: int = _RANKS) -> R
     """Count the ranks of the true tokens, at every position of some answers.
 
     At every position and not only where a cycle would begin: those depend on the tree. The tau
-    that a tree is expected to have comes out 1 to 5 % too high for it (docs/performance.md).
+    that a tree is expected to have comes out 1 to 5 % too high for it (docs/performance/cpu.md).
 
     Args:
         replays: of the answers.

@@ -22,7 +22,7 @@ NAMED: dict[str, tuple[tuple[int, ...], ...]] = {
         *((0, 0, 0, 0, 0), (0, 0, 0, 0, 1)),
     ),
     # The five paths of two levels that the shipped head's candidates are accepted on most often
-    # (docs/performance.md): on a CPU every further node costs time, as products are its limit.
+    # (docs/performance/cpu.md): on a CPU every further node costs time, as products are its limit.
     "likely-5": ((0,), (1,), (0, 0), (0, 1), (1, 0)),
 }
 
