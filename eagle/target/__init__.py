@@ -7,7 +7,7 @@ from eagle.target.attention_calls import Layers
 from eagle.target.causal_lm import Forward, Target, load_target, resolve_device, resolve_dtype
 from eagle.target.interfaces import PassCache
 from eagle.target.loading import device_of
-from eagle.target.templating import template_tokens
+from eagle.target.templating import template_text, template_tokens
 
 __all__ = [
     "Forward",
@@ -19,5 +19,6 @@ __all__ = [
     "loading",
     "resolve_device",
     "resolve_dtype",
+    "template_text",
     "template_tokens",
 ]

@@ -118,6 +118,12 @@ def test_refuses_a_template_without_a_boundary(with_template):
         list(encoder.encode([Conversation("a", CHAT)]))
 
 
+def test_refuses_a_template_that_makes_text_without_end(with_template):
+    tokenizer = with_template("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}")
+    with pytest.raises(DataError, match="the chat template .*so it is not used"):
+        said(Encoder(tokenizer, [0], 64), tokenizer, ("user", "q"), ("assistant", "a"))
+
+
 def test_refuses_a_tokenizer_without_a_template(with_template):
     encoder = Encoder(with_template(None), [2], 1000)
     with pytest.raises(DataError, match="has no chat template"):

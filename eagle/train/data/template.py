@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eagle.errors import DataError
+from eagle.errors import DataError, reason
+from eagle.target import template_text
 from eagle.train.data.sources import Conversation, Passage
 
 __all__ = ["Encoder", "Tally", "Text"]
@@ -118,8 +119,7 @@ class Encoder:
             _, spans = self._spans((question, answer))
         except Exception as error:  # a template is anybody's code
             raise DataError(
-                "the chat template cannot render a question and its answer: "
-                f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+                f"the chat template cannot render a question and its answer: {reason(error)}"
             ) from error
         if not spans:
             raise DataError(
@@ -223,10 +223,7 @@ class Encoder:
 
     def _template(self, messages: Sequence[tuple[str, str]], prompt: bool = False) -> str:
         dicts = [{"role": role, "content": text} for role, text in messages]
-        text: str = self._tokenizer.apply_chat_template(
-            dicts, tokenize=False, add_generation_prompt=prompt
-        )
-        return text
+        return template_text(self._tokenizer, dicts, add_generation_prompt=prompt)
 
     def _mark(
         self, tokens: NDArray[np.int64], encoding: Any, size: int, spans: list[tuple[int, int]]

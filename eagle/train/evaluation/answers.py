@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from eagle.decoding import half_surrogate
-from eagle.errors import DataError
+from eagle.errors import DataError, reason
 from eagle.plugin import OwnVocabulary, TrainableHead
-from eagle.target import Target
+from eagle.target import Target, template_tokens
 from eagle.train.data import Corpus, visibility
 from eagle.train.evaluation.replay import Replay
 from eagle.train.features import Features
@@ -68,19 +68,14 @@ def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
         raise DataError(f"the prompts {path} need a chat template, which the target does not have")
     try:
         return [
-            list(
-                tokenizer.apply_chat_template(
-                    [{"role": "user", "content": turn}],
-                    add_generation_prompt=True,
-                    return_dict=True,
-                )["input_ids"]
+            template_tokens(
+                tokenizer, [{"role": "user", "content": turn}], add_generation_prompt=True
             )
             for turn in turns
         ]
     except Exception as error:  # a template is anybody's code
         raise DataError(
-            f"the target's chat template does not render a prompt of {path}: "
-            f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+            f"the target's chat template does not render a prompt of {path}: {reason(error)}"
         ) from error
 
 
