@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import wraps
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -316,7 +317,7 @@ def every_draw_reads_the_same_uniform(patch, decoder):
 
 def every_request_reads_the_same_uniforms(patch, decoder):
     def start(self):
-        self._generator.manual_seed(0)
+        self._generator = np.random.Generator(np.random.PCG64(0))
 
     patch.setattr(Request, "start", start)
 
