@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from eagle.cache.store import Step
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.hooks import hookimpl
 from eagle.plugin.laws import EVERY_LAW, Law
 from eagle.plugin.registry import Registry
 from eagle.plugin.roles import ComponentSpec, Role, Strategy, StrategyConfig
 from eagle.plugin.tree import Acceptance, TreeShape
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 
 
 class Head:

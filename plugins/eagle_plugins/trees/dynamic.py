@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from eagle.plugin import (
+    MAX_NODES,
     Budget,
     BuildContext,
     Drafter,
@@ -32,7 +33,6 @@ from eagle.plugin import (
     top_k,
 )
 from eagle_plugins.trees.sizes import WIDTHS, Size, dynamic_options
-from eagle_plugins.trees.topology import MAX_NODES
 
 __all__ = ["DYNAMIC", "DynamicConfig", "DynamicTree"]
 
