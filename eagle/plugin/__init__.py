@@ -32,6 +32,7 @@ from eagle.plugin.conformity import Breach, check_draft_vocab, check_draws, chec
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks, hookimpl
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law, listed
+from eagle.plugin.models import LanguageModel, TargetModel
 from eagle.plugin.problems import KeyPath, explain, explain_value
 from eagle.plugin.registry import (
     ROLE_TITLES,
@@ -50,7 +51,6 @@ from eagle.plugin.roles import (
     DraftHead,
     FeatureExtractor,
     Scores,
-    TargetModel,
     TreeBuilder,
 )
 from eagle.plugin.rotary import rotary_depends_on_length
@@ -81,6 +81,7 @@ from eagle.plugin.tree import Acceptance, TokenTree, TreeShape, ancestor_mask
 # isort: split
 from eagle.plugin.blocks import (
     MAX_NODES,
+    CausalDrafter,
     Level,
     LevelIndex,
     ScalarDraws,
@@ -109,6 +110,7 @@ __all__ = [
     "Broken",
     "Budget",
     "BuildContext",
+    "CausalDrafter",
     "CheckpointError",
     "Committed",
     "Component",
@@ -127,6 +129,7 @@ __all__ = [
     "FollowsLayers",
     "IncompatibleError",
     "KeyPath",
+    "LanguageModel",
     "Law",
     "Level",
     "LevelIndex",
