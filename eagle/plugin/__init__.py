@@ -90,8 +90,10 @@ from eagle.plugin.blocks import (
     Topology,
     TreeIndex,
     draw_level,
+    keep_best,
     likeliest,
     scalar_speculative,
+    tree_of,
 )
 
 __all__ = [
@@ -190,6 +192,7 @@ __all__ = [
     "fresh_seed",
     "fusible",
     "hookimpl",
+    "keep_best",
     "likeliest",
     "listed",
     "multiprocessors",
@@ -202,4 +205,5 @@ __all__ = [
     "shared_memory",
     "steady",
     "top_k",
+    "tree_of",
 ]

@@ -4,6 +4,7 @@ It knows the contract, `eagle.plugin`, which exports all of this too; it knows n
 setting, and of models their faces alone.
 """
 
+from eagle.plugin.blocks.assembly import keep_best, tree_of
 from eagle.plugin.blocks.causal import CausalDrafter
 from eagle.plugin.blocks.drawing import draw_level, likeliest
 from eagle.plugin.blocks.indices import LevelIndex, TreeIndex
@@ -22,6 +23,8 @@ __all__ = [
     "Topology",
     "TreeIndex",
     "draw_level",
+    "keep_best",
     "likeliest",
     "scalar_speculative",
+    "tree_of",
 ]
