@@ -3,12 +3,12 @@
 import five_roles
 import pytest
 import torch
-from five_roles.acceptance import Match, MatchConfig
-from five_roles.attention import Naive, NaiveConfig
+from five_roles.acceptance import Match
+from five_roles.attention import Naive
 from five_roles.features import Joined, JoinedConfig
 from five_roles.fitted import FittedFan
-from five_roles.head import Echo, EchoConfig
-from five_roles.loss import Choice, ChoiceConfig
+from five_roles.head import Echo
+from five_roles.loss import Choice
 from five_roles.tree import Fan, FanConfig
 
 from eagle import Decoder, DecoderSpec
@@ -56,8 +56,8 @@ def test_the_feature_extractor_keeps_its_contract(target):
 
 # [head]
 def test_the_draft_head_keeps_its_contract(target):
-    head = Echo(EchoConfig(), CONTEXT)
-    head.load(target, Naive(NaiveConfig(), CONTEXT))
+    head = Echo(StrategyConfig(), CONTEXT)
+    head.load(target, Naive(StrategyConfig(), CONTEXT))
     check_draft_head(head, target)
 
 
@@ -88,12 +88,12 @@ def test_the_fitted_fan_is_as_wide_as_pays(dear, width):
 
 # [attention]
 def test_the_attention_backend_keeps_its_contract():
-    check_attention_backend(Naive(NaiveConfig(), CONTEXT))
+    check_attention_backend(Naive(StrategyConfig(), CONTEXT))
 
 
 # [acceptance]
 def test_the_acceptance_rule_is_lossless():
-    check_acceptance_rule(Match(MatchConfig(), CONTEXT))
+    check_acceptance_rule(Match(StrategyConfig(), CONTEXT))
 
 
 # [loss]
@@ -101,7 +101,7 @@ def test_the_loss_is_least_where_the_choice_is_the_targets():
     draft = torch.tensor([[5.0, 0.0, 0.0], [0.0, 0.0, 5.0]])
     target = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     said = Prediction(0, draft, draft, draft, target)
-    right, wrong = Choice(ChoiceConfig(), CONTEXT)(said)["loss"].tolist()
+    right, wrong = Choice(StrategyConfig(), CONTEXT)(said)["loss"].tolist()
     assert right < 0.1 < 4 < wrong
 
 

@@ -32,6 +32,7 @@ from eagle.plugin.conformity import Breach, check_draft_vocab, check_draws, chec
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks, hookimpl
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law, listed
+from eagle.plugin.models import LanguageModel, TargetModel
 from eagle.plugin.problems import KeyPath, explain, explain_value
 from eagle.plugin.registry import (
     ROLE_TITLES,
@@ -50,7 +51,6 @@ from eagle.plugin.roles import (
     DraftHead,
     FeatureExtractor,
     Scores,
-    TargetModel,
     TreeBuilder,
 )
 from eagle.plugin.rotary import rotary_depends_on_length
@@ -77,11 +77,31 @@ from eagle.plugin.strategy import (
 from eagle.plugin.training_loss import Prediction, TrainingLoss
 from eagle.plugin.tree import Acceptance, TokenTree, TreeShape, ancestor_mask
 
+# Last: they are made of what is above.
+# isort: split
+from eagle.plugin.blocks import (
+    MAX_NODES,
+    CausalDrafter,
+    Level,
+    LevelIndex,
+    ScalarDraws,
+    ScalarNode,
+    StaticTree,
+    Topology,
+    TreeIndex,
+    draw_level,
+    keep_best,
+    likeliest,
+    scalar_speculative,
+    tree_of,
+)
+
 __all__ = [
     "ENTRY_POINT_GROUP",
     "EVERY_LAW",
     "HOOKS",
     "KNOWN_LAWS",
+    "MAX_NODES",
     "RATES_FILE",
     "ROLES",
     "ROLE_TITLES",
@@ -92,6 +112,7 @@ __all__ = [
     "Broken",
     "Budget",
     "BuildContext",
+    "CausalDrafter",
     "CheckpointError",
     "Committed",
     "Component",
@@ -110,7 +131,10 @@ __all__ = [
     "FollowsLayers",
     "IncompatibleError",
     "KeyPath",
+    "LanguageModel",
     "Law",
+    "Level",
+    "LevelIndex",
     "MeasuredHead",
     "NamesLayers",
     "NeedsTopology",
@@ -129,9 +153,12 @@ __all__ = [
     "Role",
     "Sampling",
     "SamplingParams",
+    "ScalarDraws",
+    "ScalarNode",
     "Scores",
     "Seen",
     "SpecError",
+    "StaticTree",
     "Step",
     "Strategy",
     "StrategyConfig",
@@ -141,10 +168,12 @@ __all__ = [
     "TargetModel",
     "TargetProbs",
     "TokenTree",
+    "Topology",
     "TrainableHead",
     "TrainingLoss",
     "TreeBuilder",
     "TreeCache",
+    "TreeIndex",
     "TreeShape",
     "UniformDraws",
     "VaryingTree",
@@ -157,11 +186,14 @@ __all__ = [
     "default_registry",
     "derived_seed",
     "describe",
+    "draw_level",
     "explain",
     "explain_value",
     "fresh_seed",
     "fusible",
     "hookimpl",
+    "keep_best",
+    "likeliest",
     "listed",
     "multiprocessors",
     "nearest",
@@ -169,7 +201,9 @@ __all__ = [
     "probabilities",
     "rotary_depends_on_length",
     "rows_of",
+    "scalar_speculative",
     "shared_memory",
     "steady",
     "top_k",
+    "tree_of",
 ]

@@ -10,7 +10,7 @@ value on the host or let a shape depend on one; a component that cannot keep to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from eagle.cache import Step
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.laws import EVERY_LAW, Law
+from eagle.plugin.models import TargetModel
 from eagle.plugin.sampling import Draws, Sampling, TargetProbs
 from eagle.plugin.strategy import (
     BuildContext,
@@ -60,32 +61,6 @@ class Component(Protocol):
     @property
     def capturable(self) -> bool:
         """Whether its work in a cycle is free of host reads and of varying shapes."""
-        ...
-
-
-class TargetModel(Protocol):
-    """The part of the target that draft heads use."""
-
-    info: TargetInfo
-    device: torch.device
-    dtype: torch.dtype
-    config: Any
-    """Its (text) configuration, as transformers has it."""
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Return the frozen input embeddings ``[B, N, H]`` of int64 tokens ``[B, N]``."""
-        ...
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Return the frozen LM head's logits ``[B, N, V]`` for final hidden states [B, N, H]."""
-        ...
-
-    def draft_logits(self) -> Callable[[Tensor], Tensor]:
-        """Return what gives `logits` as well as drafts need them, and sooner; no gradients.
-
-        To be asked for once, in `DraftHead.allocate`, which training does not call. A candidate
-        that is a little off costs acceptance and no exactness.
-        """
         ...
 
 
@@ -192,7 +167,7 @@ class DraftHead(Component, Protocol):
         ...
 
     def load(self, target: TargetModel, attention: AttentionBackend) -> None:
-        """Load weights, and keep what it uses of the target."""
+        """Load weights, and keep what it uses of the target (`eagle.plugin.TargetModel`)."""
         ...
 
     def allocate(self, slots: int, rows: int) -> None:

@@ -24,6 +24,7 @@ from eagle.target import interfaces as bridge
 from eagle.target import loading, probing
 from eagle.target.attention_calls import Layers, Recorder, asking
 from eagle.target.rotary import settle_rotary
+from eagle.target.tokens import check_same_tokens
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
 
@@ -93,6 +94,11 @@ class Target:
     def head_dim(self) -> int:
         """Numbers of one head's key."""
         return self.asked.keys[1]
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How far back its layers see, each or all of them alike; None: to the text's start."""
+        return self.asked.windows
 
     @property
     def capacity(self) -> int:
@@ -210,6 +216,17 @@ class Target:
             return self._scaled(head(features))
 
         return logits
+
+    def draft_model(self, folder: Path, attention: AttentionBackend) -> Target:
+        """Load another model beside this one; see `eagle.plugin.TargetModel.draft_model`."""
+        name = str(folder)
+        source = loading.Source(name, name, {"trust_remote_code": False})
+        loading.describe(source)
+        model = loading.load_model(source, self.dtype, self.device)
+        made = Target(model, loading.load_tokenizer(source), name)
+        check_same_tokens(self.tokenizer, made.tokenizer, name)
+        made.probe(attention)
+        return made
 
     def _scaled(self, out: Tensor) -> Tensor:
         """Return logits of the LM head's products."""

@@ -1,6 +1,6 @@
 """Enumerates a scalar acceptance rule in a small world, in fractions.
 
-It knows what `eagle_plugins.acceptance.scalar` asks of nodes and draws; it knows no tensors.
+It knows what `eagle.plugin.scalar_speculative` asks of nodes and draws; it knows no tensors.
 """
 
 from __future__ import annotations

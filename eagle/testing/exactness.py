@@ -34,7 +34,7 @@ def assert_lossless(
     and ties. For each, every outcome of the drafting and of the rule is enumerated; each output,
     continued by the target itself to a common length, must have the probability that the target
     gives it: within 1e-12 for the rule in float64, and equal as fractions for its scalar twin,
-    if it has one (an attribute ``scalar``, see `eagle_plugins.acceptance.scalar`), under a known
+    if it has one (an attribute ``scalar``, see `eagle.plugin.scalar_speculative`), under a known
     law. In some worlds drafts are over a vocabulary of their own; in some, siblings of different
     nodes have different laws. Trees are chains for a rule that needs them.
 

@@ -9,13 +9,13 @@ import torch
 
 from eagle import Decoder, DecoderSpec
 from eagle.errors import IncompatibleError, PluginError, SpecError
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.hooks import hookimpl
 from eagle.plugin.roles import BuildContext, ComponentSpec, Role, Strategy, StrategyConfig
 from eagle.spec.building import resolve
 from eagle.testing import assert_capturable
 from eagle_plugins.acceptance.speculative import SpeculativeRule
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 from tests.contracts import toys
 
 PROMPT = [3, 5, 7, 9]

@@ -9,6 +9,8 @@ import torch
 from hypothesis import Phase, settings
 
 from eagle.errors import IncompatibleError
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law
 from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
 from eagle.spec.building import DecoderSpec, resolve
@@ -16,8 +18,6 @@ from eagle.testing import assert_lossless
 from eagle.testing.oracle import ScalarEnumeratingDraws, TableDrafter, enumerate_scalar_draws
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.trees.dynamic import DynamicConfig, DynamicTree
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 from tests.contracts.toys import Block, Fan, Inverse, Steep, registry
 
 SOME = settings(max_examples=25, deadline=None)

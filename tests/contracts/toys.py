@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from eagle.cache.store import Step
+from eagle.plugin.blocks.causal import CausalDrafter
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.hooks import hookimpl
 from eagle.plugin.laws import EVERY_LAW, Law
 from eagle.plugin.registry import Registry
 from eagle.plugin.roles import ComponentSpec, Role, Strategy, StrategyConfig
 from eagle.plugin.tree import Acceptance, TreeShape
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 
 
 class Head:
@@ -97,37 +97,20 @@ class NGram(Head):
         return sure.where(known[..., None], scores)
 
 
-class DraftModel(Head):
-    """A whole language model as a draft head: here with the target's own weights.
+class DraftModel(CausalDrafter):
+    """A whole language model as a draft head: here with the target's own weights."""
 
-    Row p of its cache is token p's. An entry (own token, token one step ahead) adds the latter;
-    a pass begins with its first own token, which only at the start of a text is not there yet.
-    """
+    def __init__(self, config, context):
+        pass
 
-    def allocate(self, slots, rows):
-        self.cache = self.target.make_cache(slots, rows + 1)
+    def feature_size(self, target):
+        return target.hidden_size
 
-    def _run(self, tokens, step):
-        return self.target.forward(tokens, step, self.cache, self.attention)[0]
+    def state_size(self, target):
+        return target.hidden_size
 
-    def absorb(self, committed):
-        step, width = committed.step, committed.tokens.shape[1]
-        chain = Step.chain(step.lengths, width + 1, step.span + 1, step.slot)
-        return self._run(torch.cat((committed.own[:, :1], committed.tokens), 1), chain)[:, 1:]
-
-    def extend(self, drafted):
-        step = drafted.step
-        behind = replace(
-            step,
-            positions=step.positions + 1,
-            rows=step.rows + 1,
-            lengths=step.lengths + 1,
-            span=step.span + 1,
-        )
-        return self._run(drafted.tokens, behind)
-
-    def logits(self, states):
-        return self.target.logits(states)
+    def load(self, target, attention):
+        self.adopt(target, target.info.vocab_size, attention)
 
 
 class Parallel(Head):

@@ -31,6 +31,9 @@ def answer(caller: socket.socket) -> None:
     if worker == 0:
         for number, file in enumerate(files):
             os.dup2(file, number)
+        # Opened anew: ours remember whether what they were opened on can be sought in.
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         os.chdir(call["folder"])
         os.environ.clear()
         os.environ.update(call["env"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import eagle
-from eagle.plugin import capabilities
+from eagle.plugin import blocks, capabilities
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS
 from eagle.spec.building import shipped_specs
 from eagle.spec.schema import DecoderSpec
@@ -70,6 +70,11 @@ def test_every_file_of_ours_that_a_page_names_exists(page):
 )  # fmt: skip
 def test_every_optional_capability_is_documented(name):
     assert name in named(PLUGINS)
+
+
+@pytest.mark.parametrize("name", blocks.__all__)
+def test_every_building_block_is_in_the_contracts_table(name):
+    assert f"eagle.plugin.{name}" in named(DOCS / "contract.md")
 
 
 def keys(data: dict, path: str = "") -> list[tuple[str, object]]:

@@ -16,12 +16,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eagle.plugin.blocks import scalar
+from eagle.plugin.blocks.scalar import scalar_speculative
 from eagle.plugin.sampling import UniformDraws
 from eagle.plugin.tree import Law, TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
 from eagle.testing.oracle import enumerate_scalar_draws
-from eagle_plugins.acceptance import scalar
-from eagle_plugins.acceptance.scalar import speculative
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from tests.exact.test_mutants import (
     QUICK,
@@ -47,7 +47,7 @@ class TriedInTurn(SpeculativeRule):
 
     @staticmethod
     def scalar(root, law, draws):
-        return speculative(root, Law.IID, draws)
+        return scalar_speculative(root, Law.IID, draws)
 
     def accept(self, tree, target, shape, draws):
         return super().accept(dataclasses.replace(tree, law=Law.IID), target, shape, draws)
@@ -86,7 +86,7 @@ def test_drawing_once_has_the_outcomes_of_trying_in_turn(root):
     for law in (Law.TOP_K, Law.IID):
         outcomes = Counter()
         for (accepted, bonus), chance in enumerate_scalar_draws(
-            lambda draws, law=law: speculative(root, law, draws)
+            lambda draws, law=law: scalar_speculative(root, law, draws)
         ):
             outcomes[tuple(node.token for node in accepted), bonus] += chance
         found.append(outcomes)

@@ -7,8 +7,8 @@ import torch
 
 from eagle import Decoder, SamplingParams
 from eagle.plugin import sampling as seam
+from eagle.plugin.blocks import drawing
 from eagle_plugins.acceptance import deciding
-from eagle_plugins.trees import drawing
 from tests.interpreted import DEVICE, INTERPRETED, quick, quiet
 
 __all__ = ["quick"]

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import Phase, given, settings
 
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.laws import KNOWN_LAWS, Law
 from eagle.plugin.sampling import Sampling, probabilities
 from eagle.testing.exactness import assert_lossless
@@ -20,8 +22,6 @@ from eagle.testing.worlds import World, worlds
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
 from eagle_plugins.trees.dynamic import DynamicConfig, DynamicTree
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 
 # Where a failure is expected, its smallest example is not worth the time.
 QUICK = settings(phases=[Phase.generate])

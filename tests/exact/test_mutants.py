@@ -11,14 +11,14 @@ import pytest
 import torch
 from hypothesis import Phase, settings
 
+from eagle.plugin.blocks import scalar
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.laws import KNOWN_LAWS, Law
 from eagle.plugin.sampling import TargetProbs, UniformDraws
 from eagle.plugin.tree import TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
-from eagle_plugins.acceptance import scalar
 from eagle_plugins.acceptance.speculative import SpeculativeRule
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 
 # To know that it is caught is enough: no shrinking to the smallest example.
 QUICK = {"phases": [Phase.generate], "max_examples": 500}

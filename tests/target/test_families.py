@@ -16,7 +16,7 @@ from eagle.errors import TargetError
 from eagle.target.causal_lm import Target
 from tests.families import config_of, families, model_of
 
-PAGE = Path(__file__).parent.parent / "docs" / "targets.md"
+PAGE = Path(__file__).parents[2] / "docs" / "targets.md"
 SPEC = DecoderSpec(head="none", tree="none")
 SMALL = 3_000_000  # parameters
 PROMPT = list(range(5, 25))

@@ -20,8 +20,8 @@ from eagle.plugin import (
     TokenTree,
     TreeBuilder,
     TreeShape,
-    ancestor_mask,
     hookimpl,
+    keep_best,
 )
 
 
@@ -73,31 +73,9 @@ class AdaptiveTree:
             above = number.repeat_interleave(width).expand(slots, -1)
             scores.append(score)
             tokens.append(token)
-        return self._keep(
-            drafter.root[:, None], *(torch.cat(x, 1) for x in (scores, tokens, parents))
-        )
-
-    def _keep(
-        self, root: torch.Tensor, scores: torch.Tensor, tokens: torch.Tensor, parents: torch.Tensor
-    ) -> TokenTree:
-        # No child is likelier than its parent, and a stable sort puts the parent first where both
-        # are equal: what is kept is always connected. Back in order, parents precede children.
-        kept = scores.sort(descending=True, stable=True).indices[:, : self.config.nodes]
-        kept = kept.sort().values
-        width, order = self.config.width, torch.arange(self.shape.nodes, device=kept.device)
-        place = torch.zeros_like(tokens).scatter(1, kept, order[1:].expand_as(kept))
-        above = parents.gather(1, kept)
-        above = place.gather(1, above.clamp(min=0)).where(above >= 0, 0)
-        level = (kept >= width) * (1 + (kept - width).clamp(min=0) // width**2)
-        zero = torch.zeros_like(root)
-        parent = torch.cat((zero - 1, above), 1)
-        return TokenTree(
-            tokens=torch.cat((root, tokens.gather(1, kept)), 1),
-            parents=parent,
-            depths=torch.cat((zero, level + 1), 1),
-            ranks=torch.cat((zero, kept % width), 1),
-            ancestors=ancestor_mask(parent, self.shape.depth),
-        )
+        tokens, scores, parents = (torch.cat(x, 1) for x in (tokens, scores, parents))
+        nodes, depth = self.config.nodes, self.config.depth
+        return keep_best(drafter.root, tokens, scores, parents, nodes, depth)
 
 
 @hookimpl

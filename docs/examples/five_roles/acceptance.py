@@ -9,10 +9,6 @@ import torch
 from eagle.plugin import EVERY_LAW, Acceptance, Strategy, StrategyConfig
 
 
-class MatchConfig(StrategyConfig):
-    """No settings."""
-
-
 class Match:
     capturable = True
     lossless = True
@@ -43,7 +39,7 @@ class Match:
 
 MATCH = Strategy(
     name="match",
-    config=MatchConfig,
+    config=StrategyConfig,
     build=Match,
     description="samples from the target and follows the tree as far as it agrees",
 )

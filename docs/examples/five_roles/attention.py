@@ -3,10 +3,6 @@
 from eagle.plugin import Strategy, StrategyConfig
 
 
-class NaiveConfig(StrategyConfig):
-    """No settings."""
-
-
 class Naive:
     capturable = True
 
@@ -30,7 +26,7 @@ class Naive:
 
 NAIVE = Strategy(
     name="naive",
-    config=NaiveConfig,
+    config=StrategyConfig,
     build=Naive,
     description="attention written out as matrix products",
 )

@@ -3,10 +3,6 @@
 from eagle.plugin import Strategy, StrategyConfig
 
 
-class EchoConfig(StrategyConfig):
-    """No settings."""
-
-
 class Echo:
     capturable = True
 
@@ -23,7 +19,7 @@ class Echo:
         self.target = target  # kept for its frozen LM head; a real head also reads its weights
 
     def allocate(self, slots, rows):
-        pass  # a head with attention allocates an `eagle.cache.TreeCache` here
+        pass  # a head with attention allocates an `eagle.plugin.TreeCache` here
 
     def absorb(self, committed):
         return committed.features  # the states that predict what follows each of the tokens
@@ -37,7 +33,7 @@ class Echo:
 
 ECHO = Strategy(
     name="echo",
-    config=EchoConfig,
+    config=StrategyConfig,
     build=Echo,
     description="says that the next feature is the present one",
 )

@@ -5,10 +5,6 @@ import torch.nn.functional as F
 from eagle.plugin import Strategy, StrategyConfig
 
 
-class ChoiceConfig(StrategyConfig):
-    """No settings."""
-
-
 class Choice:
     compares_features = False  # so it suits heads that predict no features, too
 
@@ -25,7 +21,7 @@ class Choice:
 
 CHOICE = Strategy(
     name="choice",
-    config=ChoiceConfig,
+    config=StrategyConfig,
     build=Choice,
     description="cross entropy with the target's most likely token",
 )

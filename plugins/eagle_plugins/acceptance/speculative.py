@@ -1,8 +1,8 @@
 """The speculative rule for a batch of token trees; knows distributions and trees, no model.
 
-Per slot it does what `scalar.speculative` does, with the control flow of the deepest and widest
-tree: a slot that has stopped, or has no such sibling, asks for a draw of probability 0, or from no
-weight, and is left as it was.
+Per slot it does what `eagle.plugin.scalar_speculative` does, with the control flow of the deepest
+and widest tree: a slot that has stopped, or has no such sibling, asks for a draw of probability 0,
+or from no weight, and is left as it was.
 """
 
 from __future__ import annotations
@@ -10,9 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.plugin import EVERY_LAW, Acceptance, Draws, TargetProbs, TokenTree, TreeShape, fusible
+from eagle.plugin import (
+    EVERY_LAW,
+    Acceptance,
+    Draws,
+    TargetProbs,
+    TokenTree,
+    TreeShape,
+    fusible,
+    scalar_speculative,
+)
 from eagle_plugins.acceptance import deciding
-from eagle_plugins.acceptance.scalar import speculative
 
 __all__ = ["SpeculativeRule"]
 
@@ -37,7 +45,7 @@ class SpeculativeRule:
     capturable = True
     lossless = True
     laws = EVERY_LAW
-    scalar = staticmethod(speculative)
+    scalar = staticmethod(scalar_speculative)
     """The scalar twin, which `eagle.testing.assert_lossless` proves exact on fractions."""
 
     def uniforms(self, shape: TreeShape) -> int:

@@ -6,9 +6,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from eagle.plugin import BuildContext, Strategy, StrategyConfig, TreeBuilder
-from eagle_plugins.trees.static import SamplingLaw, StaticTree, build_checked
-from eagle_plugins.trees.topology import MAX_NODES, Topology
+from eagle.plugin import (
+    MAX_NODES,
+    BuildContext,
+    StaticTree,
+    Strategy,
+    StrategyConfig,
+    Topology,
+    TreeBuilder,
+)
+from eagle_plugins.trees.static import SamplingLaw, build_checked
 
 __all__ = ["CHAIN", "ChainConfig"]
 

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from eagle.plugin import (
+    MAX_NODES,
     Budget,
     BuildContext,
     Drafter,
@@ -32,7 +33,6 @@ from eagle.plugin import (
     top_k,
 )
 from eagle_plugins.trees.sizes import WIDTHS, Size, dynamic_options
-from eagle_plugins.trees.topology import MAX_NODES
 
 __all__ = ["DYNAMIC", "DynamicConfig", "DynamicTree"]
 
@@ -198,8 +198,8 @@ class DynamicTree:
         """Raise `IncompatibleError` where a node cannot have `top_k` different children."""
         if self.config.top_k > vocab:
             raise IncompatibleError(
-                f"tree.top_k is {self.config.top_k}, but the vocabulary that is drafted from has "
-                f"only {vocab} tokens: a node cannot have more children than that"
+                f"tree.top_k is {self.config.top_k}, but the target's vocabulary has only {vocab} "
+                "tokens that can be drafted: a node cannot have more children than that"
             )
 
     def _numbering(self, device: torch.device) -> _Numbering:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from eagle.plugin import BuildContext, Law, Strategy, StrategyConfig, TreeBuilder
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
+from eagle.plugin import (
+    BuildContext,
+    Law,
+    StaticTree,
+    Strategy,
+    StrategyConfig,
+    Topology,
+    TreeBuilder,
+)
 
 __all__ = ["NONE"]
 

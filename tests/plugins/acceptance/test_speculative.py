@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eagle.plugin.blocks.scalar import scalar_speculative
 from eagle.plugin.laws import KNOWN_LAWS, Law
 from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
 from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
-from eagle_plugins.acceptance.scalar import speculative
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 
 DEVICES = [
@@ -182,7 +182,7 @@ def scalar_outcome(tree, target, shape, uniforms, slot, tolerance, replayed=Repl
     for index in range(1, shape.nodes):
         if tree.parents[slot, index] >= 0:
             nodes[int(tree.parents[slot, index])].below.append(nodes[index])
-    accepted, bonus = speculative(nodes[0], tree.law, draws)
+    accepted, bonus = scalar_speculative(nodes[0], tree.law, draws)
     return [node.index for node in accepted], bonus
 
 

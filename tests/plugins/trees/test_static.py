@@ -5,14 +5,15 @@ import torch
 from pydantic import ValidationError
 
 from eagle.errors import IncompatibleError, SpecError
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.roles import BuildContext, Law, TargetInfo
 from eagle.plugin.sampling import Sampling, UniformDraws
 from eagle.plugin.tree import TreeShape, ancestor_mask
 from eagle.testing.oracle import TableDrafter
 from eagle_plugins.trees.chain import CHAIN, ChainConfig
 from eagle_plugins.trees.none import NONE
-from eagle_plugins.trees.static import STATIC, StaticConfig, StaticTree
-from eagle_plugins.trees.topology import Topology
+from eagle_plugins.trees.static import STATIC, StaticConfig
 
 VOCAB = 5
 PATHS = [[0], [1], [2], [0, 0], [0, 1], [2, 0], [2, 0, 0]]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from eagle.errors import SpecError
+from eagle.plugin.blocks.topology import MAX_NODES, Topology
 from eagle_plugins.trees.named import NAMED, paths_of
-from eagle_plugins.trees.topology import MAX_NODES, Topology
 
 
 def test_nodes_are_numbered_breadth_first_whatever_the_order_of_the_paths():

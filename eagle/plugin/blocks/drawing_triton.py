@@ -7,7 +7,7 @@ each node, one program that draws its children and one for each block of its dis
 import triton
 import triton.language as tl
 
-from eagle.plugin.triton import find, load_logits, weigh
+from eagle.kernels.sampling_triton import find, load_logits, weigh
 
 __all__ = ["draw_rows", "measure_blocks"]
 
@@ -82,7 +82,7 @@ def draw_rows(
 ):
     """Write one block of a row's draft distribution; or, as the first program, its children.
 
-    Args: those of `eagle_plugins.trees.drawing`, what `measure_blocks` wrote, and
+    Args: those of `eagle.plugin.blocks.drawing`, what `measure_blocks` wrote, and
         probs: ``[B, W, V]``, out.
         tokens: int64 ``[B, C]``, out.
         exist: bool ``[B, C]``, out.

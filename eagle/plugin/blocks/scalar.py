@@ -12,12 +12,12 @@ from typing import Protocol
 
 from eagle.plugin import Law
 
-__all__ = ["Node", "Number", "ScalarDraws", "speculative"]
+__all__ = ["Number", "ScalarDraws", "ScalarNode", "scalar_speculative"]
 
 Number = Fraction | float
 
 
-class Node(Protocol):
+class ScalarNode(Protocol):
     """A node of a token tree with the distributions of what follows it."""
 
     @property
@@ -36,7 +36,7 @@ class Node(Protocol):
         ...
 
     @property
-    def children(self) -> Sequence[Node]:
+    def children(self) -> Sequence[ScalarNode]:
         """Its children, in the order in which they were drawn and are tried."""
         ...
 
@@ -53,7 +53,9 @@ class ScalarDraws(Protocol):
         ...
 
 
-def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], int]:
+def scalar_speculative(
+    root: ScalarNode, law: Law, draws: ScalarDraws
+) -> tuple[list[ScalarNode], int]:
     """Return the accepted nodes below the root, in order, and the bonus token.
 
     Speculative sampling (arXiv 2211.17192, 2302.01318) over several siblings: after a rejection
@@ -68,7 +70,7 @@ def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], i
     """
     follow = _draw if law.fixed else _try_in_turn
     node = root
-    accepted: list[Node] = []
+    accepted: list[ScalarNode] = []
     while True:
         child, token = follow(node, law, draws)
         if child is None:
@@ -77,7 +79,7 @@ def speculative(root: Node, law: Law, draws: ScalarDraws) -> tuple[list[Node], i
         node = child
 
 
-def _draw(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, int]:
+def _draw(node: ScalarNode, law: Law, draws: ScalarDraws) -> tuple[ScalarNode | None, int]:
     """Return the child that has the token drawn, if one does, and that token.
 
     Trying the members of a fixed set in turn is a way of drawing a token from the target.
@@ -86,7 +88,7 @@ def _draw(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, int]:
     return next((child for child in node.children if child.token == token), None), token
 
 
-def _try_in_turn(node: Node, law: Law, draws: ScalarDraws) -> tuple[Node | None, int]:
+def _try_in_turn(node: ScalarNode, law: Law, draws: ScalarDraws) -> tuple[ScalarNode | None, int]:
     """Return the accepted child and its token, or None and the token that comes instead."""
     target, draft = list(node.target), node.draft
     for child in node.children:

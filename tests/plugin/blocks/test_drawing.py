@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle.plugin import sampling as seam
+from eagle.plugin.blocks import drawing
+from eagle.plugin.blocks.indices import TreeIndex
+from eagle.plugin.blocks.static import StaticTree
+from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
 from eagle.plugin.tree import TreeShape
 from eagle.testing import RandomDrafter
 from eagle_plugins.acceptance import deciding
 from eagle_plugins.acceptance.speculative import SpeculativeRule
-from eagle_plugins.trees import drawing
-from eagle_plugins.trees.indices import TreeIndex
-from eagle_plugins.trees.static import StaticTree
-from eagle_plugins.trees.topology import Topology
 from tests.interpreted import DEVICE, move, needs_triton, quick, quiet
 
 __all__ = ["quick"]

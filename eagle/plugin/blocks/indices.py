@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import ancestor_mask
-from eagle_plugins.trees.topology import Level, Topology
+from eagle.plugin.blocks.topology import Level, Topology
 
 __all__ = ["LevelIndex", "TreeIndex"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import Draws, Sampling, fusible, padded, probabilities, rows_of, top_k
-from eagle_plugins.trees.indices import LevelIndex
+from eagle.plugin.blocks.indices import LevelIndex
 
 __all__ = ["draw_level", "likeliest"]
 
@@ -78,7 +78,7 @@ def _draw_level(
     children: Tensor,
     count: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    from eagle_plugins.trees.kernels import draw_rows, measure_blocks
+    from eagle.plugin.blocks.drawing_triton import draw_rows, measure_blocks
 
     logits, above, uniforms = logits.contiguous(), above.contiguous(), rows_of(uniforms)
     slots, width, vocab = logits.shape
