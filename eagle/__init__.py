@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eagle.decoding import Decoder, Event, Result, Stats
+    from eagle.decoding import Decoder, Engine, EngineStats, Event, Handle, Result, Stats
     from eagle.errors import EagleError
     from eagle.plugin import SamplingParams
     from eagle.spec import DecoderSpec, load_spec
@@ -15,7 +15,10 @@ __all__ = [
     "Decoder",
     "DecoderSpec",
     "EagleError",
+    "Engine",
+    "EngineStats",
     "Event",
+    "Handle",
     "Result",
     "SamplingParams",
     "Stats",
@@ -32,7 +35,10 @@ _HOMES = {
     "Decoder": "eagle.decoding",
     "DecoderSpec": "eagle.spec",
     "EagleError": "eagle.errors",
+    "Engine": "eagle.decoding",
+    "EngineStats": "eagle.decoding",
     "Event": "eagle.decoding",
+    "Handle": "eagle.decoding",
     "Result": "eagle.decoding",
     "SamplingParams": "eagle.plugin",
     "Stats": "eagle.decoding",

@@ -10,6 +10,9 @@
     ├── CompileError            a target's pass cannot be compiled, or what was is not the pass
     ├── AssetError              a file could not be fetched, verified or stored
     ├── RequestError            a prompt or its sampling parameters are not valid
+    │   ├── QueueFullError      an engine has as many requests waiting as it takes
+    │   └── ClosedError         an engine was closed, or has broken, before it was asked
+    ├── CancelledError          a request was cancelled before it was answered
     ├── DataError               training or evaluation data cannot be used
     ├── CopyError               what exists once was to be copied or pickled; a TypeError, too
     └── NumericalError          the target or the head produced NaN
@@ -20,6 +23,7 @@ user gave may be of any length, and so may what another library says of it.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -27,7 +31,9 @@ from typing import Any
 
 __all__ = [
     "AssetError",
+    "CancelledError",
     "CheckpointError",
+    "ClosedError",
     "CompileError",
     "CopyError",
     "DataError",
@@ -35,10 +41,12 @@ __all__ = [
     "IncompatibleError",
     "NumericalError",
     "PluginError",
+    "QueueFullError",
     "RequestError",
     "SpecError",
     "TargetError",
     "UnknownStrategyError",
+    "again",
     "brief",
     "clipped",
     "listed",
@@ -100,6 +108,18 @@ class RequestError(EagleError):
     """A prompt or a sampling parameter is not valid, or exceeds the decoder's capacity."""
 
 
+class QueueFullError(RequestError):
+    """An engine has as many requests waiting as it takes; ask again when some were answered."""
+
+
+class ClosedError(RequestError):
+    """A request came after its engine was closed, or had broken."""
+
+
+class CancelledError(EagleError):
+    """A request was cancelled before it was answered, so there is no result."""
+
+
 class DataError(EagleError):
     """Training or evaluation data cannot be used."""
 
@@ -110,6 +130,18 @@ class CopyError(EagleError, TypeError):
 
 class NumericalError(EagleError):
     """The target or the draft head produced NaN; no token can be chosen from that."""
+
+
+def again(error: Exception) -> Exception:
+    """Return an error for one more who is to raise it: a traceback and results are one's own."""
+    if not isinstance(error, EagleError):
+        return error
+    try:
+        one = copy.copy(error)
+    except Exception:  # a plug-in's own kind, which cannot be copied
+        return error
+    one.__cause__ = error.__cause__
+    return one.with_traceback(error.__traceback__)
 
 
 def brief(value: object) -> str:

@@ -15,15 +15,18 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from eagle.cache.store import BLOCK
 from eagle.kernels.few_rows import BLOCK_K, BLOCK_N, block_rows, stages_of
 from eagle.kernels.few_rows_triton import _few_rows
-from eagle_plugins.attention.tiling import choose_tiling
+from eagle_plugins.attention.prompt_kernel import _read
+from eagle_plugins.attention.tiling import choose_prompt_tiling, choose_tiling
 from eagle_plugins.attention.triton_kernel import _attend
 
 # Multiprocessors and shared memory, by compute capability, of an RTX 4090, an H100, a B200 and an
 # RTX 5090.
 GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 100: (148, 227 << 10), 120: (170, 99 << 10)}
 ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128), (90, 8, 64, True)]
+PROMPTS = [(89, 4, 128), (90, 4, 128, True), (90, 8, 256)]
 PRODUCTS = [
     (90, 26, 1, "bf16"), (90, 64, 1, "bf16"), (120, 64, 1, "bf16"), (120, 26, 2, "bf16"),
     (90, 4, 1, "i8"), (90, 64, 1, "i8"), (100, 4, 1, "i8"), (120, 64, 1, "i8"),
@@ -48,7 +51,8 @@ def attention(capability, groups, head_dim, modified=False):
         shared_memory=room,
     )
     types = {f"{name}_ptr": kind for kind, names in TYPES.items() for name in names}
-    types |= {"tail_ptr": "*u8", "ticket_ptr": "*i32", "scale": "fp32", "softcap": "fp32"}
+    types |= {"tail_ptr": "*u8", "ticket_ptr": "*i32", "table_ptr": "*i32"}
+    types |= {"scale": "fp32", "softcap": "fp32"}
     types |= {"position_ptr": "*i64", "sink_ptr": "*bf16"} if modified else {}
     constants = {} if modified else {"position_ptr": None, "sink_ptr": None}
     constants |= {
@@ -59,6 +63,7 @@ def attention(capability, groups, head_dim, modified=False):
         "WINDOWED": modified,
         "CAPPED": modified,
         "SINKS": modified,
+        "PAGE": BLOCK,
         "PRECISION": "ieee",
         "BLOCK_M": tiling.block_m,
         "BLOCK_N": tiling.block_n,
@@ -67,6 +72,32 @@ def attention(capability, groups, head_dim, modified=False):
     aligned = ("_ptr", "qb", "qh", "qn", "kb", "kh", "kn", "vb", "vh", "vn")
     return compiled(
         _attend, types, constants, aligned, capability, tiling.num_warps, tiling.num_stages
+    )
+
+
+def prompts(capability, groups, head_dim, modified=False):
+    """Return the shared memory of the kernel of packed prompts, of up to eight."""
+    tiling = choose_prompt_tiling(head_dim, torch.bfloat16, GPUS[capability][1])
+    types = {f"{name}_ptr": kind for kind, names in TYPES.items() for name in names}
+    types |= {"offset_ptr": "*i32", "table_ptr": "*i32", "scale": "fp32", "softcap": "fp32"}
+    types |= {"sink_ptr": "*bf16"} if modified else {}
+    constants = {} if modified else {"sink_ptr": None}
+    constants |= {
+        "GROUPS": groups,
+        "HEAD_DIM": head_dim,
+        "PAGE": BLOCK,
+        "WINDOWED": modified,
+        "CAPPED": modified,
+        "SINKS": modified,
+        "PRECISION": "ieee",
+        "BLOCK_M": tiling.block_m,
+        "BLOCK_N": tiling.block_n,
+        "BLOCK_D": triton.next_power_of_2(head_dim),
+        "BLOCK_S": 8,
+    }
+    aligned = ("_ptr", "qh", "qn", "kh", "kn", "vh", "vn")
+    return compiled(
+        _read, types, constants, aligned, capability, tiling.num_warps, tiling.num_stages
     )
 
 
@@ -108,5 +139,6 @@ def compiled(kernel, types, constants, aligned, capability, num_warps, num_stage
 
 if __name__ == "__main__":
     found = [("attention", *case, attention(*case), GPUS[case[0]][1]) for case in ATTENTION]
+    found += [("prompts", *case, prompts(*case), GPUS[case[0]][1]) for case in PROMPTS]
     found += [("product", *case, product(*case), GPUS[case[0]][1]) for case in PRODUCTS]
     print(json.dumps(found))

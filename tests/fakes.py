@@ -111,8 +111,8 @@ def registry(**replaced: list[Strategy[Any]]) -> Registry:
     both = frozenset({Law.TOP_K, Law.WITHOUT_REPLACEMENT})
     shape = TreeShape(nodes=1, depth=0, siblings=0, expansions=0)
     strategies = {
-        "features": [strategy("last-hidden", Size)],
-        "head": [strategy("eagle"), strategy("none")],
+        "features": [strategy("last-hidden", Size), strategy("auto", Size)],
+        "head": [strategy("eagle"), strategy("none"), strategy("auto")],
         "tree": [
             strategy("static", Depth),
             strategy("chain", Depth),

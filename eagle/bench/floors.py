@@ -1,7 +1,6 @@
-"""The time below which no pass can be: bytes of weights over the memory's read bandwidth.
+"""The time below which no pass can be: the bytes that it reads over the memory's read bandwidth.
 
-Knows a model's weights and the device they are on; knows no decoder. Keys and values, which a pass
-reads too, are left out: they are few beside the weights in short texts.
+Knows a model's weights, its keys and values, and the device they are on; knows no decoder.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from eagle.host import free_memory
 from eagle.runtime import seconds_of
 from eagle.target import Target
 
-__all__ = ["peak_memory", "read_bandwidth", "reset_peak_memory", "weight_bytes"]
+__all__ = ["cache_bytes", "peak_memory", "read_bandwidth", "reset_peak_memory", "weight_bytes"]
 
 _BUFFER = {"cuda": 4 << 30, "cpu": 1 << 30}  # bytes: many times what any cache holds
 _SHARE = 0.5  # of the free memory, at most
@@ -47,6 +46,17 @@ def weight_bytes(target: Target, rows: int = 1) -> float:
             if weight is readout or weight is not lookup
         )
     )
+
+
+def cache_bytes(target: Target, rows: int) -> int:
+    """Return the bytes of keys and values of some rows, in all layers and slots together.
+
+    Args:
+        target: the model.
+        rows: committed tokens and those of the pass itself, of all slots.
+    """
+    row: int = 2 * target.kv_heads * target.head_dim * target.dtype.itemsize
+    return row * target.info.layers * rows
 
 
 def read_bandwidth(device: torch.device, size: int | None = None) -> float:

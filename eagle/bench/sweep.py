@@ -1,4 +1,4 @@
-"""What one verification costs against the number of its nodes, beside the weight-read floor.
+"""What one verification costs against the number of its nodes, beside the time to read it all.
 
 Knows how to run a decoder's own verification on trees of any size; drafts and accepts nothing.
 """
@@ -11,13 +11,14 @@ from functools import partial
 
 import torch
 
-from eagle.bench.floors import read_bandwidth, weight_bytes
+from eagle.bench.floors import cache_bytes, read_bandwidth, weight_bytes
 from eagle.bench.quartiles import Quartiles
 from eagle.decoding import Decoder
 from eagle.errors import RequestError
 from eagle.plugin import Sampling, SamplingParams
 from eagle.runtime import Graphs, Job
 from eagle.sizing import bushy_tree
+from eagle.target import Target
 
 __all__ = ["PassTime", "Sweep", "sweep"]
 
@@ -27,10 +28,11 @@ class PassTime:
     """One number of nodes.
 
     Attributes:
-        nodes: N, the root included.
-        verify: milliseconds of the target's pass over N nodes, the LM head included.
-        readout: milliseconds of the LM head over N rows, alone.
-        floor: milliseconds that reading the weights takes at the measured bandwidth.
+        nodes: N of each slot, the root included.
+        verify: milliseconds of the target's pass over all slots' nodes, the LM head included.
+        readout: milliseconds of the LM head over as many rows, alone.
+        floor: milliseconds that reading the weights, and all slots' keys and values, takes at the
+            measured bandwidth.
     """
 
     nodes: int
@@ -50,13 +52,15 @@ class Sweep:
 
     Attributes:
         passes: by number of nodes, as asked for.
-        context: committed tokens that every node sees.
-        rows: cache rows that a pass reads, those behind the committed ones included.
+        batch: slots.
+        context: committed tokens of each slot.
+        rows: cache rows of a slot that a pass may read, those behind the committed ones included.
         graph: whether verifications were replayed as CUDA graphs; else they were launched anew.
         bandwidth: read bandwidth of the device, bytes per second.
     """
 
     passes: tuple[PassTime, ...]
+    batch: int
     context: int
     rows: int
     graph: bool
@@ -69,6 +73,7 @@ def sweep(
     nodes: Sequence[int],
     *,
     context: int = 512,
+    batch: int = 1,
     repeats: int = 20,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> Sweep:
@@ -79,7 +84,8 @@ def sweep(
     Args:
         decoder: whose target and attention backend are used; its slots are allocated anew.
         nodes: numbers of nodes, at least 1 each.
-        context: committed tokens, of random text.
+        context: committed tokens of each slot, of random text.
+        batch: slots.
         repeats: rounds.
         progress: called with what is done, how much of it, and its total.
 
@@ -96,18 +102,22 @@ def sweep(
     device = target.device
     generator = torch.Generator().manual_seed(0)
     text = torch.randint(target.embeddings, (longest,), generator=generator)
-    decoder._slots = None
-    slots = runtime.allocate(1, runtime.rows(longest, decoder.capacity))
+    decoder.loop.let_go()
+    count = cycle.blocks(longest)  # no more than what is read: every slot's rows would be too many
+    slots = runtime.allocate(batch, runtime.rows(longest, decoder.capacity), batch * count)
     first = torch.zeros(1, 1, dtype=torch.float64, device=device)
     sampling = Sampling.of([SamplingParams()], device)
-    runtime.prefill(slots, 0, text[:context].tolist(), sampling, first, None)
+    for slot in range(batch):
+        cycle.assign(slot, range(1 + slot * count, 1 + (slot + 1) * count))
+        runtime.prefill(slots, slot, text[:context].tolist(), sampling, first, None)
     span = runtime.span(max(longest - cycle.headroom, context))
 
     graphs = Graphs(device) if runtime.graph else None
     verifications, readouts = [], []
     for count in nodes:
-        tree = bushy_tree(text[context : context + count].to(device))
-        features = torch.randn(1, count, target.info.hidden_size, device=device).to(target.dtype)
+        tree = bushy_tree(text[context : context + count].to(device), batch)
+        shape = batch, count, target.info.hidden_size
+        features = torch.randn(shape, device=device).to(target.dtype)
         verifications.append(Job(partial(cycle.phase, "verify", slots, tree, span), graphs, device))
         readouts.append(Job(partial(target.logits, features), graphs, device))
         progress("warming up", len(readouts), len(nodes))
@@ -115,7 +125,7 @@ def sweep(
         for job in (*verifications, *readouts):
             job.time()
         progress("timing", done + 1, repeats)
-    decoder._slots = None
+    decoder.loop.let_go()
 
     bandwidth = read_bandwidth(device)
     passes = tuple(
@@ -123,9 +133,14 @@ def sweep(
             count,
             Quartiles.of(verification.times),
             Quartiles.of(readout.times),
-            1e3 * weight_bytes(target, count) / bandwidth,
+            1e3 * _bytes(target, batch, count, context) / bandwidth,
         )
         for count, verification, readout in zip(nodes, verifications, readouts, strict=True)
     )
     graph = all(verification.captured for verification in verifications)
-    return Sweep(passes, context, span, graph, bandwidth)
+    return Sweep(passes, batch, context, span, graph, bandwidth)
+
+
+def _bytes(target: Target, batch: int, nodes: int, context: int) -> float:
+    """Return what a verification reads at least."""
+    return weight_bytes(target, batch * nodes) + cache_bytes(target, batch * (context + nodes))

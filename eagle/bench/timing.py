@@ -88,7 +88,7 @@ def phase_times(
 
     Args:
         decoder: what is timed; it is left as it was.
-        texts: ids of prompts that are answered at once, no more than it has slots.
+        texts: ids of prompts that are answered at once.
         params: for all of them.
 
     Returns:
@@ -96,21 +96,19 @@ def phase_times(
     """
     cycle, runtime = decoder._cycle, decoder._runtime
     clock = PhaseClock(decoder.target.device)
-    decoder._slots = None  # with what was captured for them, which has no notes in it
+    decoder.loop.let_go()  # with what was captured for them, which has no notes in it
     cycle.timer = clock
     samples: list[dict[str, float]] = []
     try:
-        stream = decoder.stream(texts, params)
-        for _ in texts:
-            next(stream)  # the prompt's own pass
-        previous = len(texts)
-        for event in stream:
-            if event.index <= previous:  # the first of its cycle
+        seen = decoder.loop.cycles
+        for _ in decoder.stream(texts, params):
+            if decoder.loop.cycles > seen:  # the first event since a cycle was started
                 samples.append(clock.take(replayed=runtime.graph))
-            previous = event.index
+            seen = decoder.loop.cycles
     finally:
         cycle.timer = None
-        decoder._slots = None
+        decoder.loop.let_go()
+    samples = [sample for sample in samples if sample]
     kept = samples[_SKIPPED:] or samples[-1:]
     if not kept:
         return {}

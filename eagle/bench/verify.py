@@ -109,7 +109,7 @@ def verify_greedy(
     Raises:
         RequestError: a prompt is not valid, or leaves no room for an answer.
     """
-    target, batch = decoder.target, decoder.spec.runtime.max_batch
+    target, batch = decoder.target, decoder.max_batch
     texts = _encoded(decoder, prompts, 1)
     limits = [min(max_new_tokens, decoder.capacity - len(text)) for text in texts]
     params = [SamplingParams(max_new_tokens=limit) for limit in limits]
@@ -215,7 +215,7 @@ def verify_sampled(
         owners,
         [result.tokens for result in results],
         temperature,
-        max(_ROWS, decoder.spec.runtime.max_batch),
+        max(_ROWS, decoder.max_batch),
         _ticker(progress, "scoring", count),
     )
     accepted = [size for result in results for size in result.stats.accepted_per_cycle]

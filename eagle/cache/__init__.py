@@ -2,9 +2,15 @@
 knows no model.
 """
 
-from eagle.cache.store import Step, TreeCache
+from eagle.cache.blocks import Blocks, Held
+from eagle.cache.store import BLOCK, Pages, Step, TreeCache, gathered
 
 __all__ = [
+    "BLOCK",
+    "Blocks",
+    "Held",
+    "Pages",
     "Step",
     "TreeCache",
+    "gathered",
 ]

@@ -16,7 +16,7 @@ __all__ = ["Mover"]
 
 
 class Mover:
-    """Moves rows within stores, ``[slots, heads, rows, size]`` each, all alike and contiguous.
+    """Moves rows within stores, ``[heads, rows, size]`` each, all alike and contiguous.
 
     Args:
         stores: on one device; their addresses are kept, so they must outlive this.
@@ -33,21 +33,30 @@ class Mover:
         """Return whether these stores can be moved in one kernel: on CUDA, with Triton."""
         return bool(stores) and stores[0].is_cuda and find_spec("triton") is not None
 
-    def __call__(self, lengths: Tensor, path: Tensor) -> None:
-        """Move the rows of accepted paths; see `eagle.cache.TreeCache.compact`."""
-        slots, heads, _, size = self._example.shape
+    def __call__(self, lengths: Tensor, path: Tensor, rows: int, table: Tensor | None) -> None:
+        """Move the rows of accepted paths; see `eagle.cache.TreeCache.compact`.
+
+        Args:
+            lengths: int64 ``[slots]``.
+            path: int64 ``[slots, D + 1]``.
+            rows: of a slot.
+            table: of `eagle.cache.Pages`; None where slots' rows lie behind each other.
+        """
+        heads, _, size = self._example.shape
         depth = path.shape[1] - 1
         if not depth:
             return
         # Triton launches on the current device, whichever tensors it is given.
         with torch.cuda.device_of(self._example):  # type: ignore[no-untyped-call]
-            self._kernel[(len(self._addresses), slots, heads)](
+            self._kernel[(len(self._addresses), path.shape[0], heads)](
                 self._addresses,
                 self._example,
                 lengths,
                 path.contiguous(),
+                lengths if table is None else table,  # which is not read, but has to be something
                 self._example.stride(0),
-                self._example.stride(1),
+                rows,
+                0 if table is None else rows // table.shape[1],
                 depth,
                 size,
                 1 << (size - 1).bit_length(),

@@ -1,13 +1,15 @@
 """Keys and values of committed text and of the tree being verified; knows rows, not tokens.
 
-One preallocated tensor per layer: stacked into one tensor, the compiler copies the whole cache on
-every write. Slot b's committed rows are 0 to ``lengths[b] - 1``; a pass writes its entries at the
-rows that its `Step` names, and `compact` moves the accepted ones to the front.
+One preallocated tensor per layer, written in place along its rows: compiled code copies the whole
+of what is written through a view or through several indices. A slot's rows are numbered from 0; the
+committed ones are 0 to ``lengths[b] - 1``. Where they lie is settled here: one slot's behind the
+other's, or in blocks that a table names. A pass writes its entries at the rows that its `Step`
+names, and `compact` moves the accepted ones to the front.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +17,48 @@ from torch import Tensor
 from eagle.cache.compaction import Mover
 from eagle.host import Whole
 
-__all__ = ["Step", "TreeCache"]
+__all__ = ["BLOCK", "Pages", "Segments", "Step", "TreeCache", "gathered"]
+
+BLOCK = 64
+"""Rows of a block: no less than what an attention kernel reads in one step."""
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Where slots' rows lie in stores that are cut into blocks; caches may share it.
+
+    Attributes:
+        table: int32 ``[slots, M]``: rows ``m * BLOCK`` and on of a slot are in the block
+            ``table[slot, m]``. Block 0 belongs to nobody: it takes what no one will read.
+        blocks: how many there are, block 0 included.
+    """
+
+    table: Tensor
+    blocks: int
+
+    @classmethod
+    def whole(cls, slots: int, rows: int, device: torch.device) -> Pages:
+        """Return the table by which every slot has blocks of its own for *rows* rows."""
+        count = -(-rows // BLOCK)
+        table = 1 + torch.arange(slots * count, dtype=torch.int32, device=device)
+        return cls(table.view(slots, count), 1 + slots * count)
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Whose texts the entries of a packed pass continue, one segment after the other.
+
+    Attributes:
+        slots: int64 ``[S]``, the slot of each segment; no two have the same.
+        offsets: int32 ``[S + 1]``; segment s is entries ``offsets[s]`` to ``offsets[s + 1] - 1``.
+        owners: int64 ``[T]``, the segment of every entry.
+        pieces: slot, committed rows and entries of each segment, as the host knows them.
+    """
+
+    slots: Tensor
+    offsets: Tensor
+    owners: Tensor
+    pieces: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -25,15 +68,24 @@ class Step:
     Every entry sees the ``lengths[b]`` committed rows and those of the R rows behind them that
     `tail` allows. R is at least N: a draft head's later levels see earlier ones.
 
+    A packed pass (`packed`) has entries of several slots in one row instead, so that B is 1 and N
+    their total; every entry sees all rows of its text up to its own.
+
     Attributes:
         positions: int64 ``[B, N]``, rotary positions.
-        rows: int64 ``[B, N]``, cache rows that the entries are written to.
-        lengths: int64 ``[B]``, committed rows.
+        rows: int64 ``[B, N]``, rows of its slot that each entry is written to.
+        lengths: int64 ``[B]``, committed rows; of a packed pass ``[S]``, of each segment.
         tail: bool ``[B, N, R]``; entry (i, r) says that entry i sees row ``lengths[b] + r``.
-        span: rows of the cache that are read, a bound known on the host: no slot's
-            ``lengths[b] + R`` exceeds it.
+            A packed pass has none: ``[S, 0, 0]``.
+        span: rows of a slot that are read, a bound known on the host: no slot's
+            ``lengths[b] + R`` exceeds it. A packed pass has none: 0.
         slot: int64 ``[1]``, the one slot that this pass is for (then B is 1), or None for all of
             them. On the device, so that one CUDA graph serves every slot.
+        segments: of a packed pass.
+        place: int64 ``[B * N]``, rows of the stores that entries are written to; of a step that a
+            cache has located.
+        table: int32 ``[B, M]`` (``[S, M]``), the blocks of the step's slots; of a step that a cache
+            of blocks has located, or before, for all caches that share them.
     """
 
     positions: Tensor
@@ -42,6 +94,9 @@ class Step:
     tail: Tensor
     span: int
     slot: Tensor | None = None
+    segments: Segments | None = None
+    place: Tensor | None = None
+    table: Tensor | None = None
 
     @classmethod
     def tree(cls, lengths: Tensor, depths: Tensor, ancestors: Tensor, span: int) -> Step:
@@ -57,9 +112,39 @@ class Step:
         tail = (offsets[:, None] >= offsets).expand(lengths.shape[0], count, count)
         return cls(rows, rows, lengths, tail, span, slot)
 
+    @classmethod
+    def packed(cls, pieces: tuple[tuple[int, int, int], ...], device: torch.device) -> Step:
+        """Return the step that appends pieces of several texts in one row.
+
+        Args:
+            pieces: slot, committed rows and number of entries of each; no two of one slot.
+            device: where the caches are.
+        """
+        numbers, counts = torch.tensor(pieces), [count for _, _, count in pieces]
+        ends = numbers[:, 2].cumsum(0)
+        owners = torch.arange(len(pieces)).repeat_interleave(numbers[:, 2])
+        rows = torch.arange(sum(counts)) - (ends - numbers[:, 2] - numbers[:, 1])[owners]
+        # One copy to the device: each is waited for.
+        sent = torch.cat((numbers[:, 0], numbers[:, 1], ends, owners, rows)).to(device)
+        few = [len(pieces)] * 3
+        parts = torch.split(sent, [*few, sum(counts), sum(counts)])
+        slots, lengths, ends, owners, rows = parts
+        offsets = torch.cat((ends.new_zeros(1), ends)).to(torch.int32)
+        rows = rows[None]
+        return cls(
+            rows,
+            rows,
+            lengths,
+            torch.zeros(len(pieces), 0, 0, dtype=torch.bool, device=device),
+            0,
+            segments=Segments(slots, offsets, owners, pieces),
+        )
+
     @property
     def slots(self) -> Tensor:
-        """The slots that the pass is for, int64 ``[B, 1]``: beside `rows`, an index of entries."""
+        """The slots of the entries, int64 ``[B, 1]`` or ``[1, T]``: beside `rows`, an index."""
+        if self.segments is not None:
+            return self.segments.slots[self.segments.owners][None]
         if self.slot is not None:
             return self.slot[:, None]
         return torch.arange(self.lengths.shape[0], device=self.lengths.device)[:, None]
@@ -86,10 +171,20 @@ class Step:
 
 
 class TreeCache(Whole):
-    """Keys and values of all layers, ``[slots, kv_heads, rows, head_dim]`` each.
+    """Keys and values of all layers, one store ``[kv_heads, rows of all slots, head_dim]`` each.
 
-    Rows start as zeros: a masked row still takes part in attention's weighted sum with weight
-    zero, and zero times the NaN of uninitialised memory would be NaN.
+    Without *pages*, rows start as zeros: a masked row still takes part in a dense attention's
+    weighted sum with weight zero, and zero times the NaN of uninitialised memory would be NaN.
+
+    Args:
+        layers: how many.
+        slots: how many texts.
+        kv_heads: key and value heads.
+        rows: of each slot, at most.
+        head_dim: size of a head.
+        dtype: of keys and values.
+        device: where.
+        pages: where slots' rows lie; None for one slot's behind the other's.
     """
 
     copied = "a decoder's cache (what is moved and what is read would part in a copy)"
@@ -104,28 +199,72 @@ class TreeCache(Whole):
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        pages: Pages | None = None,
     ) -> None:
-        shape = (slots, kv_heads, rows, head_dim)
-        self.rows = rows
+        shape = (kv_heads, slots * rows if pages is None else pages.blocks * BLOCK, head_dim)
         # On a CPU in one piece, so that rows are moved in all layers at once; compilers for others
         # might take the parts of one tensor for the same.
         if device.type == "cpu":
             whole = torch.zeros((2 * layers, *shape), dtype=dtype, device=device)
-            stores, self._pieces = [whole[part] for part in range(2 * layers)], [whole]
+            stores, pieces = [whole[part] for part in range(2 * layers)], [whole]
         else:
             stores = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * layers)]
-            self._pieces = [store[None] for store in stores]
-        self.keys, self.values = stores[:layers], stores[layers:]
+            pieces = [store[None] for store in stores]
+        if pages is not None:
+            for store in stores:  # so that phases are not compiled anew where there are more blocks
+                torch._dynamo.mark_dynamic(store, 1)
+        self._set(stores, pieces, slots, pages)
         self._mover = Mover(stores) if Mover.serves(stores) else None
 
     @classmethod
-    def over(cls, keys: list[Tensor], values: list[Tensor]) -> TreeCache:
-        """Return a cache of tensors that there are, to write to and read from."""
+    def over(cls, stores: list[Tensor]) -> TreeCache:
+        """Return a cache of one slot over stores that there are, to write to and read from."""
         made = cls.__new__(cls)
-        made.keys, made.values, made.rows = keys, values, keys[0].shape[2]
-        made._pieces = [store[None] for store in (*keys, *values)]
+        made._set(stores, [store[None] for store in stores], 1, None)
         made._mover = None
         return made
+
+    def _set(
+        self, stores: list[Tensor], pieces: list[Tensor], slots: int, pages: Pages | None
+    ) -> None:
+        self.stores, self._pieces, self.slots, self.pages = stores, pieces, slots, pages
+        self.rows = stores[0].shape[1] // slots if pages is None else pages.table.shape[1] * BLOCK
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """Keys of every layer as `write` lets them be read: views of the stores."""
+        return [self._shown(store) for store in self.stores[: len(self.stores) // 2]]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Values, likewise."""
+        return [self._shown(store) for store in self.stores[len(self.stores) // 2 :]]
+
+    def _shown(self, store: Tensor) -> Tensor:
+        """Return ``[slots, kv_heads, rows, head_dim]``; of blocks ``[1, kv_heads, all, size]``."""
+        if self.pages is not None or self.slots == 1:
+            return store[None]
+        return store.view(store.shape[0], self.slots, -1, store.shape[2]).transpose(0, 1)
+
+    def locate(self, step: Step) -> Step:
+        """Return a step that says where in the stores its entries go, once for all layers.
+
+        What `write` returns for it is meant for a backend whose plan was made of it.
+        """
+        segments = step.segments
+        if self.pages is None:
+            place = step.rows if self.slots == 1 else step.slots * self.rows + step.rows
+            return replace(step, place=place.flatten(), table=None)
+        table = self.pages.table
+        if segments is not None:
+            table = table.index_select(0, segments.slots) if step.table is None else step.table
+            block = table[segments.owners[None], step.rows // BLOCK]
+        else:
+            few = table[: step.rows.shape[0]]  # a pass may be over the first slots only
+            table = few if step.slot is None else table.index_select(0, step.slot)
+            block = table.gather(1, step.rows // BLOCK)
+        place = block.long() * BLOCK + step.rows % BLOCK
+        return replace(step, place=place.flatten(), table=table)
 
     def write(self, layer: int, keys: Tensor, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Store the new entries of one layer and return what its queries may read.
@@ -138,20 +277,35 @@ class TreeCache(Whole):
 
         Returns:
             Keys and values ``[B, kv_heads, step.span, head_dim]``: views of the cache, or copies
-            of one slot's rows where the pass is for one of several.
+            of one slot's rows where the pass is for one of several. For a packed pass, those of
+            all slots. For a step that a cache of blocks has located, the whole stores
+            ``[1, kv_heads, all rows, head_dim]``, in which `Step.table` says what is whose.
         """
+        known = step.place is not None
+        step = step if known else self.locate(step)
         written = []
-        for store, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            read = store[:, :, : step.span]
-            if store.shape[0] == 1:
-                store.index_copy_(2, step.rows[0], new)
-            else:
-                # Not a scatter, for which compiled code copies the whole cache.
-                store.transpose(1, 2)[step.slots, step.rows] = new.transpose(1, 2)
-                if step.slot is not None:
+        for number, new in ((layer, keys), (layer + len(self.stores) // 2, values)):
+            store = self.stores[number]
+            # Heads in front, and the entries of all slots behind each other, as in the stores.
+            new = new[0] if new.shape[0] == 1 else new.transpose(0, 1).flatten(1, 2)
+            new = new.detach()  # what is written is never trained through
+            store.index_copy_(1, step.place, new)  # type: ignore[arg-type]
+            read = self._shown(store)
+            if step.table is not None:
+                read = read if known else gathered(read, step)
+            elif step.segments is None:
+                read = read[:, :, : step.span]
+                if step.slot is None:
+                    read = read[: step.rows.shape[0]]
+                elif self.slots > 1:
                     read = read.index_select(0, step.slot)
             written.append(read)
         return written[0], written[1]
+
+    def clear(self, slot: int) -> None:
+        """Let all rows of a slot be zero, where slots' rows lie one behind the other."""
+        for store in self.stores:
+            store[:, slot * self.rows : (slot + 1) * self.rows].zero_()
 
     def compact(self, lengths: Tensor, path: Tensor) -> None:
         """Move the rows of the accepted path to the front of the tree's region, in every layer.
@@ -161,14 +315,39 @@ class TreeCache(Whole):
             path: int64 ``[B, D + 1]``, accepted nodes in order. Entries behind the accepted ones
                 may name any node; what they move is overwritten before it is ever seen.
         """
-        if self._mover is not None:
-            self._mover(lengths, path)
-            return
         if path.shape[1] == 1:
             return  # the root alone, which is where it belongs
-        slots = torch.arange(path.shape[0], device=path.device)[:, None]
-        source = lengths[:, None] + path
-        target = lengths[:, None] + torch.arange(path.shape[1], device=path.device)
+        if self._mover is not None:
+            self._mover(lengths, path, self.rows, None if self.pages is None else self.pages.table)
+            return
+        order = torch.arange(1, path.shape[1], device=path.device).expand_as(path[:, 1:])
+        source, target = (self._place(lengths[:, None] + rows) for rows in (path[:, 1:], order))
         for piece in self._pieces:
-            rows = piece.movedim((1, 3), (0, 1))
-            rows[slots, target] = rows[slots, source]
+            piece.index_copy_(2, target, piece.index_select(2, source))
+
+    def _place(self, rows: Tensor) -> Tensor:
+        """Return where in the stores rows ``[slots, n]`` of all slots are, ``[slots * n]``."""
+        step = Step(rows, rows, rows[:, 0], rows.new_zeros(0), 0)
+        place = self.locate(step).place
+        assert place is not None
+        return place
+
+
+def gathered(store: Tensor, step: Step) -> Tensor:
+    """Copy out of blocks what a dense attention reads.
+
+    Args:
+        store: ``[1, kv_heads, all rows, head_dim]``, of `TreeCache.write`.
+        step: located, and not packed.
+
+    Returns:
+        ``[B, kv_heads, step.span, head_dim]``. Rows behind those that an entry may see are zero,
+        since others' may be NaN, which no mask keeps out of a weighted sum.
+    """
+    assert step.table is not None
+    row = torch.arange(step.span, device=store.device)
+    place = step.table[:, row // BLOCK].long() * BLOCK + row % BLOCK
+    found = store[0].index_select(1, place.flatten())
+    found = found.view(found.shape[0], -1, step.span, found.shape[2]).transpose(0, 1)
+    live = row < (step.lengths + step.tail.shape[2])[:, None]
+    return found.masked_fill(~live[:, None, :, None], 0)

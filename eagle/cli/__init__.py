@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import chat, compiling, console, generate, plugins, spec
+from eagle.cli import chat, compiling, console, export, generate, plugins, spec
 from eagle.cli.bench import commands as bench
 from eagle.cli.data import commands as data
 from eagle.cli.train import commands as train
@@ -57,6 +57,7 @@ def _commands() -> None:
     app.command(epilog=tree.EXAMPLES)(tree.tree)
     app.command(epilog=verify.EXAMPLES)(verify.verify)
     app.command("compile", epilog=compiling.EXAMPLES)(compiling.compile_)
+    app.command(epilog=export.EXAMPLES)(export.export)
     app.command(epilog=plugins.EXAMPLES)(plugins.plugins)
     app.add_typer(spec.app, name="spec")
     app.add_typer(train.app, name="train")

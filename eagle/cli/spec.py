@@ -14,7 +14,8 @@ from eagle.cli.options import Json, Overrides, SpecName
 if TYPE_CHECKING:
     import torch
 
-    from eagle.plugin import TreeBuilder
+    from eagle.plugin import BuildContext, TreeBuilder
+    from eagle.spec import DecoderSpec, Resolved
 
 app = typer.Typer(
     **console.GROUP,
@@ -63,15 +64,22 @@ def show(
     Where the tree's size is chosen for this machine, how it was is shown on stderr.
     """
     from eagle.cli.budget import show_choice
-    from eagle.plugin import default_registry
+    from eagle.errors import CheckpointError
+    from eagle.plugin import BuildContext, default_registry
     from eagle.spec import dump, load_spec, resolve
 
     loaded = load_spec(spec, set_ or ())
-    text = loaded.document.text
+    text, identity = loaded.document.text, None
     if set_:
         resolve(loaded, default_registry())  # what is printed in full should be a valid spec
-        text = dump(loaded.model_dump(mode="json"))
+        try:
+            resolved = _at_hand(loaded, BuildContext(folder=loaded.folder))
+        except CheckpointError:  # files that another machine has
+            resolved = resolve(loaded, default_registry())
+        text, identity = dump(loaded.model_dump(mode="json")), _identity(resolved)
     console.out.out(text.rstrip("\n"))
+    if identity:
+        console.err.print(escape(f"head: {identity}"), soft_wrap=True)
     show_choice(loaded, measure=measure)
 
 
@@ -92,16 +100,60 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
     resolve(loaded, default_registry())  # a mistake should show before transformers is imported
     device = _device(loaded.target.device)
     context = BuildContext(device=device, folder=loaded.folder)
-    resolved = resolve(loaded, default_registry(), context)
+    resolved = _at_hand(loaded, context)
     parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in ROLES)
     console.out.out(f"{spec}: valid")
     console.out.out(f"  {parts}")
+    if identity := _identity(resolved):
+        console.out.out(f"  head: {identity}")
     console.out.out(
         f"  {'lossless' if resolved.lossless else 'changes the output distribution'}, "
         f"{_size(resolved.tree)}, "
         f"cycle {'free of' if resolved.capturable else 'with'} host reads, "
         + (f"on {device}" if device else f"for {loaded.target.device}, which is not here")
     )
+
+
+def _at_hand(spec: DecoderSpec, context: BuildContext) -> Resolved:
+    """Resolve a spec, with the sizes of its target where its files are on this machine.
+
+    So that what does not fit together shows; nothing is fetched for it.
+
+    Raises:
+        EagleError: see `eagle.spec.resolve`.
+    """
+    from dataclasses import replace
+
+    from eagle import assets
+    from eagle.errors import TargetError
+    from eagle.plugin import default_registry
+    from eagle.spec import resolve
+    from eagle.target import loading
+
+    asset = assets.ASSETS.get(spec.target.model)
+    try:
+        if asset is not None and not (assets.cache_dir() / asset.name).exists():
+            return resolve(spec, default_registry(), context)
+        source = loading.locate(spec.target, spec.folder)
+        folder = loading.folder_of(source.path, spec.target.revision)
+        known = folder and loading.describe(replace(source, path=str(folder)))[0]
+    # Who decodes is told; a spec may be for another machine.
+    except (TargetError, OSError, ValueError, RuntimeError):
+        known = None
+    if known:
+        context = replace(context, target=known, checkpoint=folder)
+    return resolve(spec, default_registry(), context)
+
+
+def _identity(resolved: Resolved) -> str | None:
+    """Return what the head's files hold, where they are known."""
+    from eagle.errors import CheckpointError
+    from eagle.plugin import Identified
+
+    try:
+        return resolved.head.identity if isinstance(resolved.head, Identified) else None
+    except CheckpointError:  # without a target, `auto` names no files
+        return None
 
 
 def _size(tree: TreeBuilder) -> str:

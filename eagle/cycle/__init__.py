@@ -1,6 +1,7 @@
 """One cycle: draft, verify, accept, commit; knows the five roles, and no request."""
 
 from eagle.cycle.cycle import PHASES, PREFILL, Cycle, Slots
+from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import Bound, Processing, Processor, Processors, processors_of_each
 
 __all__ = [
@@ -8,9 +9,11 @@ __all__ = [
     "PREFILL",
     "Bound",
     "Cycle",
+    "Piece",
     "Processing",
     "Processor",
     "Processors",
+    "Read",
     "Slots",
     "processors_of_each",
 ]

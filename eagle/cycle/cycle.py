@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from eagle.cache import Step
+from eagle.cache import BLOCK, Pages, Step
 from eagle.cycle.drafter import CycleDrafter
+from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import Processing
 from eagle.kernels import argmax
 from eagle.plugin import (
@@ -45,7 +46,7 @@ PHASES = ("draft", "verify", "accept", "commit")
 """The parts of a cycle, in order: methods of `Cycle`."""
 
 PREFILL = 512  # tokens of a prompt read in one pass: bounds the memory that logits and masks take
-_SPAN = 64  # spans are rounded up to this, so that few different shapes occur
+_SPAN = BLOCK  # spans are rounded up to this, so that few different shapes occur
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,18 @@ class Slots:
     def carried(self) -> tuple[Tensor, ...]:
         """What a cycle changes, beside caches behind the committed rows."""
         return (self.lengths, self.root, self.state, self.active, self.outcome)
+
+    def first(self, count: int) -> Slots:
+        """Return the first slots, as views of these tensors: a cycle over them is no other's."""
+        return Slots(
+            lengths=self.lengths[:count],
+            root=self.root[:count],
+            state=self.state[:count],
+            active=self.active[:count],
+            uniforms=self.uniforms[:count],
+            outcome=self.outcome[:count],
+            sampling=self.sampling.first(count),
+        )
 
 
 class Cycle:
@@ -129,17 +142,65 @@ class Cycle:
         self.tree = self.trees[number]
         self.shape = self.tree.shape
 
-    def allocate(self, slots: int, rows: int) -> Slots:
-        """Allocate caches of *rows* committed rows per slot, and the slots."""
+    @property
+    def paged(self) -> bool:
+        """Whether slots' rows lie in blocks: where the attention backend finds them there."""
+        return getattr(self.attention, "paged", False)
+
+    @property
+    def shares(self) -> bool:
+        """Whether slots may have blocks in common: where the head keeps nothing elsewhere."""
+        return self.paged and getattr(self.head, "paged", False)
+
+    @property
+    def packs(self) -> bool:
+        """Whether several prompts may be read in one pass: where backend and head know how."""
+        head = getattr(self.head, "packs", getattr(self.head, "paged", False))
+        return head and getattr(self.attention, "packs", False)
+
+    def blocks(self, rows: int) -> int:
+        """Return how many blocks a text needs that grows to *rows* committed rows."""
+        return -(-(rows + self.headroom) // BLOCK)
+
+    def tokens(self, blocks: int) -> int:
+        """Return the longest text that fits into so many blocks."""
+        return max(blocks * BLOCK - self.headroom, 0)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block of the target's keys and values, and of as much of a head's layer."""
+        target = self.target
+        row: int = 2 * target.kv_heads * target.head_dim * target.dtype.itemsize
+        return BLOCK * row * (target.info.layers + 1)
+
+    def allocate(self, slots: int, rows: int, blocks: int | None = None) -> Slots:
+        """Allocate caches of *rows* committed rows per slot, and the slots.
+
+        Args:
+            slots: how many.
+            rows: of each, at most.
+            blocks: where rows lie in blocks, how many there are for all slots together, which then
+                have none until `assign` gives them some; None for as many as slots can fill, and
+                each slot has its own.
+        """
         device = self.target.device
         # Asked here, since compilers do not follow what a protocol asks of an object.
         self._parallel = self.head if isinstance(self.head, ParallelHead) else None
         self._vocab = self.head.draft_vocab if isinstance(self.head, OwnVocabulary) else None
         if self._vocab is not None:
             check_draft_vocab(self._vocab, self.target.info.vocab_size)
-        self.rows = -(-(rows + self.headroom) // _SPAN) * _SPAN
-        self.cache = self.target.make_cache(slots, self.rows)
-        self.head.allocate(slots, self.rows)
+        self._state_size = self.head.state_size(self.target.info)
+        self.rows = self.blocks(rows) * BLOCK
+        self.pages: Pages | None = None
+        if self.paged:
+            self.pages = Pages.whole(slots, self.rows, device)
+            if blocks is not None:
+                self.pages = Pages(self.pages.table.zero_(), 1 + blocks)
+        self.cache = self.target.make_cache(slots, self.rows, self.pages)
+        if self.shares:
+            self.head.allocate(slots, self.rows, self.pages)
+        else:
+            self.head.allocate(slots, self.rows)
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=torch.int64, device=device)
@@ -147,17 +208,59 @@ class Cycle:
         return Slots(
             lengths=integers(slots),
             root=integers(slots),
-            state=torch.zeros(
-                slots,
-                self.head.state_size(self.target.info),
-                dtype=self.target.dtype,
-                device=device,
-            ),
+            state=torch.zeros(slots, self._state_size, dtype=self.target.dtype, device=device),
             active=torch.zeros(slots, dtype=torch.bool, device=device),
             uniforms=torch.zeros(slots, self.draws_per_cycle, dtype=torch.float64, device=device),
             outcome=integers(slots, self.depth + 3),
             sampling=Sampling.of([SamplingParams()] * slots, device),
         )
+
+    def assign(self, slot: int, blocks: Sequence[int]) -> None:
+        """Let a slot's rows lie in some blocks, in order; behind them is what nobody reads."""
+        if self.pages is not None:
+            row = torch.zeros(self.pages.table.shape[1], dtype=torch.int32)
+            row[: len(blocks)] = torch.tensor(blocks, dtype=torch.int32)
+            self.pages.table[slot].copy_(row, non_blocking=True)
+
+    def move(self, slots: Slots, source: int, target: int) -> None:
+        """Move a text from its slot to a free one, where its rows lie in blocks and stay there.
+
+        The slot that it leaves idles; see `shares` for where this can be done.
+        """
+        assert self.pages is not None
+        for part in (*slots.carried, slots.uniforms, self.pages.table):
+            part[target].copy_(part[source])
+        self.idle(slots, source)
+        self.assign(source, ())
+
+    @staticmethod
+    def idle(slots: Slots, slot: int) -> None:
+        """Let a slot hold nothing, and take no part in what cycles commit."""
+        slots.active[slot] = False
+        slots.lengths[slot] = 0
+
+    def clear(self, slots: Slots, slot: int) -> None:
+        """Overwrite what a text of NaN left in a slot, which idle cycles would go on from.
+
+        A row that a mask hides takes part in a dense attention with weight zero, and zero times
+        NaN is NaN. Blocks need no such thing: what is not a text's own is never read there.
+        """
+        slots.root[slot] = 0
+        slots.state[slot] = 0
+        if self.pages is None:
+            self.cache.store.clear(slot)
+        if self.shares:
+            return
+        # A head's rows are its own affair. What it absorbs overwrites them, and reads no others.
+        target, size = self.target, self.features.feature_size(self.target.info)
+        place = torch.tensor([slot], device=target.device)
+        for start in range(0, self.rows, PREFILL):
+            count = min(PREFILL, self.rows - start)
+            tokens = torch.zeros(1, count, dtype=torch.int64, device=target.device)
+            nothing = torch.zeros(1, count, size, dtype=target.dtype, device=target.device)
+            step = Step.chain(torch.full_like(place, start), count, start + count, place)
+            none = torch.zeros_like(place)  # of these entries is real
+            self._absorb(Committed(tokens, tokens, nothing, none, step))
 
     def span(self, committed: int) -> int:
         """Return how many cache rows a cycle reads when no slot has more than *committed*."""
@@ -249,7 +352,7 @@ class Cycle:
             count=gain,
             step=Step.chain(slots.lengths, self.shape.depth + 1, span),
         )
-        states = self._absorb(committed, slots)
+        states = self._absorb(committed)
         bad = _stuck(_pick(logits, choice.path)) + 2 * ~states.isfinite().flatten(1).all(1)
         if scores is not logits:
             bad = bad + 4 * _stuck(_pick(scores, choice.path))
@@ -259,9 +362,9 @@ class Cycle:
         outcome = torch.cat((torch.stack((gain, bad), 1), follow), 1)
         slots.outcome[:, : outcome.shape[1]].copy_(outcome)
 
-    def _absorb(self, committed: Committed, slots: Slots) -> Tensor:
+    def _absorb(self, committed: Committed) -> Tensor:
         states = self.head.absorb(committed)
-        check_states(states.shape[-1], slots.state.shape[-1], "absorb")
+        check_states(states.shape[-1], self._state_size, "absorb")
         return states
 
     def prefill(
@@ -272,6 +375,9 @@ class Cycle:
         sampling: Sampling,
         uniform: Tensor,
         processing: Processing | None = None,
+        *,
+        start: int = 0,
+        end: int | None = None,
     ) -> None:
         """Read a prompt into one slot, choose its first token, and make the slot active.
 
@@ -282,16 +388,19 @@ class Cycle:
             sampling: the parameters of this one request.
             uniform: float64 ``[1, 1]``, the randomness of the first token.
             processing: the logits processors of the slots, if any has some.
+            start: tokens that were read before.
+            end: read no further than this; short of the prompt's end, nothing is chosen.
         """
         device = self.target.device
+        stop = len(prompt) if end is None else end
         tokens = torch.tensor([[*prompt, 0]], device=device)
-        for start in range(0, len(prompt), PREFILL):
-            piece = tokens[:, start : start + PREFILL + 1]
+        for first in range(start, stop, PREFILL):
+            piece = tokens[:, first : min(first + PREFILL, stop) + 1]
             count = piece.shape[1] - 1
-            place = torch.tensor([slot, start, count], device=device)
-            last = start + count == len(prompt)
-            end = (sampling, uniform) if last else None
-            self.read(slots, piece, place, self.span(start + count), end, processing)
+            place = torch.tensor([slot, first, count], device=device)
+            last = first + count == len(prompt)
+            choose = (sampling, uniform) if last else None
+            self.read(slots, piece, place, self.span(first + count), choose, processing)
 
     def read(
         self,
@@ -318,8 +427,9 @@ class Cycle:
         step = Step.chain(start, tokens.shape[1] - 1, span, slot)
         last, hidden = self._forward(tokens[:, :-1], step)
         features = self.features.extract(last, hidden)
+        slots.lengths.index_copy_(0, slot, start + count)
         if end is None:
-            self._absorb(Committed(tokens[:, 1:], tokens[:, :-1], features, count, step), slots)
+            self._absorb(Committed(tokens[:, 1:], tokens[:, :-1], features, count, step))
             return
         sampling, uniform = end
         final = (count - 1)[:, None]
@@ -331,13 +441,87 @@ class Cycle:
         first = self._first(scores, sampling, uniform)
         follow = tokens[:, 1:].scatter(1, final, first[:, None])
         committed = Committed(follow, tokens[:, :-1], features, count, step)
-        state = _pick(self._absorb(committed, slots), final)[:, 0]
+        state = _pick(self._absorb(committed), final)[:, 0]
         bad = bad + 2 * ~state.isfinite().all(1)
+        self._begin(slots, slot, first, state, bad, torch.ones_like(slot, dtype=torch.bool))
+
+    def read_together(
+        self, slots: Slots, pieces: Sequence[Piece[Read]], sampling: Sampling, uniforms: Tensor
+    ) -> None:
+        """Read pieces of several prompts in one packed pass.
+
+        A slot whose prompt goes on behind its piece stays idle, and what cycles write into it lies
+        behind what was read.
+
+        Args:
+            slots: the slots.
+            pieces: at most one for each slot.
+            sampling: the parameters of their requests.
+            uniforms: float64 ``[S, 1]``, the randomness of the first tokens of prompts that end.
+        """
+        device = self.target.device
+        texts = [(*one.request.prompt, 0)[one.start : one.end + 1] for one in pieces]
+        sent = torch.tensor(
+            [[t for text in texts for t in text[:-1]], [t for text in texts for t in text[1:]]],
+            device=device,
+        )
+        parts = tuple((one.slot, one.start, one.end - one.start) for one in pieces)
+        ended = torch.tensor([one.last for one in pieces], device=device)
+        step = Step.packed(parts, device)
+        segments = step.segments
+        assert segments is not None
+        if self.pages is not None:
+            step = replace(step, table=self.pages.table.index_select(0, segments.slots))
+        first, state, bad = self.phase("pack", sent[:1], sent[1:], step, ended, sampling, uniforms)
+        slots.lengths.index_copy_(0, segments.slots, step.lengths + segments.offsets.diff())
+        self._begin(slots, segments.slots, first, state, bad, ended)
+
+    def pack(
+        self,
+        tokens: Tensor,
+        follow: Tensor,
+        step: Step,
+        ended: Tensor,
+        sampling: Sampling,
+        uniforms: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run a packed pass; nothing in it depends on how many slots there are.
+
+        Args:
+            tokens: int64 ``[1, T]``.
+            follow: int64 ``[1, T]``, the tokens behind them; any where a prompt ends.
+            step: packed.
+            ended: bool ``[S]``, which prompts end with their pieces.
+            sampling: the parameters of S requests.
+            uniforms: float64 ``[S, 1]``.
+
+        Returns:
+            The token behind each piece, int64 ``[S]``, the head's states after it ``[S, H]``, and
+            what is wrong with them, as in `Slots.outcome`.
+        """
+        assert step.segments is not None
+        last, hidden = self._forward(tokens, step)
+        features = self.features.extract(last, hidden)
+        final = step.segments.offsets[1:].long() - 1
+        scores = self.target.logits(last[:, final])[0]
+        bad = _stuck(scores[:, None]).to(torch.int64)
+        first = self._first(scores, sampling, uniforms)
+        first = torch.where(ended, first, follow[0, final])
+        follow = follow.index_copy(1, final, first[None])
+        own = step if self.shares else replace(step, table=None)  # of the target's cache
+        count = step.segments.offsets[-1:].long()
+        state = self._absorb(Committed(follow, tokens, features, count, own))[0, final]
+        return first, state, bad + 2 * ~state.isfinite().all(1)
+
+    @staticmethod
+    def _begin(
+        slots: Slots, slot: Tensor, first: Tensor, state: Tensor, bad: Tensor, active: Tensor
+    ) -> None:
+        """Let slots ``[S]`` go on from their first tokens, if they are *active* now."""
         outcome = torch.stack((torch.ones_like(bad), bad, first), 1)
-        slots.lengths.index_copy_(0, slot, start + count)
         slots.root.index_copy_(0, slot, first)
         slots.state.index_copy_(0, slot, state.to(slots.state.dtype))
-        slots.active.index_fill_(0, slot, True)
+        slots.active.index_copy_(0, slot, active)
         slots.outcome[:, :3].index_copy_(0, slot, outcome)
 
     def _forward(self, tokens: Tensor, step: Step) -> tuple[Tensor, list[Tensor]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, cast
 
@@ -63,9 +63,12 @@ class Processing:
 
     Attributes:
         slots: by slot, the text so far (prompt and answer, the root last) and its processors.
+        failures: by slot, what its processors raised at the nodes of a tree: its scores are the
+            target's then, and the other slots' are what they are without it.
     """
 
     slots: Mapping[int, tuple[Sequence[int], Processors]]
+    failures: dict[int, RequestError] = field(default_factory=dict)
 
     def after_text(self, slot: int, logits: Tensor) -> Tensor:
         """Return the scores ``[1, V]`` of what follows a slot's text, from logits ``[1, V]``."""
@@ -83,20 +86,22 @@ class Processing:
             tree: the tree that they belong to.
 
         Returns:
-            Scores of the same shape, float64 for float64 logits and float32 otherwise.
-
-        Raises:
-            RequestError: a processor raised, or returned something else than scores.
+            Scores of the same shape, float64 for float64 logits and float32 otherwise; where
+            processors raise, or return something else than scores, see `failures`.
         """
         scores = _scores(logits)
         for slot, (text, processors) in self.slots.items():
-            _process(
-                scores[slot],
-                tree.tokens[slot],
-                tree.parents[slot],
-                torch.tensor([list(text)], device=logits.device),
-                processors,
-            )
+            try:
+                _process(
+                    scores[slot],
+                    tree.tokens[slot],
+                    tree.parents[slot],
+                    torch.tensor([list(text)], device=logits.device),
+                    processors,
+                )
+            except RequestError as error:
+                self.failures[slot] = error
+                scores[slot] = logits[slot]
         return scores
 
 

@@ -3,6 +3,8 @@ is in them.
 """
 
 from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.engine import Engine, EngineStats
+from eagle.decoding.handles import Handle
 from eagle.decoding.inputs import Prompt, encode
 from eagle.decoding.requests import Event, Result, Stats
 from eagle.decoding.text import half_surrogate
@@ -10,7 +12,10 @@ from eagle.decoding.trace import Trace, TracedCycle, TracedNode
 
 __all__ = [
     "Decoder",
+    "Engine",
+    "EngineStats",
     "Event",
+    "Handle",
     "Prompt",
     "Result",
     "Stats",

@@ -33,7 +33,7 @@ class Batch:
         dtype: of the target, for what is said where numbers were too large for it.
 
     Attributes:
-        requests: the request of every slot, None where it is free.
+        requests: the request of every slot, None where it is free or its prompt is being read.
     """
 
     def __init__(self, slots: int, dtype: torch.dtype) -> None:
@@ -50,14 +50,21 @@ class Batch:
         return [slot for slot, request in enumerate(self.requests) if request is None]
 
     @property
+    def width(self) -> int:
+        """How many slots there are up to the last that has a request."""
+        count = len(self.requests)
+        while count and self.requests[count - 1] is None:
+            count -= 1
+        return count
+
+    @property
     def longest(self) -> int:
         """Tokens of the longest text so far."""
         return max(len(r.prompt) + len(r.tokens) for r in self.requests if r is not None)
 
-    @property
-    def params(self) -> list[SamplingParams]:
-        """Every slot's parameters; a free one is greedy, so that it keeps no one from it."""
-        return [r.params if r else _IDLE for r in self.requests]
+    def params(self, count: int) -> list[SamplingParams]:
+        """Return the first slots' parameters; a free one is greedy: it keeps no one from that."""
+        return [r.params if r else _IDLE for r in self.requests[:count]]
 
     def processing(self) -> Processing | None:
         """Return what the logits processors of the requests need, if any has some."""
@@ -74,10 +81,14 @@ class Batch:
 
     def note(self, outcomes: Sequence[Outcome]) -> None:
         """Take note of what a cycle did in every slot, before it is delivered."""
-        self._committed = [
-            outcome[0] if request else None
-            for request, outcome in zip(self.requests, outcomes, strict=True)
-        ]
+        known = zip(self.requests, outcomes, strict=False)  # of those that the cycle ran over
+        found = [outcome[0] if request else None for request, outcome in known]
+        self._committed = found + [None] * (len(self.requests) - len(found))
+
+    def move(self, source: int, target: int) -> None:
+        """Let a request go on in another slot, which is free."""
+        self.requests[target], self.requests[source] = self.requests[source], None
+        self._committed[target], self._committed[source] = self._committed[source], None
 
     @property
     def seen(self) -> Seen:
@@ -95,7 +106,7 @@ class Batch:
         afterwards that a slot's cycle was for nothing; its outcome is not looked at.
 
         Args:
-            outcomes: of every slot.
+            outcomes: of the slots that a cycle ran over, the first ones.
             waiting: whether there are requests without a slot. A slot that is free, or that a stop
                 string frees, is given to one at once, which must not get that cycle's outcome.
         """
@@ -104,7 +115,7 @@ class Batch:
             or outcome[1]
             or (waiting and request.params.stop)
             or request.ends_with(outcome[2 : 2 + outcome[0]])
-            for request, outcome in zip(self.requests, outcomes, strict=True)
+            for request, outcome in zip(self.requests, outcomes, strict=False)
             if request is not None
         )
 

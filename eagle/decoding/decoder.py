@@ -1,37 +1,21 @@
-"""THE loop: requests come in, cycles run, tokens go out.
-
-It knows requests and cycles; what a cycle's components do is theirs (see `eagle.cycle`).
-"""
+"""A target with a draft head: built from a spec, asked for answers; how they come is the loop's."""
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, overload
 
-import torch
-
-from eagle.cycle import Cycle, Processors, Slots
-from eagle.decoding.batch import Batch, Outcome, failed_last
+from eagle.cycle import Cycle, Processors
 from eagle.decoding.generation import Defaults
 from eagle.decoding.inputs import Prompt, intake
+from eagle.decoding.loop import Loop, Ticket
 from eagle.decoding.requests import Event, Request, Result
-from eagle.decoding.uniforms import Feed
-from eagle.errors import EagleError, PluginError, SpecError, TargetError, brief
-from eagle.host import Seat, Whole
-from eagle.plugin import (
-    Breach,
-    BuildContext,
-    Registry,
-    RequestAware,
-    Role,
-    Sampling,
-    SamplingParams,
-    VaryingTree,
-    default_registry,
-)
+from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief
+from eagle.host import Whole
+from eagle.plugin import BuildContext, Registry, SamplingParams, default_registry
 from eagle.runtime import Runtime
 from eagle.sizing import fit_tree
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
@@ -43,15 +27,19 @@ __all__ = ["Decoder", "resolve_for"]
 class Decoder(Whole):
     """A target with a draft head: generates what the target would say, in fewer passes.
 
-    Make one with `from_spec`. It answers one `stream` or `generate` at a time: another thread's is
-    refused until that has ended, and a later one of the same thread displaces it. Decoders that
-    share a target may run in threads of their own, where they take turns, cycle by cycle. A
-    decoder cannot be copied, pickled or sent to another process: make one there.
+    Make one with `from_spec`. Any number of `stream` and `generate` may be under way, in one thread
+    or in several: all their prompts are decoded together, by whichever caller waits, and each says
+    what it says alone. A stream that is closed or collected leaves nothing behind. Decoders that
+    share a target take turns, pass by pass. For requests that come at any time there is
+    `eagle.Engine`, which decodes in a thread of its own. A decoder cannot be copied, pickled or
+    sent to another process: make one there.
 
     Attributes:
         resolved: the spec and its components.
         target: the target model.
         defaults: what the target's generation config does to every text.
+        loop: what its requests go through.
+        max_batch: requests decoded at once, at most.
     """
 
     copied = "a decoder (its caches and its target exist once; make it from its spec where needed)"
@@ -80,13 +68,17 @@ class Decoder(Whole):
             resolved.attention,
             resolved.acceptance,
         )
-        self._runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
-        parts = resolved.components.values()
-        self._aware = [part for part in parts if isinstance(part, RequestAware)]
-        self._slots: Slots | None = None
-        self._seat = Seat()
-        self._sampling: Sampling | None = None
-        self._capacity = 0
+        runtime = resolved.spec.runtime
+        self._runtime = Runtime(self._cycle, runtime, capturable=resolved.capturable)
+        self.max_batch = self._runtime.limit(runtime.max_batch, self.capacity)
+        self.loop = Loop(
+            self._cycle,
+            self._runtime,
+            resolved,
+            limit=self.max_batch,
+            capacity=self.capacity,
+        )
+        self._checking = threading.Lock()  # a tokenizer is one thread's at a time
 
     @classmethod
     def from_spec(
@@ -195,14 +187,14 @@ class Decoder(Whole):
             A `Result` for one prompt, a list of them, in order, for several.
 
         Raises:
-            RequestError: a prompt or a parameter is not valid, or another thread uses this
-                decoder, which is known before anything is decoded; or a logits processor raises
-                or keeps state.
+            RequestError: a prompt or a parameter is not valid, or there will never be memory for
+                the text, which is known before anything is decoded; or a logits processor raises
+                or keeps state, or asks this decoder.
             NumericalError: the target or the head produced NaN, or logits processors leave no
                 token.
             PluginError: a strategy raises.
         """
-        single, requests = self._intake(
+        single, requests = self.intake(
             prompts, params, processors, sampling, raw, chat_template_kwargs
         )
         results: dict[int, Result] = {}
@@ -229,159 +221,33 @@ class Decoder(Whole):
 
         Parameters are checked at once, before the first event is asked for.
         """
-        _, requests = self._intake(prompts, params, processors, sampling, raw, chat_template_kwargs)
+        _, requests = self.intake(prompts, params, processors, sampling, raw, chat_template_kwargs)
         return self._run(requests)
 
+    def forget(self) -> None:
+        """Forget the texts that were decoded, which those that begin alike would go on from."""
+        self.loop.forget()
+
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
-        stay = self._seat.take()
-        waiting, batch = deque(requests), None
+        """Have requests answered, driving the loop as long as nothing has come of them."""
+        inbox = _Inbox()
+        tickets = [Ticket(request, inbox) for request in requests]
+        self.loop.submit(tickets)
+        left = len(tickets)
         try:
-            with self._turn():
-                slots = self._allocate(requests)
-                feed = Feed(slots.uniforms)
-            batch = Batch(slots.root.shape[0], self.target.dtype)
-            self._sampling = None
-            ahead = False  # whether the next cycle is under way already
-            while waiting or batch:
-                with self._turn():
-                    new, failure = self._admit(slots, waiting, batch)
-                for slot, outcome in failed_last(new):
-                    yield self._deliver(slots, slot, batch, outcome, verified=False)
-                    self._seat.go_on(stay)
-                if failure is not None:
-                    raise failure
-                if batch:
-                    with self._turn():
-                        if not ahead:
-                            self._advance(slots, batch, feed)
-                        outcomes = slots.outcome.tolist()
-                        batch.note(outcomes)
-                        ahead = self._runtime.graph and batch.goes_on(
-                            outcomes, waiting=bool(waiting)
-                        )
-                        if ahead:
-                            self._advance(slots, batch, feed)
-                    for slot, outcome in failed_last(enumerate(outcomes)):
-                        if batch.requests[slot] is not None:
-                            yield self._deliver(slots, slot, batch, outcome)
-                            self._seat.go_on(stay)
-        except Exception:
-            if self._seat.holds(stay):
-                self._slots = None  # its caches may hold NaN, which masked rows would pass on
-            raise
+            while left:
+                while not inbox.found:
+                    self.loop.drive(inbox.filled)
+                found = inbox.found.popleft()
+                if isinstance(found, Exception):
+                    raise found
+                left -= found.result is not None
+                yield found
         finally:
-            stay.over = True
-            if batch is not None:
-                self._end_all(batch)
+            if left:
+                self.loop.cancel(tickets)
 
-    def _end_all(self, batch: Batch) -> None:
-        """Tell components that what is still unfinished is given up."""
-        for slot, request in enumerate(batch.requests):
-            if request is not None:
-                batch.requests[slot] = None
-                self._end(slot, request)
-
-    def _end(self, slot: int, request: Request) -> None:
-        if self._aware:
-            with torch.inference_mode(), self.resolved.blaming():
-                for part in self._aware:
-                    part.end_request(slot, [*request.prompt, *request.tokens])
-
-    def _turn(self) -> AbstractContextManager[None]:
-        """Have the target, for as long as passes are under way; others wait for that long only."""
-        return self.target.turn.held("decoding", within=False)
-
-    def _admit(
-        self, slots: Slots, waiting: deque[Request], batch: Batch
-    ) -> tuple[list[tuple[int, Outcome]], Exception | None]:
-        """Read waiting prompts into the free slots.
-
-        Nothing waits for the device in between, so that it reads one prompt after the other.
-
-        Returns:
-            These slots and their first outcomes, and what kept the next prompt from being read:
-            it costs no answer of those that were read before.
-        """
-        new = {slot: waiting.popleft() for slot in batch.free[: len(waiting)]}
-        if not new:
-            return [], None
-        device, failure = self.target.device, None
-        sampling = [Sampling.of([request.params], device) for request in new.values()]
-        uniforms = torch.stack([request.uniforms(1) for request in new.values()]).to(device)
-        needs = zip(new.items(), sampling, torch.split(uniforms, 1), strict=True)
-        self._sampling = None
-        read: list[int] = []
-        try:
-            with torch.inference_mode(), self.resolved.blaming():
-                for (slot, request), own, uniform in needs:
-                    request.start()
-                    batch.put(slot, request)
-                    for part in self._aware:
-                        part.begin_request(slot, request.prompt)
-                    processing = batch.processing()
-                    self._runtime.prefill(slots, slot, request.prompt, own, uniform, processing)
-                    read.append(slot)
-        except Exception as error:
-            failure = error
-        outcomes = slots.outcome.tolist()
-        return [(slot, outcomes[slot]) for slot in read], failure
-
-    def _advance(self, slots: Slots, batch: Batch, feed: Feed) -> None:
-        """Start one cycle for all slots; what the next one draws is sent behind it."""
-        if self._sampling is None:
-            self._sampling = slots.sampling.become(batch.params)
-        if not self._sampling.greedy:
-            feed.fill(batch.requests)
-        # A cycle that started ahead may have committed what has not been delivered yet.
-        committed = batch.longest + self._cycle.depth + 1
-        with torch.inference_mode(), self.resolved.blaming():
-            tree = self._choose(batch)
-            self._runtime.run(slots, self._sampling, committed, batch.processing(), tree)
-            if not self._sampling.greedy:
-                feed.refill(batch.requests)
-
-    def _choose(self, batch: Batch) -> int:
-        """Return which tree the next cycle drafts, by what has been read back already."""
-        tree = self.resolved.tree
-        if not isinstance(tree, VaryingTree):
-            return 0
-        chosen = tree.choose(batch.seen)
-        if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
-            raise Breach(
-                Role.TREE,
-                f"choose() returned {chosen!r}, which is none of its {len(self._cycle.trees)} "
-                "alternatives",
-            )
-        return chosen
-
-    def _deliver(
-        self, slots: Slots, slot: int, batch: Batch, outcome: Outcome, *, verified: bool = True
-    ) -> Event:
-        """Give a slot's new tokens to its request; let the slot idle if that finishes it."""
-        request = batch.requests[slot]
-        event = batch.deliver(slot, outcome, verified=verified)
-        if event.finish_reason and request is not None:
-            self._end(slot, request)
-            self._sampling = None
-            with self._turn():
-                slots.active[slot] = False
-                slots.lengths[slot] = 0
-        return event
-
-    def _allocate(self, requests: Sequence[Request]) -> Slots:
-        """Return idle slots for these requests, allocating anew only where they do not fit."""
-        count = self._runtime.slots(len(requests), self.spec.runtime.max_batch)
-        longest = max(len(r.prompt) + r.limit for r in requests)
-        if self._slots is None or self._slots.root.shape[0] != count or self._capacity < longest:
-            rows = self._runtime.rows(longest, self.capacity)
-            self._slots = None  # so that an interruption leaves nothing half allocated
-            with self.resolved.blaming():
-                self._slots, self._capacity = self._runtime.allocate(count, rows), rows
-        self._slots.active.zero_()
-        self._slots.lengths.zero_()
-        return self._slots
-
-    def _intake(
+    def intake(
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
@@ -390,17 +256,43 @@ class Decoder(Whole):
         raw: bool,
         template: Mapping[str, Any] | None,
     ) -> tuple[bool, list[Request]]:
-        return intake(
-            prompts,
-            params,
-            processors,
-            sampling,
-            raw=raw,
-            template=template,
-            target=self.target,
-            defaults=self.defaults,
-            capacity=self.capacity,
-        )
+        """Make requests of prompts that can be answered here; see `eagle.decoding.intake`.
+
+        Raises:
+            RequestError: a prompt or a parameter is not valid, or there will never be memory for
+                the text.
+        """
+        with self._checking:
+            single, requests = intake(
+                prompts,
+                params,
+                processors,
+                sampling,
+                raw=raw,
+                template=template,
+                target=self.target,
+                defaults=self.defaults,
+                capacity=self.capacity,
+            )
+        for request in requests:
+            self.loop.seats.check(request)
+        return single, requests
+
+
+class _Inbox:
+    """What came of the requests of one call, until the caller asks for it."""
+
+    def __init__(self) -> None:
+        self.found: deque[Event | Exception] = deque()
+
+    def filled(self) -> bool:
+        return bool(self.found)
+
+    def put(self, ticket: Ticket, event: Event) -> None:
+        self.found.append(event)
+
+    def fail(self, ticket: Ticket, error: Exception) -> None:
+        self.found.append(again(error))
 
 
 def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = None) -> Resolved:

@@ -42,6 +42,7 @@ class Stats:
         seconds: from the request's start to its last token.
         tokens_per_second: new_tokens / seconds.
         time_to_first_token: seconds from the request's start to its first token.
+        queued: seconds from when the request was made to its start.
     """
 
     new_tokens: int
@@ -51,6 +52,7 @@ class Stats:
     seconds: float
     tokens_per_second: float
     time_to_first_token: float
+    queued: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Request:
         self.seed = fresh_seed() if seed is None else seed
         # Not torch.Generator, for which seeds that are equal modulo 2**32 are one.
         self._generator = np.random.Generator(np.random.PCG64(self.seed))
-        self._started = time.perf_counter()
+        self._made = self._started = time.perf_counter()
         self._first = self._last = 0.0
 
     def start(self) -> None:
@@ -205,6 +207,7 @@ class Request:
             seconds=seconds,
             tokens_per_second=len(self.tokens) / seconds if seconds else 0.0,
             time_to_first_token=self._first - self._started,
+            queued=self._started - self._made,
         )
         reason = self.finish_reason or "length"
         prompt = tuple(self.prompt)

@@ -39,23 +39,30 @@ class Feed:
         """See to it that the next cycle reads what these requests read next.
 
         Args:
-            requests: of every slot, None where it is free.
+            requests: of every slot, or of the first ones, None where it is free.
         """
-        owned = enumerate(zip(requests, self._owners, strict=True))
+        owned = enumerate(zip(requests, self._owners, strict=False))
         new = {
             slot: request for slot, (request, owner) in owned if request and request is not owner
         }
         if not new:
             return
         before, drawn = self._drawn
-        drawn.copy_(before)
+        count = len(requests)
+        drawn[:count].copy_(before[:count])
         for slot, request in new.items():
             self._owners[slot] = request
             drawn[slot] = request.uniforms(drawn.shape[1])
-        self._uniforms.copy_(drawn, non_blocking=True)
+        self._uniforms[:count].copy_(drawn[:count], non_blocking=True)
         self._drawn.reverse()
 
     def refill(self, requests: Sequence[Request | None]) -> None:
         """Draw anew, once a cycle that reads the uniforms has been started."""
         self._owners = [None] * len(self._owners)
         self.fill(requests)
+
+    def move(self, source: int, target: int) -> None:
+        """Keep what was drawn for a slot's request, which has moved to another slot."""
+        self._owners[target], self._owners[source] = self._owners[source], None
+        drawn = self._drawn[0]  # the latest: nobody has the row that is written
+        drawn[target] = drawn[source]

@@ -22,11 +22,10 @@ from eagle.host.machine import (
     versions,
 )
 from eagle.host.progress_bars import without_bars
-from eagle.host.turns import Seat, Turn, Whole, in_turn
+from eagle.host.turns import Turn, Whole, in_turn
 
 __all__ = [
     "FULL_DISK",
-    "Seat",
     "Turn",
     "Whole",
     "disk_error",

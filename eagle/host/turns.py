@@ -1,10 +1,8 @@
-"""Who may use a target or a decoder's slots right now, among threads; knows nothing of either.
+"""Who may use a target right now, among threads; knows nothing of targets.
 
-Two things are held, for different lengths of time. A target's layers are laid out for one kind of
-pass at a time and keep what one projection worked out for the next, so whoever runs passes or
-changes the layout has the target for that long (`Turn`), and others wait. A decoder's slots hold
-one stream's texts from its first event to its last, so the stream has them for all that time
-(`Seat`), and another thread's stream is refused at once: it might wait for ever.
+A target's layers are laid out for one kind of pass at a time and keep what one projection worked
+out for the next, so whoever runs passes or changes the layout has the target for that long, and
+others wait.
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from typing import Any, TypeVar, cast
 
 from eagle.errors import CopyError, RequestError
 
-__all__ = ["Seat", "Stay", "Turn", "Whole", "in_turn"]
+__all__ = ["Turn", "Whole", "in_turn"]
 
 
 class Whole:
@@ -67,6 +65,22 @@ class Turn(Whole):
             yield
         finally:
             self._pass_on()
+
+    @contextmanager
+    def tried(self, what: str) -> Iterator[bool]:
+        """Have the turn for the length of a block if nobody has it now, and say whether.
+
+        It waits for nobody, so a collector may ask for it in the middle of anything.
+        """
+        with self._gate:
+            had = self._owner is None
+            if had:
+                self._owner, self._what = threading.get_ident(), [what]
+        try:
+            yield had
+        finally:
+            if had:
+                self._pass_on()
 
     def _take(self, what: str, within: bool) -> None:
         me = threading.get_ident()
@@ -123,69 +137,3 @@ def in_turn(what: str) -> Callable[[_Method], _Method]:
         return cast("_Method", wrapped)
 
     return decorate
-
-
-class Stay:
-    """One stream's use of a decoder's slots.
-
-    Attributes:
-        thread: which thread asked for its latest event.
-        over: the stream has ended, or was closed or collected.
-    """
-
-    def __init__(self) -> None:
-        self.thread = threading.current_thread()
-        self.over = False
-
-
-class Seat:
-    """Keeps a decoder's slots for one stream.
-
-    Another stream of the same thread displaces it, for that thread can see what it does; so does
-    any stream where the thread has ended. A stream of another thread is refused.
-    """
-
-    def __init__(self) -> None:
-        self._gate = threading.Lock()
-        self._stay: Stay | None = None
-
-    def take(self) -> Stay:
-        """Begin a stream's stay.
-
-        Raises:
-            RequestError: a stream of another thread has not ended.
-        """
-        with self._gate:
-            other, mine = self._stay, Stay()
-            if (
-                other is not None
-                and not other.over
-                and other.thread is not mine.thread
-                and other.thread.is_alive()
-            ):
-                raise RequestError(
-                    "this decoder is answering in another thread, and holds one stream or "
-                    "generate at a time; give all prompts to one call, wait until that one has "
-                    "ended (a stream that is not read to its end is ended by close()), or make a "
-                    "second decoder of the same target"
-                )
-            self._stay = mine
-            return mine
-
-    def holds(self, stay: Stay) -> bool:
-        """Return whether no other stream has displaced this one."""
-        return self._stay is stay
-
-    def go_on(self, stay: Stay) -> None:
-        """Go on with a stream, in whichever thread asks for its next event.
-
-        Raises:
-            RequestError: another stream has displaced it.
-        """
-        with self._gate:
-            if self._stay is not stay:
-                raise RequestError(
-                    "another generate or stream was started on this decoder before this stream "
-                    "ended; give both prompts to one call, or make a second decoder"
-                )
-            stay.thread = threading.current_thread()

@@ -25,8 +25,10 @@ def move_rows(
     example,
     lengths,
     path,
-    slot_stride,
+    table,
     head_stride,
+    rows,
+    page: tl.constexpr,
     depth: tl.constexpr,
     size: tl.constexpr,
     padded: tl.constexpr,
@@ -34,15 +36,23 @@ def move_rows(
     """Move the rows of one store, slot and head; moves of one program come in order."""
     store, slot, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     base = tl.load(addresses + store).to(tl.pointer_type(example.dtype.element_ty))
-    base += slot.to(tl.int64) * slot_stride + head.to(tl.int64) * head_stride
+    base += head.to(tl.int64) * head_stride
     first = tl.load(lengths + slot)
     column = tl.arange(0, padded)
     for level in range(1, depth + 1):
         # An accepted node's number is never below its depth, so no row that is still to be
         # moved is written over.
-        node = tl.load(path + slot * (depth + 1) + level)
-        row = tl.load(base + (first + node) * size + column, mask=column < size)
-        tl.store(base + (first + level) * size + column, row, mask=column < size)
+        source = first + tl.load(path + slot * (depth + 1) + level)
+        target = first + level
+        if page:
+            blocks = table + slot * (rows // page)
+            source = tl.load(blocks + source // page).to(tl.int64) * page + source % page
+            target = tl.load(blocks + target // page).to(tl.int64) * page + target % page
+        else:
+            source += slot.to(tl.int64) * rows
+            target += slot.to(tl.int64) * rows
+        row = tl.load(base + source * size + column, mask=column < size)
+        tl.store(base + target * size + column, row, mask=column < size)
 
 
 @triton.jit

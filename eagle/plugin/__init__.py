@@ -1,6 +1,6 @@
 """The contract of plug-ins, all that their authors import; knows no implementation of any role."""
 
-from eagle.cache import Step, TreeCache
+from eagle.cache import BLOCK, Pages, Step, TreeCache, gathered
 from eagle.errors import (
     CheckpointError,
     EagleError,
@@ -13,11 +13,14 @@ from eagle.errors import (
     nearest,
 )
 from eagle.host import multiprocessors, shared_memory
-from eagle.kernels import Switch, arrange, padded, rows_of, top_k
+from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, padded, rows_of, top_k
 from eagle.plugin.budget import RATES_FILE, Budget, Costs, Curve, Fit, Option, RankRates, steady
 from eagle.plugin.capabilities import (
+    ChoosesVocabulary,
+    Exportable,
     FittedTree,
     FollowsLayers,
+    Identified,
     MeasuredHead,
     NamesLayers,
     NeedsTopology,
@@ -97,6 +100,7 @@ from eagle.plugin.blocks import (
 )
 
 __all__ = [
+    "BLOCK",
     "ENTRY_POINT_GROUP",
     "EVERY_LAW",
     "HOOKS",
@@ -114,6 +118,7 @@ __all__ = [
     "BuildContext",
     "CausalDrafter",
     "CheckpointError",
+    "ChoosesVocabulary",
     "Committed",
     "Component",
     "ComponentSpec",
@@ -125,11 +130,14 @@ __all__ = [
     "Draws",
     "EagleError",
     "EagleHooks",
+    "Exportable",
     "FeatureExtractor",
     "Fit",
     "FittedTree",
     "FollowsLayers",
+    "Identified",
     "IncompatibleError",
+    "Int8Linear",
     "KeyPath",
     "LanguageModel",
     "Law",
@@ -142,6 +150,7 @@ __all__ = [
     "Option",
     "Origin",
     "OwnVocabulary",
+    "Pages",
     "ParallelHead",
     "PluginError",
     "Prediction",
@@ -191,7 +200,9 @@ __all__ = [
     "explain_value",
     "fresh_seed",
     "fusible",
+    "gathered",
     "hookimpl",
+    "int8_linear",
     "keep_best",
     "likeliest",
     "listed",

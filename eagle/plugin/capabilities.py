@@ -19,8 +19,11 @@ from eagle.plugin.budget import Budget, Fit
 from eagle.plugin.roles import DraftHead, FeatureExtractor, TargetInfo, TargetModel, TreeBuilder
 
 __all__ = [
+    "ChoosesVocabulary",
+    "Exportable",
     "FittedTree",
     "FollowsLayers",
+    "Identified",
     "MeasuredHead",
     "NamesLayers",
     "NeedsTopology",
@@ -182,12 +185,60 @@ class MeasuredHead(Protocol):
 
 
 @runtime_checkable
+class Identified(Protocol):
+    """A draft head that can say what its files hold, beside what the spec says."""
+
+    @property
+    def identity(self) -> str:
+        """What they hold, in one sentence; no weight is read.
+
+        Raises:
+            CheckpointError: they cannot be found or read, or hold something else.
+        """
+        ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """A draft head whose files can be written as another engine reads them."""
+
+    def export(self, engine: str, out: Path) -> str:
+        """Write them, and return the command that serves them; no weight need be loaded.
+
+        Args:
+            engine: its name: ``vllm``, ``sglang``, ``speculators``, or ``eagle`` for the layout
+                of the authors.
+            out: a folder.
+
+        Raises:
+            CheckpointError: that engine would not read them, or not as what they are.
+        """
+        ...
+
+
+@runtime_checkable
 class NeedsTopology(Protocol):
     """An acceptance rule that is not for every tree; without this, it is for all of them."""
 
     @property
     def topology(self) -> Literal["tree", "chain"]:
         """``chain`` of a rule that takes one candidate per level only."""
+        ...
+
+
+@runtime_checkable
+class ChoosesVocabulary(Protocol):
+    """A head that is told of the training text before its fresh weights are made."""
+
+    def choose_vocabulary(self, counts: Tensor) -> None:
+        """Take note of the text that `TrainableHead.initialise` is to make weights for.
+
+        The same for a run that is resumed, whose text is the same.
+
+        Args:
+            counts: int64 ``[V]``, how often each of the target's tokens is an answer's, in what
+                is trained on.
+        """
         ...
 
 

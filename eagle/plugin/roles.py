@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from eagle.cache import Step
+from eagle.cache import Pages, Step
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.laws import EVERY_LAW, Law
 from eagle.plugin.models import TargetModel
@@ -130,6 +130,12 @@ class AttentionBackend(Component, Protocol):
     ) -> Tensor:
         """Attend from N new entries over the cache.
 
+        A backend may declare more than this. One with ``paged = True`` is given a step with a
+        `table`, and whole stores ``[1, kv_heads, all rows, head_dim]`` as keys and values, in which
+        the table says where a slot's rows are (`eagle.cache.gathered` copies them out). One with
+        ``packs = True`` is also given packed steps (`eagle.cache.Step.packed`), by which several
+        prompts are read in one pass.
+
         Args:
             query: ``[B, query_heads, N, head_dim]``.
             keys: ``[B, kv_heads, span, head_dim]``, the new entries' own rows already written.
@@ -152,6 +158,12 @@ class DraftHead(Component, Protocol):
     Its states are its own business: what it predicts from, and what it is given back in `extend`.
     They need only be of one size, and finite, since what is not is taken for damage. Draft logits
     may be -inf, for what a head does not propose.
+
+    A head may declare more than this. One with ``paged = True`` remembers nothing of a text but by
+    rows of an `eagle.cache.TreeCache`, so that rows may lie in blocks and texts share them: what
+    one has absorbed, another that begins alike is not told again. It is also given packed entries
+    (`eagle.plugin.Committed`), as is one with ``packs = True``, which keeps more than that and
+    finds by ``step.slots`` whose entries are whose. All others are told of one prompt at a time.
     """
 
     def feature_size(self, target: TargetInfo) -> int:
@@ -170,8 +182,15 @@ class DraftHead(Component, Protocol):
         """Load weights, and keep what it uses of the target (`eagle.plugin.TargetModel`)."""
         ...
 
-    def allocate(self, slots: int, rows: int) -> None:
-        """Allocate (again) the head's own cache."""
+    def allocate(self, slots: int, rows: int, pages: Pages | None = ..., /) -> None:
+        """Allocate (again) the head's own cache.
+
+        Args:
+            slots: how many.
+            rows: of each, at most.
+            pages: where slots' rows lie, for the head's `eagle.cache.TreeCache`. Given to a head
+                that declares ``paged = True``; others need not take it.
+        """
         ...
 
     def absorb(self, committed: Committed) -> Tensor:

@@ -115,6 +115,16 @@ class Sampling:
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1) for p in params),
         )
 
+    def first(self, count: int) -> Sampling:
+        """Return the parameters of the first slots, as views of these tensors."""
+        return replace(
+            self,
+            temperature=self.temperature[:count],
+            top_k=self.top_k[:count],
+            top_p=self.top_p[:count],
+            min_p=self.min_p[:count],
+        )
+
     def become(self, params: Sequence[SamplingParams]) -> Sampling:
         """Take on the parameters of other requests, as many, in the same tensors."""
         return self.take(Sampling.of(params, "cpu"))

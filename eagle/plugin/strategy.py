@@ -104,6 +104,7 @@ class BuildContext:
         folder: folder of the spec file; relative paths in a config start here.
         checkpoint: folder of the target's own files, in which a head's may be too (the modules of
             multi-token prediction, say). None where it is not known, or not on this machine yet.
+        fresh: whether weights are made anew, for training: files that settings name are not read.
         builder: what `build` calls; a spec's is put here when it is resolved.
     """
 
@@ -111,6 +112,7 @@ class BuildContext:
     device: torch.device | None = None
     folder: Path = field(default_factory=Path)
     checkpoint: Path | None = None
+    fresh: bool = False
     builder: Callable[[Role, ComponentSpec, BuildContext], Any] | None = field(
         default=None, compare=False, repr=False
     )

@@ -4,15 +4,7 @@ what they say.
 
 from eagle.runtime.aot import AheadPass, compiler, made
 from eagle.runtime.graphs import Graphs
-from eagle.runtime.runtime import Runtime
+from eagle.runtime.runtime import MODERATE, Runtime
 from eagle.runtime.stopwatch import Job, seconds_of
 
-__all__ = [
-    "AheadPass",
-    "Graphs",
-    "Job",
-    "Runtime",
-    "compiler",
-    "made",
-    "seconds_of",
-]
+__all__ = ["MODERATE", "AheadPass", "Graphs", "Job", "Runtime", "compiler", "made", "seconds_of"]

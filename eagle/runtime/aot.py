@@ -206,7 +206,8 @@ class AheadPass:
         store = cache.store
         if (
             self._loader is None
-            or store.keys[0].shape[0] != 1
+            or store.slots != 1
+            or store.pages is not None
             or step.tail.shape[1:] != (tokens.shape[1], tokens.shape[1])
             or attention is not self._attention
             or layers != self._layers
@@ -220,8 +221,7 @@ class AheadPass:
                 step.lengths,
                 step.tail.contiguous(),
                 step.lengths.new_empty(step.span),
-                *store.keys,
-                *store.values,
+                *store.stores,
             ]
         )
         return last, hidden

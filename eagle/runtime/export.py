@@ -26,7 +26,7 @@ from eagle.target import Layers, PassCache, Target
 
 __all__ = ["TracedPass", "digest_of"]
 
-_FORMAT = 1
+_FORMAT = 2
 _OPTIONS = {"aot_inductor.package_constants_in_so": False, "cpp.dynamic_threads": True}
 # Of a configuration, what a model is called or holds; dtypes are those of the weights.
 _NAMES = ("architectures", "dtype", "name_or_path", "transformers_version")
@@ -72,12 +72,11 @@ class TracedPass(nn.Module):
         lengths: Tensor,
         tail: Tensor,
         columns: Tensor,
-        keys: list[Tensor],
-        values: list[Tensor],
+        stores: list[Tensor],
     ) -> tuple[Tensor, ...]:
         """Return the LM head's input and the hidden states asked for; caches are written to."""
         step = Step(positions, rows, lengths, tail, columns.shape[0])
-        store = PassCache(TreeCache.over(keys, values))
+        store = PassCache(TreeCache.over(stores))
         entries = {"inputs_embeds": embeds}
         with self._traced():
             target = self._target[0]
@@ -129,9 +128,8 @@ class TracedPass(nn.Module):
             step = Step.chain(torch.tensor([_LENGTH]), _NODES, _SPAN)
             store = target.make_cache(1, _ROWS).store
             # A cache in one piece would be traced as one input that is written to in parts.
-            keys, values = ([t.clone() for t in part] for part in (store.keys, store.values))
+            stores = [part.clone() for part in store.stores]
             free = Dim.DYNAMIC
-            whole = [{2: free}] * len(keys)
             program = export(
                 traced,
                 (
@@ -141,12 +139,11 @@ class TracedPass(nn.Module):
                     step.lengths,
                     step.tail.contiguous(),
                     torch.empty(_SPAN, dtype=torch.int64),
-                    keys,
-                    values,
+                    stores,
                 ),
                 dynamic_shapes=(
                     *({1: free}, {1: free}, {1: free}, None, {1: free, 2: free}, {0: free}),
-                    *(whole, whole),
+                    [{1: free}] * len(stores),
                 ),
                 strict=False,
             )

@@ -13,22 +13,25 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from eagle.assets import cache_dir, notify
-from eagle.cycle import PHASES, PREFILL, Cycle, Processing, Slots
+from eagle.cache import BLOCK
+from eagle.cycle import PHASES, PREFILL, Cycle, Piece, Processing, Read, Slots
 from eagle.errors import EagleError, IncompatibleError
+from eagle.host import free_memory
 from eagle.plugin import Sampling, SamplingParams, UniformDraws
 from eagle.runtime.aot import ahead
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
 from eagle.spec import RuntimeSpec
 
-__all__ = ["Runtime"]
+__all__ = ["MODERATE", "Runtime"]
 
 log = logging.getLogger("eagle.runtime")
 
@@ -36,6 +39,14 @@ _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they se
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
 _AHEAD = ("cpu",)  # devices for which the target's pass is compiled ahead, and phases are not
 _PIECES = (32, 128, PREFILL)  # lengths of a prompt's pieces that are captured
+_TOGETHER = {"cuda": 4096, "cpu": PREFILL}  # tokens of several prompts that are read in one pass
+_GREEDY = SamplingParams(temperature=0)
+_LEAST = 64  # blocks
+_SMALL = 2**28  # bytes of slots that are allocated whether they are needed or not
+_MANY, _MANY_ON_CPU = 256, 8  # slots at most, where their number follows the memory
+_WORTH = 64  # cycles over too many slots, before fewer are captured
+MODERATE = 1024  # tokens of a text, prompt and answer, that room is made for beforehand
+_SHARE = 0.8  # of the free memory, that blocks may take
 
 
 class Runtime:
@@ -68,13 +79,18 @@ class Runtime:
         ahead_of_time = cycle.target.device.type in _AHEAD
         self.compiled = self.graph if spec.compile == "auto" else spec.compile and not ahead_of_time
         self._told = self._asked = False
+        self._wished = 0  # blocks that were asked for, when there was memory for no more
         self._graphs: Graphs | None = None
         self._inputs: _Inputs | None = None
+        self._widths: set[int] = set()  # numbers of slots that cycles were captured for
+        self._asked_for: dict[int, int] = {}  # cycles that fewer would have done for
         if self.compiled:
             # Compiled code is found again by later processes, also after a restart.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
             for name in PHASES:
                 cycle.compiled[name] = _Compiled(name, getattr(type(cycle), name))
+            if cycle.paged:  # else the host looks at every piece
+                cycle.compiled["pack"] = _Packed("pack", type(cycle).pack)
 
         if ahead_of_time and spec.compile is not False:
             cycle.ahead = ahead(
@@ -84,11 +100,59 @@ class Runtime:
                 make=spec.compile is True,
             )
 
-    def slots(self, wanted: int, limit: int) -> int:
-        """Return how many slots to allocate: few different numbers where each is captured."""
-        if not self.graph:
+    def limit(self, asked: int | Literal["auto"], capacity: int) -> int:
+        """Return how many requests are decoded at once, at most; see `RuntimeSpec.max_batch`."""
+        if asked != "auto":
+            return asked
+        if self.cycle.target.device.type != "cuda":
+            return _MANY_ON_CPU
+        blocks = self.cycle.blocks(min(MODERATE, capacity))
+        if not self.cycle.shares:
+            blocks = -(-self.rows(MODERATE, capacity) // BLOCK)
+        return min(max(self._room() // blocks, 1), _MANY)
+
+    def slots(self, wanted: int, limit: int, rows: int) -> int:
+        """Return how many slots to allocate: all, where they take little; cycles run over few.
+
+        Args:
+            wanted: as many as there are requests.
+            limit: the most.
+            rows: of each.
+        """
+        if self.cycle.shares:
+            return limit  # they are a few numbers each: rows are the blocks'
+        if self.lone:
             return min(wanted, limit)
-        return min(1 << (wanted - 1).bit_length(), limit)
+        if self.graph:
+            wanted = 1 << (wanted - 1).bit_length()
+        small = _SMALL * BLOCK // (rows * self.cycle.block_bytes)
+        return min(max(wanted, small), limit)
+
+    @property
+    def lone(self) -> bool:
+        """Whether one slot is better than the first of several: a pass is compiled for that."""
+        return self.cycle.ahead is not None and not self.cycle.paged
+
+    def bucket(self, slots: int) -> int:
+        """Return over how many slots to run where *slots* are needed: few numbers, if captured."""
+        return 1 << (slots - 1).bit_length() if self.graph else slots
+
+    def width(self, needed: int, total: int) -> int:
+        """Return over how many of *total* slots the next cycle runs, of which *needed* matter.
+
+        Capturing takes as long as many cycles, so fewer slots than were captured before are worth
+        it where that many were needed for a while.
+        """
+        if not self.graph:
+            return needed
+        asked = min(self.bucket(needed), total)
+        larger = [width for width in self._widths if width > asked]
+        if asked not in self._widths and larger:
+            self._asked_for[asked] = self._asked_for.get(asked, 0) + 1
+            if self._asked_for[asked] < _WORTH:
+                return min(larger)
+        self._widths.add(asked)
+        return asked
 
     def rows(self, longest: int, capacity: int) -> int:
         """Return how many rows to allocate for texts of some length, of at most *capacity*."""
@@ -98,6 +162,39 @@ class Runtime:
         while rows < longest:
             rows = min(2 * rows, capacity)
         return -(-rows // PREFILL) * PREFILL
+
+    def blocks(self, wanted: Sequence[int], slots: int) -> int:
+        """Return how many blocks to allocate for texts, where rows lie in blocks.
+
+        As many as the largest of them need that there are slots for, as far as there is memory;
+        the largest of all, at least. Rounded up, so that other texts of about that length fit, and
+        no fewer than leave room for the earlier turns of a chat.
+
+        Args:
+            wanted: blocks of each text (see `eagle.cycle.Cycle.blocks`).
+            slots: how many are decoded at once.
+        """
+        needed = max(_rounded(sum(sorted(wanted)[-slots:])), _LEAST)
+        self._wished = needed
+        if self.cycle.target.device.type == "cuda":
+            torch.cuda.empty_cache()  # what was let go of before is free
+            needed = min(needed, self._room())
+        return max(needed, max(wanted))
+
+    def most_blocks(self, total: int) -> int | None:
+        """Return how many blocks there can be at most, where *total* are; None if unbounded."""
+        if self.cycle.target.device.type != "cuda":
+            return None
+        return total + self._room()
+
+    def _room(self) -> int:
+        """Return how many blocks there is free memory for."""
+        return int(_SHARE * free_memory(self.cycle.target.device)) // self.cycle.block_bytes
+
+    def holds(self, total: int, wanted: Sequence[int], slots: int) -> bool:
+        """Return whether *total* blocks suffice for texts, or are all that there is memory for."""
+        needed = sum(sorted(wanted)[-slots:])
+        return max(wanted, default=0) <= total and needed <= max(total, self._wished)
 
     def span(self, committed: int) -> int:
         """Return how many rows a cycle reads: few different numbers where each is captured."""
@@ -110,10 +207,14 @@ class Runtime:
         return self._bucket(committed + self.cycle.headroom)
 
     @torch.inference_mode(False)  # what is made in that mode cannot be changed outside it
-    def allocate(self, slots: int, rows: int) -> Slots:
-        """Allocate caches and slots; what was captured for others is let go of."""
+    def allocate(self, slots: int, rows: int, blocks: int | None = None) -> Slots:
+        """Allocate caches and slots; what was captured for others is let go of.
+
+        See `eagle.cycle.Cycle.allocate`.
+        """
         self._graphs = self._inputs = None
-        made = self.cycle.allocate(slots, rows)
+        self._widths, self._asked_for = set(), {}
+        made = self.cycle.allocate(slots, rows, blocks)
         if self.graph:
             self._graphs = Graphs(self.cycle.target.device)
             self._inputs = _Inputs(self.cycle.target.device)
@@ -139,20 +240,59 @@ class Runtime:
         span = self.span(committed)
         self.cycle.use(tree)
         if processing or not self._captured(
-            ("cycle", tree, span, sampling.greedy, sampling.filtered),
+            ("cycle", tree, slots.root.shape[0], span, sampling.greedy, sampling.filtered),
             lambda: self.cycle.run(slots, sampling, span),
             slots,
         ):
             self.cycle.run(slots, sampling, span, processing)
 
-    def _ask_kernels(self) -> None:
-        """Before the first sampled token, leave out kernels that are wrong on this device."""
+    def _ask_kernels(self, sampling: Sampling) -> None:
+        """Before the first sampled token, leave out kernels that are wrong on this device.
+
+        Where prompts are read: no slot is sampled in a cycle whose first token was not sampled.
+        """
+        if sampling.greedy or self._asked:
+            return
         self._asked = True
         if self.cycle.draws is not UniformDraws:
             return  # an oracle, which goes through the operators anyway
         if reason := disagreement(self.cycle):
             self.cycle.draws = OperatorDraws
             log.warning("sampled cycles do without kernels, which differ here: %.300s", reason)
+
+    @property
+    def budget(self) -> int:
+        """Tokens of prompts that are read in one pass, at most."""
+        return _TOGETHER.get(self.cycle.target.device.type, PREFILL)
+
+    def read(
+        self,
+        slots: Slots,
+        pieces: Sequence[Piece[Read]],
+        uniforms: Tensor,
+        processing: Processing | None = None,
+    ) -> None:
+        """Read pieces of prompts, in one pass where backend and head can.
+
+        Args:
+            slots: the slots.
+            pieces: at most one for each slot; one by itself where there is *processing*.
+            uniforms: float64 ``[S, 1]``, the randomness of the first token of each, where its
+                prompt ends.
+            processing: the logits processors of the piece's request, if it has some.
+        """
+        device = self.cycle.target.device
+        if len(pieces) > 1 and self.cycle.packs:
+            # Of prompts that go on, no token is chosen.
+            params = [one.request.params if one.last else _GREEDY for one in pieces]
+            sampling = Sampling.of(params, device)
+            self._ask_kernels(sampling)
+            self.cycle.read_together(slots, pieces, sampling, uniforms)
+            return
+        for one, own in zip(pieces, torch.split(uniforms, 1), strict=True):
+            sampling = Sampling.of([one.request.params], device)
+            prompt, part = one.request.prompt, (one.start, one.end)
+            self.prefill(slots, one.slot, prompt, sampling, own, processing, *part)
 
     def prefill(
         self,
@@ -162,38 +302,41 @@ class Runtime:
         sampling: Sampling,
         uniform: Tensor,
         processing: Processing | None,
+        start: int = 0,
+        end: int | None = None,
     ) -> None:
         """Read a prompt into a slot and choose its first token; see `Cycle.prefill`."""
-        # Here alone: no slot is sampled in a cycle whose first token was not sampled.
-        if not sampling.greedy and not self._asked:
-            self._ask_kernels()
+        self._ask_kernels(sampling)
         if processing or self._inputs is None or not self.graph:
-            self.cycle.prefill(slots, slot, prompt, sampling, uniform, processing)
+            self.cycle.prefill(
+                slots, slot, prompt, sampling, uniform, processing, start=start, end=end
+            )
             return
         inputs = self._inputs
         inputs.sampling = inputs.sampling.take(sampling)
         inputs.uniform.copy_(uniform)
+        stop = len(prompt) if end is None else end
         # A graph serves every slot, so there are at most ten for each span, and one span for each
         # doubling of the rows. They are captured when first needed, as cycles are: that takes as
         # long as reading a few times, and other prompts of that length are to be expected.
-        for start in range(0, len(prompt), PREFILL):
-            piece = prompt[start : start + PREFILL + 1]
-            count = min(len(piece), PREFILL)
+        for first in range(start, stop, PREFILL):
+            count = min(PREFILL, stop - first)
+            piece = prompt[first : first + count + 1]
             length = next(size for size in _PIECES if size >= count)
-            last = start + count == len(prompt)
-            inputs.load(piece, length, slot, start, count)
-            end = (inputs.sampling, inputs.uniform) if last else None
-            span = self._bucket(start + length)
+            last = first + count == len(prompt)
+            inputs.load(piece, length, slot, first, count)
+            choose = (inputs.sampling, inputs.uniform) if last else None
+            span = self._bucket(first + length)
             kind = (sampling.greedy, sampling.filtered) if last else ()
             key = ("read", length, span, last, *kind)
 
             def read(
                 length: int = length,
                 span: int = span,
-                end: tuple[Sampling, Tensor] | None = end,
+                choose: tuple[Sampling, Tensor] | None = choose,
             ) -> None:
                 tokens = inputs.tokens[:, : length + 1]
-                self.cycle.read(slots, tokens, inputs.place, span, end)
+                self.cycle.read(slots, tokens, inputs.place, span, choose)
 
             if not self._captured(key, read, slots):
                 read()
@@ -227,6 +370,12 @@ class Runtime:
             log.info("captured %s in %.1f s", key, time.perf_counter() - started)
         self._graphs.replay(key)
         return True
+
+
+def _rounded(blocks: int) -> int:
+    """Return a number of blocks, up to an eighth more: few different ones."""
+    step = 1 << max(blocks.bit_length() - 4, 0)
+    return -(-blocks // step) * step
 
 
 class _Inputs:
@@ -272,13 +421,34 @@ class _Compiled:
             except _failures() as error:
                 self._failed.add(kind)
                 reason = " ".join(str(error).split())
-                log.warning("the phase %s runs uncompiled: %.300s", self._name, reason)
+                # A packed pass that SDPA attends piece by piece is another one for all sizes.
+                sizes = isinstance(error, ConstraintViolationError)
+                level = logging.INFO if sizes else logging.WARNING
+                log.log(level, "the phase %s runs uncompiled: %.300s", self._name, reason)
         return self._phase(cycle, *args)
+
+
+class _Packed(_Compiled):
+    """A packed pass, which is compiled once for any number of tokens and prompts."""
+
+    def __call__(self, cycle: Cycle, *args: Any) -> Any:
+        tokens, follow, step, ended, sampling, uniforms = args
+        for tensor in (tokens, follow, step.positions):
+            torch._dynamo.mark_dynamic(tensor, 1)
+        few = (ended, uniforms, step.lengths, step.tail, step.segments.slots, step.table)
+        filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
+        for tensor in (*few, *filters, step.segments.offsets, step.segments.owners):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        return super().__call__(cycle, *args)
 
 
 def _failures() -> tuple[type[Exception], ...]:
     """Return what is raised where a phase cannot be compiled, or needs more than a device has."""
-    found: tuple[type[Exception], ...] = (TorchDynamoException, FailOnRecompileLimitHit)
+    found: tuple[type[Exception], ...] = (
+        TorchDynamoException,
+        FailOnRecompileLimitHit,
+        ConstraintViolationError,
+    )
     if "triton" not in sys.modules:
         return found
     from triton.runtime.errors import OutOfResources

@@ -167,8 +167,11 @@ class _Bench:
         return self._job(rest)
 
 
-def bushy_tree(tokens: Tensor) -> TokenTree:
-    """Return a tree of tokens ``[N]`` in which every node has some children, breadth first."""
+def bushy_tree(tokens: Tensor, slots: int = 1) -> TokenTree:
+    """Return a tree of tokens ``[N]`` in which every node has some children, breadth first.
+
+    The same in each of some slots.
+    """
     index = torch.arange(tokens.shape[0], device=tokens.device)
     parents = (index + _CHILDREN - 1) // _CHILDREN - 1
     levels, last = 0, 1
@@ -176,11 +179,11 @@ def bushy_tree(tokens: Tensor) -> TokenTree:
         levels, last = levels + 1, last * _CHILDREN + 1
     ancestors = ancestor_mask(parents[None], levels)
     return TokenTree(
-        tokens=tokens[None],
-        parents=parents[None],
-        depths=ancestors.sum(2) - 1,
-        ranks=((index - 1) % _CHILDREN)[None].clamp(min=0),
-        ancestors=ancestors,
+        tokens=tokens.repeat(slots, 1),
+        parents=parents.repeat(slots, 1),
+        depths=(ancestors.sum(2) - 1).repeat(slots, 1),
+        ranks=((index - 1) % _CHILDREN).clamp(min=0).repeat(slots, 1),
+        ancestors=ancestors.repeat(slots, 1, 1),
     )
 
 

@@ -67,6 +67,7 @@ __all__ = [
     "TargetSpec",
     "built",
     "declared",
+    "follow_layers",
     "json_schema",
     "load_spec",
     "resolve",
@@ -239,7 +240,7 @@ def resolve(spec: DecoderSpec, registry: Registry, context: BuildContext | None 
     _check_laws(resolved, registry)
     _check_topology(resolved)
     if context.target is not None:
-        resolved = _follow_layers(resolved, context.target)
+        resolved = follow_layers(resolved, context.target)
         _check_features(resolved, context.target)
     return resolved
 
@@ -436,8 +437,13 @@ def _check_topology(resolved: Resolved) -> None:
         )
 
 
-def _follow_layers(resolved: Resolved, target: TargetInfo) -> Resolved:
-    """Have the extractor join the layers that the head names, if it names some."""
+def follow_layers(resolved: Resolved, target: TargetInfo) -> Resolved:
+    """Have the extractor join the layers that the head names, if it names some.
+
+    Raises:
+        IncompatibleError: the spec's extractor joins other layers.
+        CheckpointError: the head was made for another target.
+    """
     head, features = resolved.strategies[Role.HEAD], resolved.strategies[Role.FEATURES]
     component = resolved.head
     if not isinstance(component, NamesLayers):

@@ -118,14 +118,15 @@ class RuntimeSpec(_Model):
             make it at first use.
         cuda_graph: capture whole cycles as CUDA graphs and replay them; ``auto``: on CUDA, where
             every component allows it.
-        max_batch: slots, the most requests decoded at once.
+        max_batch: slots, the most requests decoded at once; ``auto``: as many texts of 1,024
+            tokens as there is free memory for, up to 256, and 8 on a CPU.
         max_length: longest text of a slot, prompt and answer, in tokens; ``auto`` follows the
             requests up to what the target was made for.
     """
 
     compile: bool | Literal["auto"] = "auto"
     cuda_graph: bool | Literal["auto"] = "auto"
-    max_batch: Annotated[int, Field(ge=1)] = 8
+    max_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
 
     def capacity(self, served: int) -> int:

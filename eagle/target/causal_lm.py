@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eagle.cache import Step, TreeCache
+from eagle.cache import Pages, Step, TreeCache
 from eagle.errors import TargetError, reason
-from eagle.host import Turn, in_turn
+from eagle.host import Turn, Whole, in_turn
 from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, left_alone
 from eagle.plugin import AttentionBackend
 from eagle.spec import TargetSpec
@@ -33,7 +33,7 @@ Forward = Callable[..., tuple[Tensor, list[Tensor]]]
 _FOREIGN = (RuntimeError, TypeError, ValueError, AttributeError, LookupError, AssertionError)
 
 
-class Target:
+class Target(Whole):
     """A frozen causal language model, unforked, behind a tree cache.
 
     Attributes:
@@ -48,6 +48,10 @@ class Target:
         layout: of its linear layers.
         turn: which thread may run passes or change the layout.
     """
+
+    # Refused before its weights are: those that are sent to a process move, also under a pass that
+    # was compiled ahead and knows their addresses.
+    copied = Turn.copied
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         loading.refuse(name, model.config)
@@ -170,8 +174,8 @@ class Target:
     def _fails(self, error: Exception) -> TargetError:
         return TargetError(f"{self._named} cannot be run over a tree cache: {reason(error)}")
 
-    def make_cache(self, slots: int, rows: int) -> bridge.PassCache:
-        """Allocate a cache of *rows* rows for each of *slots* texts."""
+    def make_cache(self, slots: int, rows: int, pages: Pages | None = None) -> bridge.PassCache:
+        """Allocate a cache of *rows* rows for each of *slots* texts, or one of blocks."""
         return bridge.PassCache(
             TreeCache(
                 layers=self.info.layers,
@@ -181,6 +185,7 @@ class Target:
                 head_dim=self.head_dim,
                 dtype=self.dtype,
                 device=self.device,
+                pages=pages,
             )
         )
 
@@ -269,7 +274,7 @@ class Target:
     ) -> tuple[Tensor, list[Tensor]]:
         """Run one pass as `forward` does, with tokens or their embeddings by transformers' name."""
         self._attend_through(bridge.ATTENTION)
-        cache.step = step
+        cache.step = step = cache.store.locate(step)
         out = self.body(
             **entries,
             # Nodes past the last position are never committed, but tables end there.

@@ -77,7 +77,12 @@ AttentionMaskInterface.register(ATTENTION, _mask)
 
 
 class PassCache(Cache):  # type: ignore[misc]
-    """A transformers cache that forwards to a `TreeCache` at the rows of the current step."""
+    """A transformers cache that forwards to a `TreeCache` at the rows of the current step.
+
+    Attributes:
+        store: the cache.
+        step: of the current pass, located in the cache; None between passes.
+    """
 
     def __init__(self, store: TreeCache) -> None:
         super().__init__(layers=[])
@@ -87,7 +92,7 @@ class PassCache(Cache):  # type: ignore[misc]
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write one layer's new keys and values; return the span of rows that may be read."""
+        """Write one layer's new keys and values; return what may be read of it."""
         if self.step is None:
             raise RuntimeError("the cache was used outside a pass of its target")
         return self.store.write(layer_idx, key_states, value_states, self.step)

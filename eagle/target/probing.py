@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.cache import Step
+from eagle.cache import Pages, Step
 from eagle.plugin import ancestor_mask
 
 __all__ = ["difference"]
@@ -55,10 +55,12 @@ def difference(target: Any, attention: Any, forward: Any) -> str | None:
         return None  # reported with more to go by when text is generated
 
     zero = torch.zeros(1, dtype=torch.int64, device=device)
-    cache = target.make_cache(1, length + _NODES)
+    rows = length + _NODES
+    pages = Pages.whole(1, rows, device) if getattr(attention, "paged", False) else None
+    cache = target.make_cache(1, rows, pages)
     read, _ = forward(prompt[None], Step.chain(zero, length, length), cache, attention)
     parents, depths = (torch.tensor(x, device=device) for x in (_PARENTS, _DEPTHS))
-    step = Step.tree(zero + length, depths, ancestor_mask(parents, _DEPTH), length + _NODES)
+    step = Step.tree(zero + length, depths, ancestor_mask(parents, _DEPTH), rows)
     last, _ = forward(tree[None], step, cache, attention)
     start = target.logits(read[:, -1:])[:, 0].float().expand(3, 1, -1)
     found = torch.cat((start, target.logits(last)[0, paths].float()), dim=1)

@@ -55,7 +55,7 @@ def decoder_distribution(
             return _World(cycle, prompts, params, processors, tokens, slots).distributions()
     finally:
         cycle.draws, cycle.compiled = draws, compiled
-        decoder._slots = None  # the caches were allocated for other slots
+        decoder.loop.let_go()  # the caches were allocated for other slots
 
 
 class LaneDraws:
@@ -283,7 +283,10 @@ class _World:
         }
         self.cycle.acceptance = cast("AcceptanceRule", rule)
         try:
-            self.cycle.run(self.slots, self.sampling, self.span, self._processing(texts))
+            processing = self._processing(texts)
+            self.cycle.run(self.slots, self.sampling, self.span, processing)
+            for failure in processing.failures.values() if processing else ():
+                raise failure
         finally:
             self.cycle.acceptance = rule.rule
         drawn, declared = oracle.used - used, self.cycle.draws_per_cycle

@@ -16,6 +16,7 @@ from eagle.cycle.cycle import PHASES
 from eagle.errors import RequestError
 from eagle.spec.building import DecoderSpec
 from eagle.testing import tiny_target
+from eagle_plugins.attention.auto import Auto
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 41]]
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
@@ -89,6 +90,38 @@ def test_a_batch_is_answered_at_once(decoders):
     assert plain.phases["verify"] > 0
 
 
+@pytest.mark.parametrize("slots", [2, 8])
+def test_no_part_of_a_cycle_takes_less_than_nothing(spec, pair, slots, monkeypatch):
+    """Also where prompts are read while others are decoded, for want of slots or in pieces."""
+    monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": 20})
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
+    prompts = [[5 + place % 50 for place in range(9 + number)] for number in range(8)]
+    found = speed({"tree": decoder}, prompts, PARAMS, batch=8)
+    for row in found.rows:
+        (trial,) = row.trials
+        assert 0 < trial.reading < trial.seconds
+        assert row.cycle > 0
+        assert all(part >= 0 for part in row.parts.values())
+        assert trial.cycles * slots >= trial.verifications
+    plain = found.row("plain")
+    assert plain.trials[0].cycles >= 23 * 8 // slots
+
+
+def test_a_prompt_that_was_answered_before_is_read_all_the_same(spec, pair, monkeypatch):
+    monkeypatch.setattr(Auto, "paged", True)
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    read, original = [], decoder._runtime.read
+
+    def noted(slots, pieces, *args):
+        read.extend(piece.start for piece in pieces)
+        return original(slots, pieces, *args)
+
+    monkeypatch.setattr(decoder._runtime, "read", noted)
+    speed({"tree": decoder}, [[5 + place % 50 for place in range(200)]], PARAMS, repeats=2)
+    timed = [start for start in read if start == 0]
+    assert len(timed) >= 3
+
+
 def test_fewer_prompts_than_a_batch_are_one_group(decoders):
     (row,) = speed(decoders, PROMPTS, PARAMS, baselines=(), batch=8).rows[:1]
     assert [trial.prompts for trial in row.trials] == [(0, 1, 2)]
@@ -139,6 +172,19 @@ def test_a_captured_cycle_is_timed_as_it_is_replayed(spec, pair, tmp_path):
     assert decoder._runtime.graph
     assert all(0 < found[phase] < 100 for phase in PHASES)
     assert sweep(decoder, [1, 8], context=8, repeats=2).graph
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_verifications_of_several_texts_at_once_are_timed(spec, pair, paged, monkeypatch):
+    monkeypatch.setattr(Auto, "paged", paged)
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    found = sweep(decoder, [1, 8], context=40, batch=3, repeats=2)
+    assert found.batch == 3
+    row = 2 * pair[0].kv_heads * pair[0].head_dim * pair[0].info.layers * 4
+    for each in found.passes:
+        assert each.verify.median > 0
+        read = weight_bytes(pair[0]) + 3 * (40 + each.nodes) * row
+        assert each.floor == pytest.approx(1e3 * read / found.bandwidth)
 
 
 def test_verifications_of_several_sizes_are_timed(decoders):

@@ -23,6 +23,7 @@ STATS = {
     "seconds": float,
     "tokens_per_second": float,
     "time_to_first_token": float,
+    "queued": float,
 }
 FIGURES = re.compile(
     r"^\d+ tokens? · [\d.]+ tokens/s · tau [\d.]+ · \d+ cycles? · first token [\d.]+ s$", re.M

@@ -173,7 +173,9 @@ def test_the_regression_of_features_is_refused_for_what_is_none(tmp_path, regist
 
 def test_an_unknown_loss_is_named_with_the_known_ones(tmp_path, registry, target):
     spec = spec_of(tmp_path, "loss.name=margin")
-    with pytest.raises(SpecError, match=r"no training loss is named 'margin'.* Known: eagle, marg"):
+    with pytest.raises(
+        SpecError, match=r"no training loss is named 'margin'.* Known: eagle, eagle3, marg"
+    ):
         train(spec, registry=registry, target=target)
 
 

@@ -49,9 +49,11 @@ class NGram(Head):
     """Looks up what followed the last token when it last occurred; it has no use for features.
 
     Its memory is the text itself, in rows of its own, so it has to know which entries are real, and
-    token 0. A state is where reading goes on, whether anything was found, and where the text ends:
-    what lies behind that is of a text that never was.
+    token 0; whose they are it learns from the step. A state is where reading goes on, whether
+    anything was found, and where the text ends: what lies behind that is of a text that never was.
     """
+
+    packs = True
 
     def state_size(self, target):
         return 3
@@ -73,10 +75,10 @@ class NGram(Head):
         for ahead, tokens in ((0, committed.own), (1, committed.tokens)):
             old = self.text[step.slots, step.rows + ahead]
             self.text[step.slots, step.rows + ahead] = torch.where(real, tokens, old)
-        text = self.text[step.slots[:, 0]]
-        place = torch.arange(text.shape[1])
+        text = self.text[step.slots.expand_as(step.rows)]
+        place = torch.arange(text.shape[2])
         # Entry t looks for its token among those before it.
-        same = text[:, None] == committed.tokens[..., None]
+        same = text == committed.tokens[..., None]
         before = place < (step.rows + 1)[..., None]
         last = torch.where(same & before, place, -1).amax(2)
         found = last >= 0
@@ -153,7 +155,11 @@ class Levels(Head):
 class OwnEnd(Head):
     """EAGLE-3's kind: joins several layers, feeds its own output back, drafts from few tokens."""
 
+    paged = True  # it remembers nothing at all
     width = 24
+
+    def allocate(self, slots, rows, pages=None):
+        self.pages = pages
 
     def feature_layers(self, target):
         return (0, 1, target.layers)

@@ -114,25 +114,31 @@ def test_an_abandoned_stream_leaves_nothing_behind(decoder):
         assert result.tokens == reference(decoder.target, prompt, 25)
 
 
-def test_a_stream_that_another_call_has_displaced_says_so(decoder):
+def test_a_stream_goes_on_behind_another_call(decoder):
     stream = decoder.stream(PROMPTS[0], max_new_tokens=25, ignore_eos=True)
-    next(stream)
-    decoder.generate(PROMPTS[1], max_new_tokens=5, ignore_eos=True)
-    with pytest.raises(RequestError, match="before this stream ended"):
-        list(stream)
+    tokens = [*next(stream).tokens]
+    between = decoder.generate(PROMPTS[1], max_new_tokens=5, ignore_eos=True)
+    assert between.tokens == reference(decoder.target, PROMPTS[1], 5)
+    for event in stream:
+        tokens += event.tokens
+    assert tuple(tokens) == reference(decoder.target, PROMPTS[0], 25)
 
 
-def test_a_displaced_stream_does_not_touch_the_one_that_displaced_it(decoder):
+def test_streams_in_turn_are_both_served_right(decoder):
     params = [
         SamplingParams(temperature=1, seed=s, max_new_tokens=20, ignore_eos=True) for s in (1, 2)
     ]
     alone = [r.tokens for r in decoder.generate(PROMPTS[:2], params)]
     first = decoder.stream(PROMPTS[2:4], max_new_tokens=25, ignore_eos=True)
-    next(first)
+    others = [next(first)]
     second = decoder.stream(PROMPTS[:2], params)
     events = [next(second) for _ in range(4)]
-    with pytest.raises(RequestError, match="before this stream ended"):
-        list(first)
+    others += [next(first) for _ in range(3)]
+    events += [next(second)]
+    others += first
+    found = {event.index: event.result.tokens for event in others if event.result}
+    for index, prompt in enumerate(PROMPTS[2:4]):
+        assert found[index] == reference(decoder.target, prompt, 25)
     events += second
     assert [e.result.tokens for e in sorted(events, key=lambda e: e.index) if e.result] == alone
 
@@ -262,7 +268,7 @@ def test_a_prompt_of_nan_costs_no_answer_of_those_read_with_it(decoder, poisoned
     assert list(caught.value.results) == [1]
 
 
-def test_waiting_prompts_are_read_in_one_go_and_answered_in_the_order_of_slots(
+def test_waiting_prompts_are_read_in_one_pass_and_answered_in_the_order_of_slots(
     spec, pair, monkeypatch
 ):
     decoder = Decoder.from_spec(spec(runtime={"max_batch": 3}), target=pair[0])
@@ -275,14 +281,14 @@ def test_waiting_prompts_are_read_in_one_go_and_answered_in_the_order_of_slots(
 
         monkeypatch.setattr(runtime, name, noted)
 
-    note("prefill", runtime.prefill)
+    note("read", runtime.read)
     note("run", runtime.run)
     stream = decoder.stream(PROMPTS, max_new_tokens=3, ignore_eos=True)
     steps.extend(event.index for event in stream)
-    assert steps[:7] == ["prefill", "prefill", "prefill", 0, 1, 2, "run"]
-    assert steps.count("prefill") == len(PROMPTS)
-    second = steps.index("prefill", 7)
-    assert steps[second : second + 4] == ["prefill", "prefill", 3, 4]
+    assert steps[:5] == ["read", 0, 1, 2, "run"]
+    assert steps.count("read") == 2
+    second = steps.index("read", 5)
+    assert steps[second : second + 3] == ["read", 3, 4]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -378,9 +384,9 @@ def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):
 
 def test_slots_stay_at_their_addresses(decoder):
     decoder.generate(PROMPTS[0], max_new_tokens=4, ignore_eos=True)
-    before = addresses(decoder._slots)
+    before = addresses(decoder.loop.seats.slots)
     decoder.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
-    assert before == addresses(decoder._slots)
+    assert before == addresses(decoder.loop.seats.slots)
     assert len(before) == 10
 
 

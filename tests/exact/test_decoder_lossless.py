@@ -111,13 +111,15 @@ def generated_distribution(decoder, prompts, tokens, lanes, **options):
     while any(waiting):
         chosen = [index for index, own in enumerate(waiting) for _ in own[:lanes]]
         scripts = torch.stack([waiting[index].pop(0) for index in chosen])
-        oracle, passes = EnumeratingDraws(scripts), iter(range(10**6))
+        oracle, unread = EnumeratingDraws(scripts), list(range(len(scripts)))
 
-        def draws(uniforms, oracle=oracle, passes=passes):
-            number = next(passes)
-            if number < oracle.lanes:  # a prompt is read: one slot draws its first token
-                return LaneDraws(oracle, torch.tensor([number]), torch.tensor([True]))
-            return LaneDraws(oracle, torch.arange(oracle.lanes), decoder._slots.active.clone())
+        def draws(uniforms, oracle=oracle, unread=unread):
+            count = len(uniforms)  # the last lanes may have ended
+            if unread:  # prompts are read, some in one pass: their slots draw their first tokens
+                own = torch.tensor([unread.pop(0) for _ in uniforms])
+                return LaneDraws(oracle, own, torch.ones(len(own), dtype=torch.bool))
+            active = decoder.loop.seats.slots.active[:count].clone()
+            return LaneDraws(oracle, torch.arange(count), active)
 
         decoder._cycle.draws = draws
         results = decoder.generate(

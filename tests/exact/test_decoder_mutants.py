@@ -102,12 +102,12 @@ def values_are_not_compacted(patch, decoder):
 
 
 def rows_are_written_where_the_first_slot_stands(patch, decoder):
-    def write(self, layer, keys, values, step, original=TreeCache.write):
+    def locate(self, step, original=TreeCache.locate):
         if step.slot is None:
             step = replace(step, rows=step.rows[:1].expand_as(step.rows))
-        return original(self, layer, keys, values, step)
+        return original(self, step)
 
-    patch.setattr(TreeCache, "write", write)
+    patch.setattr(TreeCache, "locate", locate)
 
 
 def the_root_stays(patch, decoder):
@@ -225,7 +225,8 @@ def absorbing(change):
 
 @absorbing
 def the_head_is_fed_the_unshifted_token_at_commit(decoder, absorb, committed):
-    unshifted = torch.cat((decoder._slots.root[:, None], committed.tokens[:, :-1]), 1)
+    roots = decoder.loop.seats.slots.root[: len(committed.tokens), None]
+    unshifted = torch.cat((roots, committed.tokens[:, :-1]), 1)
     return absorb(replace(committed, tokens=unshifted))
 
 
@@ -237,7 +238,7 @@ def the_head_is_fed_the_next_feature_at_commit(decoder, absorb, committed):
 @absorbing
 def the_head_is_fed_its_own_feature_at_commit(decoder, absorb, committed):
     features = committed.features
-    own = decoder._slots.state[:, None].expand_as(features)
+    own = decoder.loop.seats.slots.state[: len(features), None].expand_as(features)
     return absorb(replace(committed, features=torch.cat((features[:, :1], own[:, 1:]), 1)))
 
 

@@ -53,10 +53,10 @@ def assert_states_are_the_heads_on_the_true_text(decoder):
         if event.finish_reason:
             continue
         expected = head_states(decoder, text[1:], true_features(decoder, text)[:, :-1])[0, -1]
-        found = decoder._slots.state[event.index]
+        found = decoder.loop.seats.slots.state[event.index]
         same(found, expected, f"the state after {len(text)} tokens")
-        assert decoder._slots.lengths[event.index] == len(text) - 1
-        assert decoder._slots.root[event.index] == text[-1]
+        assert decoder.loop.seats.slots.lengths[event.index] == len(text) - 1
+        assert decoder.loop.seats.slots.root[event.index] == text[-1]
         compared, gains = compared + 1, max(gains, len(event.tokens))
     assert compared > 20
     assert gains > 2, "no long path was committed, so nothing was shown"
@@ -115,7 +115,7 @@ def assert_no_uniform_is_read_twice(decoder):
     class Recorder(UniformDraws):
         def read(self, count):
             read = super().read(count)
-            slots = decoder._slots.active if len(read) > 1 else [True]
+            slots = decoder.loop.seats.slots.active[: len(read)] if len(read) > 1 else [True]
             seen.extend(row.tolist() for row, active in zip(read, slots, strict=True) if active)
             return read
 

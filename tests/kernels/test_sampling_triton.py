@@ -19,19 +19,29 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [6, 64])
-def test_rows_of_accepted_paths_come_to_the_front(dtype, size):
-    stores = [torch.rand(2, 3, 16, size, device=DEVICE).to(dtype) for _ in range(4)]
+@pytest.mark.parametrize("paged", [False, True])
+def test_rows_of_accepted_paths_come_to_the_front(dtype, size, paged):
+    # Two slots of 16 rows, behind each other or in blocks of 4 in any order.
+    stores = [torch.rand(3, 36, size, device=DEVICE).to(dtype) for _ in range(4)]
+    table = torch.tensor([[7, 2, 8, 1], [3, 6, 4, 5]], dtype=torch.int32, device=DEVICE)
     before = [store.clone() for store in stores]
     lengths = torch.tensor([3, 7], device=DEVICE)
     path = torch.tensor([[0, 2, 5, 0], [0, 1, 4, 6]], device=DEVICE)
-    Mover(stores)(lengths, path)
+    Mover(stores)(lengths, path, 16, table if paged else None)
+
+    def rows(slot):
+        if not paged:
+            return torch.arange(16, device=DEVICE) + 16 * slot
+        return (table[slot].long()[:, None] * 4 + torch.arange(4, device=DEVICE)).flatten()
+
     for store, old in zip(stores, before, strict=True):
         for slot, (length, accepted) in enumerate([(3, [0, 2, 5]), (7, [0, 1, 4, 6])]):
-            expected = old[slot, :, [length + node for node in accepted]]
+            new, own = store[:, rows(slot)], old[:, rows(slot)]
+            expected = own[:, [length + node for node in accepted]]
             end = length + len(accepted)
-            assert torch.equal(store[slot, :, :length], old[slot, :, :length])
-            assert torch.equal(store[slot, :, length:end], expected)
-            assert torch.equal(store[slot, :, length + 7 :], old[slot, :, length + 7 :])
+            assert torch.equal(new[:, :length], own[:, :length])
+            assert torch.equal(new[:, length:end], expected)
+            assert torch.equal(new[:, length + 7 :], own[:, length + 7 :])
 
 
 @settings(max_examples=15)

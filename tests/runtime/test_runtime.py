@@ -4,13 +4,17 @@ import functools
 import gc
 import logging
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from eagle.cache.store import BLOCK
 from eagle.decoding.decoder import Decoder
 from eagle.errors import IncompatibleError
 from eagle.plugin.sampling import Sampling, SamplingParams
+from eagle_plugins.attention.auto import Auto
+from tests.caches import by_slot
 from tests.interpreted import INTERPRETED
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled, for the GPU")
@@ -44,6 +48,53 @@ def test_every_phase_is_traced_whole_and_says_the_same(spec, pair, traced, caplo
             assert [r.tokens for r in found] == [r.tokens for r in expected]
     assert said(caplog) == []
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 4
+
+
+@interpreted
+def test_packed_passes_of_any_size_are_compiled_once(spec, pair, traced, monkeypatch, caplog):
+    eager = Decoder.from_spec(spec(attention="sdpa"), target=pair[0])
+    made = spec(attention="triton", runtime={"compile": True, "max_batch": 4})
+    decoder = Decoder.from_spec(made, target=pair[0])
+    pack, calls = decoder._cycle.compiled["pack"], []
+
+    def counted(cycle, *args):
+        before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        found = pack(cycle, *args)
+        calls.append(torch._dynamo.utils.counters["stats"]["unique_graphs"] - before)
+        return found
+
+    decoder._cycle.compiled = {"pack": counted}  # of the others, other tests have compiled enough
+    monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": 30})
+    params = SamplingParams(max_new_tokens=1, ignore_eos=True, temperature=1.0, seed=1)
+    for lengths in ((3, 4), (5, 2, 9), (6, 20, 3, 4), (2, 3)):
+        prompts = [[3 + (5 * p + n) % 60 for p in range(n)] for n in lengths]
+        expected = eager.generate(prompts, params)
+        found = decoder.generate(prompts, params)
+        assert [result.tokens for result in found] == [result.tokens for result in expected]
+    assert said(caplog) == []
+    assert calls[0] == 0, "eager at first"
+    assert sum(calls) == 1
+    assert len(calls) >= 4
+
+
+@pytest.mark.parametrize("attention", ["auto", pytest.param("triton", marks=interpreted)])
+def test_more_blocks_compile_nothing_anew(spec, pair, traced, monkeypatch, caplog, attention):
+    monkeypatch.setattr(Auto, "paged", True)
+    eager = Decoder.from_spec(spec(attention="sdpa"), target=pair[0])
+    made = spec(attention=attention, runtime={"compile": True, "max_batch": 2})
+    decoder = Decoder.from_spec(made, target=pair[0])
+    params = SamplingParams(max_new_tokens=6, ignore_eos=True)
+    expected = [result.tokens for result in eager.generate(PROMPTS, params)]
+    graphs = []
+    for least in (64, 64, 80, 96):  # a packed pass is compiled when it is there again
+        monkeypatch.setattr("eagle.runtime.runtime._LEAST", least)
+        decoder.loop.let_go()
+        found = decoder.generate(PROMPTS, params)
+        assert [result.tokens for result in found] == expected
+        assert decoder._cycle.cache.store.stores[0].shape[1] == (1 + least) * BLOCK
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[1] == graphs[3], "a phase was compiled for each number of blocks"
+    assert said(caplog) == []
 
 
 def test_a_phase_that_cannot_be_compiled_runs_all_the_same(spec, pair, traced, monkeypatch, caplog):
@@ -99,8 +150,7 @@ def test_padding_behind_a_prompt_changes_nothing(spec, pair, length):
 
 def stores(cycle):
     """Return keys and values of target and head, ``[slots, kv_heads, rows, head_dim]`` each."""
-    target, head = cycle.cache.store, cycle.head._cache
-    return [*target.keys, *target.values, *head.keys, *head.values]
+    return [*by_slot(cycle.cache.store), *by_slot(cycle.head._cache)]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", pytest.param("triton", marks=interpreted)])
@@ -161,6 +211,9 @@ def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
     ]
     expected = Decoder.from_spec(spec(), target=pair[0]).generate(prompts, params)
     keys = []
+    # Prompts that are read together, or in pieces between cycles, are other work.
+    monkeypatch.setattr(Auto, "packs", False)
+    monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": 10_000})
     for slots in (1, 4, 12, 40):
         decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
         decoder._runtime.graph = True
@@ -171,7 +224,37 @@ def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
     assert all(own == reading[0] for own in reading)
     # Pieces of up to 32 and of up to 128 tokens, read by greedy and by sampled requests.
     assert len(reading[0]) == 4
-    assert max(map(len, keys)) <= 4 + 3
+    # Cycles over as many slots as are needed, and few different numbers of them.
+    cycles = [{key for key in own if key[0] == "cycle"} for own in keys]
+    assert {key[1] for key in cycles[0]} == {1}
+    assert {key[1] for key in cycles[3]} <= {1, 2, 4, 8, 16, 32, 40}
+    assert all(len({key[2:] for key in own}) <= 3 for own in cycles)
+
+
+def test_fewer_slots_are_captured_once_they_were_worth_it(spec, pair, monkeypatch):
+    runtime = Decoder.from_spec(spec(), target=pair[0])._runtime
+    assert [runtime.width(needed, 40) for needed in (3, 1, 40)] == [3, 1, 40]
+    monkeypatch.setattr(runtime, "graph", True)
+    monkeypatch.setattr("eagle.runtime.runtime._WORTH", 3)
+    assert [runtime.width(needed, 40) for needed in (3, 1, 2, 1, 2)] == [4, 4, 4, 4, 4]
+    assert [runtime.width(needed, 40) for needed in (1, 2, 1, 33, 34, 3)] == [1, 2, 1, 40, 40, 4]
+
+
+def test_the_number_of_slots_follows_the_memory(spec, pair, monkeypatch):
+    runtime = Decoder.from_spec(spec(), target=pair[0])._runtime
+    assert runtime.limit(3, 4096) == 3
+    assert runtime.limit("auto", 4096) == 8, "on a CPU"
+    assert Decoder.from_spec(spec(runtime={"max_batch": "auto"}), target=pair[0]).max_batch == 8
+    cuda = SimpleNamespace(type="cuda")
+    block = runtime.cycle.block_bytes
+    monkeypatch.setattr(type(runtime.cycle), "shares", True)
+    monkeypatch.setattr(runtime.cycle.target, "device", cuda)
+    for blocks, limit in ((0, 1), (170, 10), (17, 1), (10**6, 256)):
+        monkeypatch.setattr(
+            "eagle.runtime.runtime.free_memory", lambda _, n=blocks: n / 0.8 * block + 1
+        )
+        assert runtime.limit("auto", 4096) == limit
+    assert runtime.most_blocks(5) == 10**6 + 5
 
 
 def test_graphs_are_refused_where_there_is_no_gpu(spec, pair):

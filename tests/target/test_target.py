@@ -1,11 +1,14 @@
 """Targets of many architectures: served exactly, or refused with the reason."""
 
+from contextlib import nullcontext
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
 from eagle import Decoder, DecoderSpec
-from eagle.cache.store import Step
+from eagle.cache.store import BLOCK, Step, gathered
 from eagle.errors import TargetError
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
@@ -14,6 +17,7 @@ from eagle.target.causal_lm import Target, load_target, resolve_device
 from eagle.target.interfaces import ATTENTION
 from eagle.target.loading import refuse
 from eagle.testing import ARCHITECTURES, tiny_head, tiny_target
+from eagle_plugins.attention.auto import Auto, AutoConfig
 
 PROMPT = [5, 9, 33, 7, 12, 60, 4]
 
@@ -72,6 +76,22 @@ def test_probe_refuses_passes_that_are_not_the_models_own(wrong, monkeypatch):
     monkeypatch.setattr(Step, "tree", broken)
     with pytest.raises(TargetError, match="gives other logits"):
         tiny_target().probe(_sdpa())
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_the_probe_reads_blocks_where_the_backend_finds_rows_in_them(wrong, monkeypatch):
+    read = []
+
+    def finding(store, step):
+        read.append(step.table)
+        return gathered(store, replace(step, table=step.table.flip(1)) if wrong else step)
+
+    monkeypatch.setattr("eagle_plugins.attention.triton.gathered", finding)
+    monkeypatch.setattr(Auto, "paged", True)
+    monkeypatch.setattr("eagle.target.probing._PROMPT", 2 * BLOCK)
+    with pytest.raises(TargetError, match="gives other logits") if wrong else nullcontext():
+        tiny_target().probe(Auto(AutoConfig(), BuildContext()))
+    assert read
 
 
 def test_probe_refuses_unknown_treatment_of_logits():

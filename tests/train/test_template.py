@@ -120,7 +120,7 @@ def test_refuses_a_template_without_a_boundary(with_template):
 
 def test_refuses_a_template_that_makes_text_without_end(with_template):
     tokenizer = with_template("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}")
-    with pytest.raises(DataError, match="the chat template .*so it is not used"):
+    with pytest.raises(DataError, match=r"the chat template .*so it is not used"):
         said(Encoder(tokenizer, [0], 64), tokenizer, ("user", "q"), ("assistant", "a"))
 
 

@@ -182,6 +182,7 @@ def passes(
     length: Annotated[
         int, typer.Option("--context", metavar="N", help="Tokens before the tree.")
     ] = 512,
+    batch: Annotated[int, typer.Option("--batch", metavar="N", min=1, help="Texts at once.")] = 1,
     repeats: Annotated[int, typer.Option("--repeats", metavar="N", min=1, help="Rounds.")] = 20,
     shape: Shapes = None,
     set_: Overrides = None,
@@ -189,7 +190,9 @@ def passes(
     as_json: JsonFile = None,
     as_markdown: MarkdownFile = None,
 ) -> None:
-    """Time one verification for trees of several sizes, against the time to read the weights.
+    """Time one verification for trees of several sizes, against the time to read what it needs.
+
+    That is the weights, and the keys and values of all texts.
 
     It is the pass that the spec's cycles run, through the same runtime and attention, with the LM
     head; medians and interquartile ranges.
@@ -203,9 +206,14 @@ def passes(
 
     (decoder,) = subjects.decoders.values()
     with progress_bar() as progress:
-        found = sweep(decoder, counts, context=length, repeats=repeats, progress=progress)
+        found = sweep(
+            decoder, counts, context=length, batch=batch, repeats=repeats, progress=progress
+        )
     mode = "CUDA graphs" if found.graph else "no graphs"
-    conditions = f"{found.context} tokens of context, {found.rows} cache rows read, {mode}"
+    conditions = (
+        f"batch {found.batch}, {found.context} tokens of context, {found.rows} cache rows read, "
+        f"{mode}"
+    )
     setting = Setting.of(subjects, conditions, command_of(context))
     tables = [sweep_table(found)]
     show(setting, found.bandwidth, tables)

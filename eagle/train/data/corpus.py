@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from eagle.errors import DataError
 from eagle.host import replacing
@@ -104,6 +106,14 @@ class Corpus:
         for array in (self.tokens.astype("<u4"), np.packbits(self.answers), self.ends):
             state.update(np.ascontiguousarray(array).tobytes())
         return state.hexdigest()
+
+    def counts(self, numbers: Iterable[int], vocab: int) -> Tensor:
+        """Return how often each token is an answer's in some conversations, int64 ``[vocab]``."""
+        chosen = np.zeros(len(self.tokens), dtype=np.bool_)
+        for number in numbers:
+            chosen[self.starts[number] : self.ends[number]] = True
+        said = self.tokens[chosen & self.answers]
+        return torch.from_numpy(np.bincount(said, minlength=vocab))
 
     def split(self, share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the numbers of the conversations to train on and of those held out.

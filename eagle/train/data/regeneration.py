@@ -154,7 +154,7 @@ def _answered(
     Yields each conversation that has got an answer, the last of its answers.
     """
     waiting = iter(talk for talk in talks if not talk.done)
-    slots = decoder.spec.runtime.max_batch
+    slots = decoder.max_batch
     hand: list[Talk] = []
     while True:
         hand += [talk for _, talk in zip(range(_WAVE * slots - len(hand)), waiting, strict=False)]

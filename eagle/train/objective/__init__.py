@@ -1,7 +1,13 @@
 """What a head is trained towards: losses, levels, noise, learning rate; knows tensors, no text."""
 
 from eagle.train.objective.average import Average
-from eagle.train.objective.levels import Levels, States, level_states, level_weights
+from eagle.train.objective.levels import (
+    Levels,
+    States,
+    level_states,
+    level_weights,
+    unrolled_states,
+)
 from eagle.train.objective.losses import Loss, LossValue
 from eagle.train.objective.noise import Noise
 from eagle.train.objective.schedule import learning_rate
@@ -16,4 +22,5 @@ __all__ = [
     "learning_rate",
     "level_states",
     "level_weights",
+    "unrolled_states",
 ]

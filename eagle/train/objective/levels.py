@@ -9,13 +9,21 @@ positions of a text in parallel. Knows a head's training pass, not what the stat
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["FeedBack", "Levels", "States", "level_mask", "level_states", "level_weights"]
+__all__ = [
+    "FeedBack",
+    "Levels",
+    "States",
+    "level_mask",
+    "level_states",
+    "level_weights",
+    "unrolled_states",
+]
 
 States = Callable[[Tensor, Tensor, Sequence[Tensor], Tensor, Tensor], Tensor]
 """A head's training pass; see `eagle.plugin.TrainableHead.train_states`."""
@@ -42,6 +50,11 @@ class Levels:
     positions: Tensor
     mask: Tensor
     streams: Sequence[Tensor]
+
+    def below(self, newest: Tensor) -> Levels:
+        """Return these and one more level, of what the last one fed back, ``[B, T, *]``."""
+        moved = F.pad(newest, (0, 0, 1, -1)).to(self.streams[0].dtype)
+        return replace(self, streams=[*self.streams, moved])
 
     @classmethod
     @torch.no_grad()
@@ -73,9 +86,7 @@ class Levels:
         mask = visible if levels == 1 else level_mask(visible, levels)
         made = cls(tokens, own, positions, mask, [features])
         for _ in range(1, levels):
-            newest = feed_back(made.states(states)[-1])
-            moved = F.pad(newest, (0, 0, 1, -1)).to(features.dtype)
-            made = cls(tokens, own, positions, mask, [*made.streams, moved])
+            made = made.below(feed_back(made.states(states)[-1]))
         return made
 
     def states(self, states: States) -> tuple[Tensor, ...]:
@@ -112,6 +123,30 @@ def level_states(
     """
     fed = Levels.fed(states, feed_back, tokens, own, features, positions, visible, levels)
     return fed.states(states)
+
+
+def unrolled_states(
+    states: States,
+    feed_back: FeedBack,
+    tokens: Tensor,
+    own: Tensor,
+    features: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+    levels: int,
+) -> tuple[Tensor, ...]:
+    """Return what `level_states` does, with gradients also through what was fed back.
+
+    As EAGLE-3 is trained (arXiv 2503.01840, section 3.2): a level's loss reaches the outputs that
+    it was fed. Every level is a pass of its own over all copies above it.
+    """
+    mask = visible if levels == 1 else level_mask(visible, levels)
+    made = Levels(tokens, own, positions, mask, [features])
+    found = [made.states(states)[-1]]
+    for _ in range(1, levels):
+        made = made.below(feed_back(found[-1]))
+        found.append(made.states(states)[-1])
+    return tuple(found)
 
 
 def level_mask(visible: Tensor, levels: int) -> Tensor:

@@ -26,6 +26,7 @@ from eagle.train.objective import (
     States,
     learning_rate,
     level_weights,
+    unrolled_states,
 )
 from eagle.train.run.journal import Journal
 from eagle.train.run.processes import Processes
@@ -293,18 +294,14 @@ class Trainer:
         part = number - self.step * self._parts
         noisy = self._noise(true, self.step, batch.documents, part, self._parts)
         levels, ahead = self.spec.loss.levels, batch.tokens.roll(-1, dims=1)
+        given = (ahead, batch.tokens, noisy, batch.positions, visible, levels)
+        if self.spec.loss.through:
+            with self.precision():
+                unrolled = unrolled_states(self._states, self.head.feed_back, *given)
+                return self._loss(unrolled, true, last, batch.entries, weights, counts)
         # In two contexts: autocast may keep the weights that it cast where there was no gradient.
         with self.precision():
-            fed = Levels.fed(
-                self._states,
-                self.head.feed_back,
-                ahead,
-                batch.tokens,
-                noisy,
-                batch.positions,
-                visible,
-                levels,
-            )
+            fed = Levels.fed(self._states, self.head.feed_back, *given)
         with self.precision():
             states = fed.states(self._states)
             return self._loss(states, true, last, batch.entries, weights, counts)

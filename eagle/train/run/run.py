@@ -13,9 +13,17 @@ import torch
 from eagle.decoding import resolve_for
 from eagle.errors import CheckpointError, EagleError, SpecError
 from eagle.host import write_text
-from eagle.plugin import BuildContext, Registry, Role, TrainableHead, default_registry
-from eagle.spec import Resolved, built, dump, resolve
-from eagle.target import Target, load_target
+from eagle.plugin import (
+    BuildContext,
+    ChoosesVocabulary,
+    NamesLayers,
+    Registry,
+    Role,
+    TrainableHead,
+    default_registry,
+)
+from eagle.spec import Resolved, built, dump, follow_layers, resolve
+from eagle.target import Target, load_target, loading
 from eagle.train.data import Packer, check_text, load_corpus
 from eagle.train.evaluation import Measure, Measured, fixed_paths
 from eagle.train.run.checks import check_head, check_target, memory_explained
@@ -79,9 +87,7 @@ def train(
     registry = registry or default_registry()
     # A fresh head has no checkpoint whose sizes could be compared with the target's.
     fresh = spec.start == "fresh"
-    parts = (
-        resolve(spec.decoder, registry) if fresh else resolve_for(spec.decoder, registry, target)
-    )
+    parts = _fresh(spec, registry, target) if fresh else resolve_for(spec.decoder, registry, target)
     head = _trainable(spec, parts)
     _, settings, objective = built(
         spec.document,
@@ -122,6 +128,8 @@ def train(
         check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     measure = Measure(spec.evaluation, target, parts.features, trees, spec.path)
     if fresh:
+        if isinstance(head, ChoosesVocabulary):
+            head.choose_vocabulary(corpus.counts(training, target.info.vocab_size))
         head.initialise(target, spec.seed)
     else:
         head.load(target, parts.attention)
@@ -250,6 +258,18 @@ class _Run:
         with self._trainer.ready():
             if self._processes.main:
                 self._trainer.head.save(self._folder / "head")
+
+
+def _fresh(spec: TrainSpec, registry: Registry, target: Target | None) -> Resolved:
+    """Return the parts with a head whose weights are yet to be made."""
+    parts = resolve(spec.decoder, registry, BuildContext(folder=spec.document.folder, fresh=True))
+    if not isinstance(parts.head, NamesLayers):
+        return parts
+    if target is not None:
+        info = target.info
+    else:
+        info = loading.describe(loading.locate(spec.target, spec.document.folder))[0]
+    return follow_layers(parts, info)
 
 
 def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:

@@ -136,6 +136,8 @@ class LossSpec(BaseModel):
         levels: how many levels deep the head drafts from its own predictions in training. 1, the
             paper's, feeds it true features only; more is the multi-step training of HASS (arXiv
             2408.15766) and of EAGLE-3's training-time test (arXiv 2503.01840).
+        through: let a level's gradient flow through what it was fed, as EAGLE-3's authors do;
+            otherwise it stops there, as in HASS. More levels cost more time with it.
         level_decay: weight of each level relative to the one above it. The total is the weighted
             mean over levels, so that its size does not depend on their number.
         chunk: positions whose logits are in memory at once, each level's and the target's.
@@ -147,6 +149,7 @@ class LossSpec(BaseModel):
 
     name: Annotated[str, Field(min_length=1)] = "eagle"
     levels: Annotated[int, Field(ge=1, le=16)] = 1
+    through: bool = False
     level_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     chunk: Annotated[int, Field(ge=1, le=2**24)] = 2048
     recompute: bool = True
@@ -359,6 +362,8 @@ class TrainSpec(_Model):
         dumped["loss"] |= loss
         for key in ("chunk", "recompute"):
             del dumped["loss"][key]
+        if not self.loss.through:  # likewise, of before there was a choice
+            del dumped["loss"]["through"]
         if self.loss.name == LossSpec().name:  # checkpoints of before losses had names
             del dumped["loss"]["name"]
         return dumped

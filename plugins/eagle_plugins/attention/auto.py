@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import BuildContext, Scores, Step, StrategyConfig
-from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
-from eagle_plugins.attention.triton import DTYPES, MAX_HEAD_DIM, TreePlan, Triton, TritonConfig
+from eagle_plugins.attention.sdpa import SdpaPlan
+from eagle_plugins.attention.triton import (
+    DTYPES,
+    MAX_HEAD_DIM,
+    DensePlan,
+    TreePlan,
+    Triton,
+    TritonConfig,
+)
 
 __all__ = ["Auto", "AutoConfig"]
 
@@ -22,10 +29,10 @@ class Auto:
     capturable = True
     bounded = True
     modifiers = Triton.modifiers
+    packs = True
 
     def __init__(self, config: AutoConfig, context: BuildContext) -> None:
         self._triton = Triton(TritonConfig(), context)
-        self._sdpa = Sdpa(SdpaConfig(), context)
         device = context.device
         # Settled here, for `plan` may be compiled and cannot ask for the GPU's age there.
         self._dtypes = [
@@ -35,6 +42,11 @@ class Auto:
             and device.type == "cuda"
             and not self._triton.unsupported(device, dtype, MAX_HEAD_DIM)
         ]
+
+    @property
+    def paged(self) -> bool:
+        """Whether it finds rows in blocks: where its kernels run."""
+        return bool(self._dtypes)
 
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return None: what the kernel cannot serve, SDPA does."""
@@ -47,17 +59,17 @@ class Auto:
         kv_heads: int,
         dtype: torch.dtype,
         window: int | None = None,
-    ) -> TreePlan | Tensor:
-        """Return a plan of `Triton` for what it supports, else one of `Sdpa`."""
-        backend = self._triton if dtype in self._dtypes else self._sdpa
-        return backend.plan(step, query_heads, kv_heads, dtype, window)
+    ) -> TreePlan | DensePlan | SdpaPlan:
+        """Return a plan for the kernels where they serve, else one for SDPA."""
+        plan = self._triton.plan if dtype in self._dtypes else self._triton.dense
+        return plan(step, query_heads, kv_heads, dtype, window)
 
     def attend(
         self,
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        plan: TreePlan | Tensor,
+        plan: TreePlan | DensePlan | SdpaPlan,
         scaling: float,
         scores: Scores | None = None,
     ) -> Tensor:
@@ -65,5 +77,5 @@ class Auto:
         if isinstance(plan, TreePlan) and query.shape[3] > MAX_HEAD_DIM:
             # A plan does not know the size of the heads, which may differ from layer to layer.
             step, heads, kv_heads = plan.step, query.shape[1], keys.shape[1]
-            plan = self._sdpa.plan(step, heads, kv_heads, query.dtype, plan.window)
+            plan = self._triton.dense(step, heads, kv_heads, query.dtype, plan.window)
         return self._triton.attend(query, keys, values, plan, scaling, scores)

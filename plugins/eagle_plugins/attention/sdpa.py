@@ -7,8 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle.plugin import BuildContext, Scores, Step, StrategyConfig
+from eagle_plugins.attention.pieces import PiecesPlan
 
-__all__ = ["Sdpa", "SdpaConfig"]
+__all__ = ["Sdpa", "SdpaConfig", "SdpaPlan"]
+
+SdpaPlan = Tensor | PiecesPlan
+"""The additive mask, or one for every piece of a packed pass."""
 
 
 class SdpaConfig(StrategyConfig):
@@ -20,6 +24,7 @@ class Sdpa:
 
     capturable = True
     modifiers = frozenset({"window", "softcap", "sinks"})
+    packs = True
 
     def __init__(self, config: SdpaConfig, context: BuildContext) -> None:
         pass
@@ -35,13 +40,17 @@ class Sdpa:
         kv_heads: int,
         dtype: torch.dtype,
         window: int | None = None,
-    ) -> Tensor:
+    ) -> SdpaPlan:
         """Return the additive mask ``[B, 1, (query_heads / kv_heads) * N, span]``.
+
+        Of a packed pass, one for every piece.
 
         Query heads that share a KV head are stacked along the queries, so that keys and values
         are read once and never repeated. The mask is additive because PyTorch's CPU kernel would
         convert a boolean one again in every layer.
         """
+        if step.segments is not None:
+            return PiecesPlan.of(self, step, query_heads, kv_heads, dtype, window)
         mask = step.mask(window)
         additive = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
         additive.masked_fill_(~mask, -torch.inf)
@@ -52,11 +61,13 @@ class Sdpa:
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        plan: Tensor,
+        plan: SdpaPlan,
         scaling: float,
         scores: Scores | None = None,
     ) -> Tensor:
         """See `eagle.plugin.AttentionBackend.attend`."""
+        if isinstance(plan, PiecesPlan):
+            return plan.attend(self, query, keys, values, scaling, scores)
         slots, heads, nodes, size = query.shape
         stacked = query.reshape(slots, keys.shape[1], -1, size)
         if scores is None:

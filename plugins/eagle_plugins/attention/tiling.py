@@ -1,12 +1,12 @@
-"""Block sizes, splits, warps and stages of the tree-attention kernel; knows sizes, no tensors."""
+"""Block sizes, splits, warps and stages of the attention kernels; knows sizes, no tensors."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-__all__ = ["MAX_SPLITS", "Tiling", "choose_tiling", "most_tiles"]
+__all__ = ["MAX_SPLITS", "Tiling", "choose_prompt_tiling", "choose_tiling", "most_tiles"]
 
 MAX_SPLITS = 64
 """The kernel that joins many splits holds all of a row's at once in its registers."""
@@ -81,8 +81,32 @@ def choose_tiling(
         block_m, block_n, num_warps, num_stages, resident = 128, 64, 8, 3, 1
         if wide:
             block_n, num_stages = 32, 2
-    # Tiles were chosen on a device with more of it than most have.
+    tiling = _fitting(
+        Tiling(block_m, block_n, 1, num_warps, num_stages), head_dim, dtype, shared_memory
+    )
+    programs = slots * kv_heads * -(-rows // tiling.block_m)
+    splits = min(resident * multiprocessors // programs, -(-span // tiling.block_n), MAX_SPLITS)
+    return replace(tiling, splits=max(1, splits))
+
+
+def choose_prompt_tiling(head_dim: int, dtype: torch.dtype, shared_memory: int) -> Tiling:
+    """Return the tiling of the kernel of packed prompts, which has no splits.
+
+    Args:
+        head_dim: size of a head.
+        dtype: of queries, keys and values.
+        shared_memory: bytes that a program may take.
+    """
+    if dtype == torch.float32:  # as for trees
+        return _fitting(Tiling(16, 16, 1, 4, 3), head_dim, dtype, shared_memory)
+    chosen = Tiling(128, 64, 1, 8, 3) if head_dim <= 128 else Tiling(64, 32, 1, 8, 2)
+    return _fitting(chosen, head_dim, dtype, shared_memory)
+
+
+def _fitting(tiling: Tiling, head_dim: int, dtype: torch.dtype, shared_memory: int) -> Tiling:
+    """Return a tiling that fits: it was chosen on a device with more memory than most have."""
     width = max(16, 1 << (head_dim - 1).bit_length()) * dtype.itemsize
+    block_m, block_n, num_stages = tiling.block_m, tiling.block_n, tiling.num_stages
     while (block_m + 2 * num_stages * block_n) * width > shared_memory:
         if num_stages > 2:
             num_stages -= 1
@@ -92,9 +116,7 @@ def choose_tiling(
             block_m //= 2
         else:
             break
-    programs = slots * kv_heads * -(-rows // block_m)
-    splits = min(resident * multiprocessors // programs, -(-span // block_n), MAX_SPLITS)
-    return Tiling(block_m, block_n, max(1, splits), num_warps, num_stages)
+    return replace(tiling, block_m=block_m, block_n=block_n, num_stages=num_stages)
 
 
 def most_tiles(multiprocessors: int) -> int:

@@ -1,6 +1,7 @@
-"""Tree attention through a split-KV kernel in Triton; passes of many entries go through SDPA.
+"""Tree attention through a split-KV kernel in Triton, and packed prompts through one of their own.
 
-Knows which passes suit the kernel, and makes it one operator for `torch.compile`.
+Knows which passes suit the kernels, and makes each one operator for `torch.compile`; other passes
+of many entries go through SDPA.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from eagle.plugin import BuildContext, Scores, Step, StrategyConfig, multiprocessors, shared_memory
-from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig
-from eagle_plugins.attention.tiling import choose_tiling, most_tiles
+from eagle.plugin import (
+    BLOCK,
+    BuildContext,
+    Scores,
+    Step,
+    StrategyConfig,
+    gathered,
+    multiprocessors,
+    shared_memory,
+)
+from eagle_plugins.attention.sdpa import Sdpa, SdpaConfig, SdpaPlan
+from eagle_plugins.attention.tiling import choose_prompt_tiling, choose_tiling, most_tiles
 
 __all__ = [
     "DTYPES",
     "MAX_HEAD_DIM",
     "MAX_NODES",
+    "DensePlan",
     "TreePlan",
     "Triton",
     "TritonConfig",
+    "prompt_attention",
     "tree_attention",
 ]
 
@@ -53,6 +65,19 @@ class TreePlan:
     window: int | None = None
 
 
+@dataclass(frozen=True)
+class DensePlan:
+    """What all layers of a pass attend by that goes through SDPA, over rows in blocks.
+
+    Attributes:
+        step: of the pass.
+        plan: of `Sdpa` for it.
+    """
+
+    step: Step
+    plan: SdpaPlan
+
+
 class TritonConfig(StrategyConfig):
     """`triton` has no settings."""
 
@@ -60,17 +85,21 @@ class TritonConfig(StrategyConfig):
 class Triton:
     """Reads each slot's keys and values once, and only as far as the slot is filled.
 
-    Its plan is a `TreePlan`, or the dense mask of `Sdpa` for a pass of many entries. Passes of one
-    backend must follow each other, as those of a decoder do: programs count each other in memory
-    that all of them share.
+    Its plan is a `TreePlan`, or one of `Sdpa` for a pass of many entries, in a `DensePlan` where
+    rows lie in blocks. Passes of one backend must follow each other, as those of a decoder do:
+    programs count each other in memory that all of them share.
 
     Attributes:
         bounded: rows of the span that no slot has filled cost nothing.
+        paged: it finds rows in blocks, by `eagle.cache.Step.table`.
+        packs: it attends in packed passes.
     """
 
     capturable = True
     bounded = True
     modifiers = frozenset({"window", "softcap", "sinks"})
+    paged = True
+    packs = True
 
     def __init__(self, config: TritonConfig, context: BuildContext) -> None:
         self._sdpa = Sdpa(SdpaConfig(), context)
@@ -105,17 +134,30 @@ class Triton:
         kv_heads: int,
         dtype: torch.dtype,
         window: int | None = None,
-    ) -> TreePlan | Tensor:
-        """Return a plan for the kernel, or the dense mask for a pass of many entries."""
-        if step.tail.shape[1] > MAX_NODES:
-            return self._sdpa.plan(step, query_heads, kv_heads, dtype, window)
+    ) -> TreePlan | DensePlan | SdpaPlan:
+        """Return a plan for the kernels, or one for a pass of many entries of each slot."""
+        packed = step.segments is not None
+        if step.table is None if packed else step.tail.shape[1] > MAX_NODES:
+            return self.dense(step, query_heads, kv_heads, dtype, window)
         tickets, positions = self._tickets_on(step.lengths.device), step.positions
-        if window is not None:
+        if window is not None and not packed:
             if step.tail.shape[1] != step.tail.shape[2]:
                 raise ValueError("a window needs the positions of all rows of the tail")
             positions = positions.contiguous()
         seen = replace(step, tail=step.tail.contiguous(), positions=positions)
         return TreePlan(seen, tickets, window)
+
+    def dense(
+        self,
+        step: Step,
+        query_heads: int,
+        kv_heads: int,
+        dtype: torch.dtype,
+        window: int | None = None,
+    ) -> DensePlan | SdpaPlan:
+        """Return a plan for a pass through SDPA."""
+        plan = self._sdpa.plan(step, query_heads, kv_heads, dtype, window)
+        return plan if step.table is None or step.segments is not None else DensePlan(step, plan)
 
     def _tickets_on(self, device: torch.device) -> Tensor:
         """Return the tickets, made in the first pass: compiled code would make them every time."""
@@ -133,14 +175,31 @@ class Triton:
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        plan: TreePlan | Tensor,
+        plan: TreePlan | DensePlan | SdpaPlan,
         scaling: float,
         scores: Scores | None = None,
     ) -> Tensor:
         """See `eagle.plugin.AttentionBackend.attend`."""
-        if isinstance(plan, Tensor):
+        if isinstance(plan, DensePlan):
+            keys, values = gathered(keys, plan.step), gathered(values, plan.step)
+            return self._sdpa.attend(query, keys, values, plan.plan, scaling, scores)
+        if not isinstance(plan, TreePlan):
             return self._sdpa.attend(query, keys, values, plan, scaling, scores)
         step, scores = plan.step, scores or Scores()
+        if step.segments is not None and step.table is not None:
+            read: Tensor = prompt_attention(
+                query,
+                keys,
+                values,
+                step.lengths,
+                step.segments.offsets,
+                step.table,
+                scaling,
+                plan.window,
+                scores.softcap,
+                scores.sinks,
+            )
+            return read
         out: Tensor = tree_attention(
             query,
             keys,
@@ -149,6 +208,8 @@ class Triton:
             step.tail,
             plan.tickets,
             scaling,
+            step.table,
+            step.span,
             None if plan.window is None else step.positions,
             plan.window,
             scores.softcap,
@@ -166,6 +227,8 @@ def tree_attention(
     tail: Tensor,
     tickets: Tensor,
     scale: float,
+    table: Tensor | None,
+    span: int,
     positions: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -180,8 +243,8 @@ def tree_attention(
 
     if query.stride(-1) != 1:
         query = query.contiguous()
-    _, heads, nodes, head_dim = query.shape
-    slots, kv_heads, span, _ = keys.shape
+    slots, heads, nodes, head_dim = query.shape
+    kv_heads = keys.shape[1]
     tiling = choose_tiling(
         slots=slots,
         kv_heads=kv_heads,
@@ -201,6 +264,8 @@ def tree_attention(
         tickets,
         scale,
         tiling,
+        table,
+        BLOCK,
         positions=positions,
         window=window,
         softcap=softcap,
@@ -217,6 +282,8 @@ def _(
     tail: Tensor,
     tickets: Tensor,
     scale: float,
+    table: Tensor | None,
+    span: int,
     positions: Tensor | None = None,
     window: int | None = None,
     softcap: float | None = None,
@@ -224,3 +291,55 @@ def _(
 ) -> Tensor:
     slots, heads, nodes, head_dim = query.shape
     return query.new_empty(slots, nodes, heads, head_dim)
+
+
+@torch.library.custom_op("eagle::prompt_attention", mutates_args=())
+def prompt_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Run the kernel of packed prompts; see `prompt_kernel.launch`."""
+    from eagle_plugins.attention.prompt_kernel import launch
+
+    if query.stride(-1) != 1:
+        query = query.contiguous()
+    tiling = choose_prompt_tiling(query.shape[3], query.dtype, shared_memory(query.device))
+    return launch(
+        query,
+        keys,
+        values,
+        lengths,
+        offsets,
+        table,
+        scale,
+        tiling,
+        BLOCK,
+        window=window,
+        softcap=softcap,
+        sinks=sinks,
+    )
+
+
+@prompt_attention.register_fake
+def _(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    offsets: Tensor,
+    table: Tensor,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    _, heads, entries, head_dim = query.shape
+    return query.new_empty(1, entries, heads, head_dim)

@@ -47,6 +47,15 @@ def _absorb(scores, scale, value, best, total, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _row(table_ptr, start, PAGE: tl.constexpr):
+    """Return which row of a store a slot's row is, the rows behind it in the same block too."""
+    row = start
+    if PAGE:
+        row = tl.load(table_ptr + start // PAGE).to(tl.int64) * PAGE + start % PAGE
+    return row
+
+
+@triton.jit
 def _join(
     lse_ptr,
     part_ptr,
@@ -97,6 +106,7 @@ def _attend(
     ticket_ptr,
     position_ptr,
     sink_ptr,
+    table_ptr,
     scale,
     softcap,
     window,
@@ -111,6 +121,7 @@ def _attend(
     stride_vn,
     stride_tb,
     stride_tn,
+    stride_pb,
     nodes,
     width,
     splits,
@@ -121,6 +132,7 @@ def _attend(
     WINDOWED: tl.constexpr,
     CAPPED: tl.constexpr,
     SINKS: tl.constexpr,
+    PAGE: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -159,9 +171,10 @@ def _attend(
     first = base + split * share
     last = tl.maximum(tl.minimum(first + share, rows), first)  # a split may be left without rows
 
-    kv_head64, first64 = kv_head.to(tl.int64), first.to(tl.int64)
-    key_ptr += slot * stride_kb + kv_head64 * stride_kh + first64 * stride_kn
-    value_ptr += slot * stride_vb + kv_head64 * stride_vh + first64 * stride_vn
+    kv_head64 = kv_head.to(tl.int64)
+    key_ptr += slot * stride_kb + kv_head64 * stride_kh
+    value_ptr += slot * stride_vb + kv_head64 * stride_vh
+    table_ptr += slot * stride_pb
     key_at = (n * stride_kn)[:, None] + d[None, :]
     value_at = (n * stride_vn)[:, None] + d[None, :]
     tail_ptr += slot * stride_tb
@@ -172,12 +185,13 @@ def _attend(
     # Blocks of nothing but committed rows: everybody sees them, or what a window leaves of them.
     whole = tl.maximum(tl.minimum(length // BLOCK_N * BLOCK_N, last), first)
     for start in range(first, whole, BLOCK_N):
+        at = _row(table_ptr, start, PAGE)
         if HEAD_DIM == BLOCK_D:
-            key = tl.load(key_ptr + key_at)
-            value = tl.load(value_ptr + value_at)
+            key = tl.load(key_ptr + at * stride_kn + key_at)
+            value = tl.load(value_ptr + at * stride_vn + value_at)
         else:
-            key = tl.load(key_ptr + key_at, mask=inside[None, :], other=0.0)
-            value = tl.load(value_ptr + value_at, mask=inside[None, :], other=0.0)
+            key = tl.load(key_ptr + at * stride_kn + key_at, mask=inside[None, :], other=0.0)
+            value = tl.load(value_ptr + at * stride_vn + value_at, mask=inside[None, :], other=0.0)
         scores = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         factor = scale
         if CAPPED:
@@ -187,8 +201,6 @@ def _attend(
             near = (start + n)[None, :] > oldest[:, None]
             scores = tl.where(near, scores, float("-inf"))
         best, total, acc = _absorb(scores, factor, value, best, total, acc, PRECISION)
-        key_ptr += BLOCK_N * stride_kn
-        value_ptr += BLOCK_N * stride_vn
 
     # Blocks with rows of the tree. What is behind them is not read: it may hold anything.
     for start in range(whole, last, BLOCK_N):
@@ -196,8 +208,9 @@ def _attend(
         behind = row - length
         here = row < rows
         shown = here[:, None] & inside[None, :]
-        key = tl.load(key_ptr + key_at, mask=shown, other=0.0)
-        value = tl.load(value_ptr + value_at, mask=shown, other=0.0)
+        at = _row(table_ptr, start, PAGE)
+        key = tl.load(key_ptr + at * stride_kn + key_at, mask=shown, other=0.0)
+        value = tl.load(value_ptr + at * stride_vn + value_at, mask=shown, other=0.0)
         allowed = tl.load(
             tail_ptr + (node * stride_tn)[:, None] + behind[None, :],
             mask=real[:, None] & (here & (behind >= 0))[None, :],
@@ -213,8 +226,6 @@ def _attend(
         scores = _capped(scores, scale, softcap) if CAPPED else scores * scale
         scores = tl.where(seen, scores, float("-inf"))
         best, total, acc = _absorb(scores, 1.0, value, best, total, acc, PRECISION)
-        key_ptr += BLOCK_N * stride_kn
-        value_ptr += BLOCK_N * stride_vn
 
     sink = tl.full([BLOCK_M], float("-inf"), tl.float32)
     if SINKS:
@@ -328,6 +339,8 @@ def launch(
     tickets: Tensor,
     scale: float,
     tiling: Tiling,
+    table: Tensor | None = None,
+    page: int = 0,
     *,
     positions: Tensor | None = None,
     window: int | None = None,
@@ -351,6 +364,9 @@ def launch(
             kernel, too, where there are fewer than one for each tile of each KV head and slot.
         scale: factor on the scores before the softmax, above zero.
         tiling: block sizes, splits, warps and stages.
+        table: int32 ``[B, M]``, contiguous: where slots' rows lie in blocks of the stores, which
+            keys and values then are, ``[1, kv_heads, all rows, head_dim]``.
+        page: rows of such a block, a multiple of the tiling's.
         positions: int64 ``[B, N]``, contiguous, of the entries, none before ``lengths[b]``; their
             rows are those of the tail, in order. For a window.
         window: entries see only what is less than this many positions before them; blocks that
@@ -364,6 +380,11 @@ def launch(
     """
     slots, heads, nodes, head_dim = query.shape
     kv_heads, width = keys.shape[1], tail.shape[2]
+    if table is None:
+        page = 0
+    else:
+        assert page % tiling.block_n == 0, "a step over the cache must not leave its block"
+        keys, values = (store.expand(slots, -1, -1, -1) for store in (keys, values))
     groups, splits = heads // kv_heads, tiling.splits
     out = query.new_empty(slots, nodes, heads, head_dim)
     shape = (slots, kv_heads, splits, nodes * groups) if splits > 1 else (0,)
@@ -385,6 +406,7 @@ def launch(
             tickets,
             positions,
             sinks,
+            lengths if table is None else table,  # which is not read, but has to be something
             scale * _LOG2_E if softcap is None else scale / softcap,
             softcap or 0.0,
             window or 0,
@@ -392,6 +414,7 @@ def launch(
             *keys.stride()[:3],
             *values.stride()[:3],
             *tail.stride()[:2],
+            0 if table is None else table.stride(0),
             nodes,
             width,
             splits,
@@ -402,6 +425,7 @@ def launch(
             WINDOWED=window is not None,
             CAPPED=softcap is not None,
             SINKS=sinks is not None,
+            PAGE=page,
             PRECISION="ieee",
             BLOCK_M=tiling.block_m,
             BLOCK_N=tiling.block_n,

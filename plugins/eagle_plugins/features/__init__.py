@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from eagle.plugin import FeatureExtractor, Strategy
+from eagle_plugins.features.auto import Asked
 from eagle_plugins.features.last_hidden import LastHidden, LastHiddenConfig
 from eagle_plugins.features.layers import Layers, LayersConfig
 
-__all__ = ["STRATEGIES", "LastHidden", "LastHiddenConfig", "Layers", "LayersConfig"]
+__all__ = ["STRATEGIES", "Asked", "LastHidden", "LastHiddenConfig", "Layers", "LayersConfig"]
 
 STRATEGIES: list[Strategy[FeatureExtractor]] = [
+    Strategy(
+        name="auto",
+        config=LastHiddenConfig,
+        build=Asked,
+        description="What the head asks for: `layers` if it names some, or else `last-hidden`.",
+    ),
     Strategy(
         name="last-hidden",
         config=LastHiddenConfig,

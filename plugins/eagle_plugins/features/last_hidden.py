@@ -12,7 +12,7 @@ __all__ = ["LastHidden", "LastHiddenConfig"]
 
 
 class LastHiddenConfig(StrategyConfig):
-    """`last-hidden` has no settings."""
+    """`last-hidden` and `auto` have no settings."""
 
 
 class LastHidden:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from eagle.plugin import DraftHead, Strategy
 from eagle_plugins.heads.ablation import FeatureHead, TokenHead, UnshiftedHead
+from eagle_plugins.heads.auto import AutoConfig, any_head
+from eagle_plugins.heads.base import DecoderHead
 from eagle_plugins.heads.eagle import EagleConfig, EagleHead
+from eagle_plugins.heads.eagle3 import Eagle3Config, Eagle3Head
 from eagle_plugins.heads.none import NoHead, NoHeadConfig
 
 __all__ = [
     "STRATEGIES",
+    "AutoConfig",
+    "DecoderHead",
+    "Eagle3Config",
+    "Eagle3Head",
     "EagleConfig",
     "EagleHead",
     "FeatureHead",
@@ -20,10 +27,22 @@ __all__ = [
 
 STRATEGIES: list[Strategy[DraftHead]] = [
     Strategy(
+        name="auto",
+        config=AutoConfig,
+        build=any_head,
+        description="`eagle` or `eagle3`, whichever the files are of.",
+    ),
+    Strategy(
         name="eagle",
         config=EagleConfig,
         build=EagleHead,
         description="EAGLE: one decoder layer over features and the shifted tokens.",
+    ),
+    Strategy(
+        name="eagle3",
+        config=Eagle3Config,
+        build=Eagle3Head,
+        description="EAGLE-3 and 3.1: one layer over several of the target's, its own LM head.",
     ),
     Strategy(
         name="feature",

@@ -56,13 +56,13 @@ class UnshiftedHead(EagleHead):
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
         joined = self._join(committed.own, committed.features)
-        return self._state(self._cached(joined, committed.step), committed.tokens)
+        return self._state(self.over_cache(committed.step, joined), committed.tokens)
 
     def extend(self, drafted: Drafted) -> Tensor:
         """See `eagle.plugin.DraftHead.extend`."""
         predicted, own = drafted.states.chunk(2, dim=-1)
         joined = torch.cat((own, predicted), dim=-1)
-        return self._state(self._cached(joined, drafted.step), drafted.tokens)
+        return self._state(self.over_cache(drafted.step, joined), drafted.tokens)
 
     def train_states(
         self,
@@ -74,7 +74,7 @@ class UnshiftedHead(EagleHead):
     ) -> Tensor:
         """See `eagle.plugin.TrainableHead.train_states`."""
         joined = self._join(own, side_by_side(features))
-        return self._state(self._parallel(joined, positions, visible), tokens)
+        return self._state(self.in_parallel(positions, visible, joined), tokens)
 
     def feed_back(self, states: Tensor) -> Tensor:
         """Return the predicted features."""

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ from eagle_plugins.heads.tensors import WEIGHTS, Stored, read, shown
 
 __all__ = ["locate", "read_weights", "weights_of", "write_checkpoint"]
 
+SHARED = (EMBEDDING, LM_HEAD)
+"""What heads of EAGLE-1 and 2 have of the target."""
+
 SHIPPED = Path(__file__).parent / "weights"
 _SHOWN = 6  # of the tensors that do not fit
 _FETCHED = (
@@ -33,7 +37,7 @@ _FETCHED = (
     "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin",
 )  # fmt: skip
 # Constants, which follow from the configuration.
-_CONSTANT = re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_CONSTANT = re.compile(r"((layers\.\d+|midlayer)\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def locate(weights: str, target: str | None, folder: Path) -> Path:
@@ -84,26 +88,29 @@ def _download(repository: str) -> Path:
         ) from error
 
 
-def weights_of(layout: Layout) -> dict[str, Stored]:
-    """Return what a head's network has of a folder: not what is the target's, and no constants."""
+def weights_of(layout: Layout, apart: Collection[str] = SHARED) -> dict[str, Stored]:
+    """Return what a head's network has of a folder: no constants, and not what is apart from it."""
     return {
         name: stored
         for name, stored in layout.tensors.items()
-        if name not in (EMBEDDING, LM_HEAD) and not _CONSTANT.fullmatch(name)
+        if name not in apart and not _CONSTANT.fullmatch(name)
     }
 
 
-def read_weights(layout: Layout, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def read_weights(
+    layout: Layout, expected: dict[str, Tensor], apart: Collection[str] = SHARED
+) -> dict[str, Tensor]:
     """Return the weights of a head's network, after comparing their names and shapes.
 
     Args:
         layout: the folder.
         expected: what its configuration implies, on any device.
+        apart: names of what is no part of the network; by default, what is the target's.
 
     Raises:
-        CheckpointError: naming the tensors that are missing, unexpected or misshapen.
+        CheckpointError: naming the tensors that are missing, unexpected, misshapen or not finite.
     """
-    stored = weights_of(layout)
+    stored = weights_of(layout, apart)
     problems = [f"missing {name}" for name in expected if name not in stored]
     problems += [f"unexpected {shown(name)}" for name in stored if name not in expected]
     problems += [
@@ -117,7 +124,14 @@ def read_weights(layout: Layout, expected: dict[str, Tensor]) -> dict[str, Tenso
             f"the draft head in {layout.folder} does not fit its config: "
             f"{'; '.join(problems[:_SHOWN])}{more}"
         )
-    return read(stored)
+    found = read(stored)
+    damaged = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if damaged:
+        raise CheckpointError(
+            f"the draft head in {layout.folder} is damaged: {damaged[0]} holds NaN or infinity"
+            + (f", and so do {len(damaged) - 1} more" if len(damaged) > 1 else "")
+        )
+    return found
 
 
 def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:

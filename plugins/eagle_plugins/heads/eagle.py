@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from eagle.plugin import (
@@ -17,28 +16,20 @@ from eagle.plugin import (
     CheckpointError,
     Committed,
     Drafted,
-    Step,
+    Pages,
     StrategyConfig,
-    Switch,
     TargetInfo,
     TargetModel,
-    TreeCache,
-    arrange,
 )
 from eagle_plugins.heads.architecture import llama_config
+from eagle_plugins.heads.base import DecoderHead, draw_weights, fresh_config, saved_config
 from eagle_plugins.heads.checkpoint import locate, read_weights, write_checkpoint
+from eagle_plugins.heads.export import NORMS, export_head
 from eagle_plugins.heads.layer import EagleModule
 from eagle_plugins.heads.layouts import Layout, identify
-from eagle_plugins.heads.shared import check_shared
+from eagle_plugins.heads.shared import check_limit, check_shared
 
 __all__ = ["EagleConfig", "EagleHead"]
-
-# Copied from the target's configuration when a head is made for training.
-_SHARED = (
-    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
-    "vocab_size", "rms_norm_eps", "rope_parameters", "max_position_embeddings",
-    "bos_token_id", "eos_token_id", "pad_token_id",
-)  # fmt: skip
 
 
 class EagleConfig(StrategyConfig):
@@ -51,10 +42,9 @@ class EagleConfig(StrategyConfig):
     """How drafts read the LM head: ``auto`` (with eight bits where that pays) or ``exact``."""
 
 
-class EagleHead:
+class EagleHead(DecoderHead):
     """A decoder layer that extrapolates features (arXiv 2401.15077, section 3.2); F = S = H."""
 
-    capturable = True
     module: EagleModule
     _logits: Callable[[Tensor], Tensor]
 
@@ -101,46 +91,45 @@ class EagleHead:
         layout, config = self._read()
         with torch.device("meta"):
             bias = "fc.bias" in layout.tensors  # absent from older configurations
-            module = EagleModule(config, bias=bias, inputs=self.inputs)
+            # HASS's configuration says so; a head that has one of them should have both.
+            said = layout.config.get("add_para_norm") is True
+            norms = said or not layout.tensors.keys().isdisjoint(NORMS)
+            if norms and self.inputs != EagleHead.inputs:
+                raise CheckpointError(f"{folder} is a head of HASS, which is no {self.kind!r}")
+            module = EagleModule(config, bias=bias, inputs=self.inputs, norms=norms)
         tensors = read_weights(layout, module.state_dict())
         check_shared(layout, target)
+        check_limit(layout, target)
         tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
         module.load_state_dict(tensors, assign=True)
         module.eval().requires_grad_(False)
-        self._adopt(module, config, target)
-        self._attention = attention
-        head_dim = module.attention.head_dim
-        if reason := attention.unsupported(target.device, target.dtype, head_dim):
-            raise CheckpointError(
-                f"the attention backend cannot serve the head in {folder}: {reason}"
-            )
+        self.adopt(module, config, target)
+        self.attend_by(attention, folder)
 
     def initialise(self, target: TargetModel, seed: int) -> None:
         """See `eagle.plugin.TrainableHead`; normal weights of the target's own scale."""
-        from transformers import LlamaConfig
-
-        theirs = target.config
-        config = LlamaConfig(
-            **{
-                key: getattr(theirs, key)
-                for key in _SHARED
-                if getattr(theirs, key, None) is not None
-            },
-            num_hidden_layers=1,
-        )
-        generator = torch.Generator().manual_seed(seed)
-        std = getattr(theirs, "initializer_range", config.initializer_range)
+        config = fresh_config(target)
         module = EagleModule(config, inputs=self.inputs)
-        for parameter in module.parameters():
-            if parameter.dim() > 1:
-                torch.nn.init.normal_(parameter, std=std, generator=generator)
-        self._adopt(module.to(target.device), config, target)
+        draw_weights(module, target, config, seed)
+        self.adopt(module.to(target.device), config, target)
 
     @cached_property  # to look for it may ask a server
     def folder(self) -> Path:
         """Where its checkpoint is; see `eagle.plugin.MeasuredHead`."""
         target = self._context.target.name if self._context.target else None
         return locate(self._weights, target, self._context.folder)
+
+    @property
+    def identity(self) -> str:
+        """What its checkpoint is; see `eagle.plugin.Identified`."""
+        layers = self._read()[1].num_hidden_layers
+        count = "one layer" if layers == 1 else f"{layers} layers"
+        return f"a draft head of EAGLE-1 or EAGLE-2 with {count}"
+
+    def export(self, engine: str, out: Path) -> str:
+        """See `eagle.plugin.Exportable`."""
+        assert self._context.target is not None
+        return export_head(self.folder, engine, out, self._context.target)
 
     def _read(self) -> tuple[Layout, Any]:
         """Return the checkpoint's layout and its configuration, as Llama's."""
@@ -155,37 +144,24 @@ class EagleHead:
             )
         return layout, config
 
-    def _adopt(self, module: EagleModule, config: Any, target: TargetModel) -> None:
-        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-        self.module, self._config, self._target = module, config, target
+    def adopt(self, module: Any, config: Any, target: TargetModel) -> None:
+        """See `DecoderHead.adopt`; draft logits are the target's."""
+        super().adopt(module, config, target)
         self._logits = target.logits
-        self._rotary = LlamaRotaryEmbedding(config).to(target.device)
 
-    def allocate(self, slots: int, rows: int) -> None:
-        """Allocate the cache of its layers, and lay out their weights for decoding."""
-        # Not on loading: neither packed nor stacked weights can be trained, nor through rough ones.
-        arrange(self.module, Switch())
-        if self._rough:
+    def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
+        """See `DecoderHead.allocate`."""
+        super().allocate(slots, rows, pages)
+        if self._rough:  # not on loading: nothing can be trained through a rough LM head
             self._logits = self._target.draft_logits()
-        attention = self.module.attention
-        self._cache = TreeCache(
-            layers=len(self.module.layers),
-            slots=slots,
-            kv_heads=attention.kv_heads,
-            rows=rows,
-            head_dim=attention.head_dim,
-            dtype=self._target.dtype,
-            device=self._target.device,
-        )
 
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
-        return self._cached(self._join(committed.tokens, committed.features), committed.step)
+        return self.over_cache(committed.step, self._join(committed.tokens, committed.features))
 
     def extend(self, drafted: Drafted) -> Tensor:
         """See `eagle.plugin.DraftHead.extend`: a predicted feature takes the true one's place."""
-        return self._cached(self._join(drafted.tokens, drafted.states), drafted.step)
+        return self.over_cache(drafted.step, self._join(drafted.tokens, drafted.states))
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the frozen LM head's logits of predicted features."""
@@ -200,7 +176,7 @@ class EagleHead:
         visible: Tensor,
     ) -> Tensor:
         """See `eagle.plugin.TrainableHead.train_states`."""
-        return self._parallel(self._join(tokens, side_by_side(features)), positions, visible)
+        return self.in_parallel(positions, visible, self._join(tokens, side_by_side(features)))
 
     def feed_back(self, states: Tensor) -> Tensor:
         """Return the states: they are predicted features."""
@@ -210,42 +186,15 @@ class EagleHead:
         """Return what goes into the FC, ``[B, T, inputs * H]``."""
         return torch.cat((self._target.embed(tokens), features), dim=-1)
 
-    def _cached(self, joined: Tensor, step: Step) -> Tensor:
-        """Run the network on new entries over the cache."""
-        block = self.module.attention
-        plan = self._attention.plan(step, block.heads, block.kv_heads, joined.dtype)
-
-        def attend(layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            keys, values = self._cache.write(layer, keys, values, step)
-            return self._attention.attend(query, keys, values, plan, block.head_dim**-0.5)
-
-        out: Tensor = self.module(joined, *self._rotary(joined, step.positions), attend)
-        return out
-
-    def _parallel(self, joined: Tensor, positions: Tensor, visible: Tensor) -> Tensor:
-        """Run the network on whole texts without a cache."""
-        block = self.module.attention
-        groups = block.heads // block.kv_heads
-
-        def attend(_: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            # Repeated, since CUDA's fused kernels take a mask or grouped heads, not both.
-            keys, values = (x.repeat_interleave(groups, dim=1) for x in (keys, values))
-            out = F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
-            return out.transpose(1, 2)
-
-        out: Tensor = self.module(joined, *self._rotary(joined, positions), attend)
-        return out
-
     def save(self, folder: Path) -> None:
         """Write the published layout in bfloat16: ``config.json`` and ``model.safetensors``."""
-        config = self._config.to_diff_dict() | {
+        config = saved_config(self._config) | {
             "architectures": ["LlamaForCausalLM"],
             "bias": self.module.fc.bias is not None,
-            "dtype": "bfloat16",
-            "num_hidden_layers": len(self.module.layers),
+            "num_hidden_layers": self.module.depth,
         }
-        for key in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
-            config[key] = getattr(self._config, key)
+        if self.module.norms:
+            config["add_para_norm"] = True
         if self.kind != EagleHead.kind:  # other engines know one kind only, and no such key
             config["draft_kind"] = self.kind
         # Copied where they have the right dtype too: fused layers' weights share their memory.

@@ -27,14 +27,20 @@ _TITLES = {
     "dflash": "a DFlash draft model",
     "dspark": "a DSpark draft model",
     "peagle": "a draft head of P-EAGLE",
-    "hass-norms": "a draft head of HASS with norms in front of its FC",
     "language-model": "a whole language model, not a draft head",
     "peft": "a PEFT adapter, not a draft head",
 }
 _ADVICE = {
+    "eagle": "use it with head.name=eagle, or head.name=auto for whatever a folder holds",
+    "eagle3": "use it with head.name=eagle3, or head.name=auto for whatever a folder holds; or "
+    f"{_TRAIN}",
     "language-model": f"if it is the target, give it as target.model; otherwise {_TRAIN}",
     "peft": "merge it into its model (merge_and_unload of peft), and give that as target.model",
 }
+
+
+_BEYOND = ("dspark", "peagle")
+"""What is told from an EAGLE-3 head by its tensors alone."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,16 @@ class Layout:
     config: Mapping[str, Any]
     tensors: Mapping[str, Stored]
 
+    @property
+    def publisher(self) -> str:
+        """Whose way of writing it is: ``authors``, ``specforge`` (SGLang's too), ``speculators``.
+
+        They differ in names of tensors, and in what some keys of the configuration mean.
+        """
+        if _speculators(self.config):
+            return "speculators"
+        return "specforge" if "Eagle3" in _architectures(self.config) else "authors"
+
     def require(self, method: str) -> None:
         """Refuse a head of another method.
 
@@ -62,7 +78,9 @@ class Layout:
         """
         if self.method != method:
             what = _TITLES[self.method]
-            if self.method == "speculators":
+            if self.method == "eagle3" and self.publisher == "speculators":
+                what += " in the layout of speculators"
+            if self.publisher == "speculators":
                 what += f" ({self.config.get('speculators_model_type')!r:.40})"
             raise CheckpointError(
                 f"{self.folder} is {what}, which is not read as {_TITLES[method]}; "
@@ -85,26 +103,42 @@ def identify(folder: Path) -> Layout:
         raise CheckpointError(f"{folder} holds no config.json, so it is no draft head checkpoint")
     config = read_json(path)
     method = _configured(config)
-    if method:
+    if method and method != "eagle3":
         return Layout(folder, method, config, {})
     tensors = _unprefixed(folder, stored_in(folder))
-    return Layout(folder, _named(config, tensors), config, tensors)
+    named = _named(config, tensors)
+    if method and named not in _BEYOND:
+        named = method
+    return Layout(folder, named, config, tensors)
 
 
 def _configured(config: Mapping[str, Any]) -> str | None:
     """Return what a configuration alone says it is of, if it does."""
-    architectures = config.get("architectures")
-    names = " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
-    kind = str(config.get("speculators_model_type") or "")
+    names, kind = _architectures(config), _speculators(config)
     signs = {
         "dspark": kind == "dspark" or "DSpark" in names,
         "dflash": kind == "dflash" or "dflash_config" in config or "DFlash" in names,
         "peagle": kind == "peagle" or "PEagle" in names,
-        "speculators": bool(kind) or "speculators_config" in config,
+        "speculators": kind not in (None, "eagle3"),
         "medusa": "medusa_num_heads" in config or "Medusa" in names,
-        "eagle3": config.get("draft_vocab_size") is not None or "Eagle3" in names,
+        "eagle3": config.get("draft_vocab_size") is not None or kind or "Eagle3" in names,
     }
     return next((method for method, sign in signs.items() if sign), None)
+
+
+def _architectures(config: Mapping[str, Any]) -> str:
+    architectures = config.get("architectures")
+    return " ".join(map(str, architectures)) if isinstance(architectures, list) else ""
+
+
+def _speculators(config: Mapping[str, Any]) -> str | None:
+    """Return the kind of model that speculators calls it, or None where it is not its layout."""
+    if kind := config.get("speculators_model_type"):
+        return str(kind)
+    if "speculators_config" not in config:
+        return None
+    said = config["speculators_config"]
+    return str(said.get("algorithm")) if isinstance(said, dict) else "unknown"
 
 
 def _named(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> str:
@@ -118,8 +152,6 @@ def _named(config: Mapping[str, Any], tensors: Mapping[str, Stored]) -> str:
         "peagle": "mask_hidden" in tensors,
         "eagle3": wide or "d2t" in tensors or any(n.startswith("midlayer.") for n in tensors),
         "dflash": "hidden_norm.weight" in tensors,
-        "hass-norms": bool(config.get("add_para_norm"))
-        or "hidden_states_layernorm.weight" in tensors,
         "medusa": "0.0.linear.weight" in tensors,
         "language-model": fc is None
         and {"norm.weight", "layers.0.input_layernorm.weight"} <= tensors.keys(),

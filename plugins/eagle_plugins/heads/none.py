@@ -9,6 +9,7 @@ from eagle.plugin import (
     BuildContext,
     Committed,
     Drafted,
+    Pages,
     StrategyConfig,
     TargetInfo,
     TargetModel,
@@ -25,6 +26,7 @@ class NoHead:
     """Takes any features and predicts nothing; goes with the tree `none`."""
 
     capturable = True
+    paged = True
 
     def __init__(self, config: NoHeadConfig, context: BuildContext) -> None:
         pass
@@ -40,7 +42,7 @@ class NoHead:
     def load(self, target: TargetModel, attention: AttentionBackend) -> None:
         """There is nothing to load."""
 
-    def allocate(self, slots: int, rows: int) -> None:
+    def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """There is nothing to keep."""
 
     def absorb(self, committed: Committed) -> Tensor:

@@ -1,18 +1,31 @@
 """Is what a head's folder has of the target's own, its embedding and LM head, the target's?
 
-Knows a few rows of each, compared through what the target computes.
+Knows a few rows of each, compared through what the target computes, and the names and sizes of
+targets that configurations give.
 """
 
 from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from eagle.plugin import CheckpointError, TargetModel
 from eagle_plugins.heads.layouts import Layout
-from eagle_plugins.heads.tensors import Stored, rows_of
+from eagle_plugins.heads.tensors import Stored, read, rows_of
 
-__all__ = ["EMBEDDING", "LM_HEAD", "check_shared"]
+__all__ = [
+    "EMBEDDING",
+    "LM_HEAD",
+    "check_limit",
+    "check_shared",
+    "check_verifier",
+    "own_embedding",
+]
+
+log = logging.getLogger("eagle.heads")
 
 EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 
@@ -51,6 +64,91 @@ def check_shared(layout: Layout, target: TargetModel) -> None:
                 f"target {target.info.name!r} (relative difference {away:.2f} in {_ROWS} rows): it "
                 "was trained for another target, and a head of EAGLE-1 or 2 reads the target's own"
             )
+
+
+@torch.no_grad()
+def own_embedding(layout: Layout, target: TargetModel, size: int) -> Tensor | None:
+    """Return the embedding that an EAGLE-3 head brings, ``[V, H]``, or None for the target's.
+
+    A copy of the target's is not kept. One that is another is the head's own where its hidden size
+    differs, or where its configuration says that it was trained (``embed_requires_grad``).
+
+    Args:
+        layout: the folder.
+        target: the target.
+        size: H of the head.
+
+    Raises:
+        CheckpointError: it lacks, is of another size or damaged, or is that of another target.
+    """
+    stored, info = layout.tensors.get(EMBEDDING), target.info
+    if stored is None:
+        if size == info.hidden_size:
+            return None
+        raise CheckpointError(
+            f"the draft head in {layout.folder} has hidden_size {size}, the target {info.name!r} "
+            f"{info.hidden_size}, so it needs an {EMBEDDING} of its own, which it lacks"
+        )
+    if stored.shape != (info.vocab_size, size):
+        raise CheckpointError(
+            f"the draft head in {layout.folder} comes with {EMBEDDING} of the shape "
+            f"{list(stored.shape)}; it should be {[info.vocab_size, size]}"
+        )
+    trained = layout.config.get("embed_requires_grad") is True
+    if size == info.hidden_size and not trained:
+        away = _embedded(stored, target)
+        if not away <= _TOLERANCE:  # NaN is away too
+            raise CheckpointError(
+                f"the draft head in {layout.folder} comes with {EMBEDDING} that is not that of the "
+                f"target {info.name!r} (relative difference {away:.2f} in {_ROWS} rows): it was "
+                "trained for another target. If its embedding was trained with it, config.json "
+                "should say so: embed_requires_grad: true"
+            )
+        return None
+    whole = read({EMBEDDING: stored})[EMBEDDING]
+    if not whole.isfinite().all():
+        raise CheckpointError(
+            f"the draft head in {layout.folder} is damaged: {EMBEDDING} holds NaN or infinity"
+        )
+    return whole
+
+
+def check_verifier(layout: Layout, target: TargetModel) -> None:
+    """Warn where a folder of speculators names another target by its ``speculators_config``."""
+    said = layout.config.get("speculators_config")
+    verifier = said.get("verifier") if isinstance(said, Mapping) else None
+    name = verifier.get("name_or_path") if isinstance(verifier, Mapping) else None
+    if isinstance(name, str) and name and _base(name) != _base(target.info.name):
+        log.warning(
+            "the draft head in %s was made for the target %.80r, as its speculators_config says; "
+            "with another one, here %.80r, hardly any draft is accepted",
+            layout.folder,
+            name,
+            target.info.name,
+        )
+
+
+def _base(name: str) -> str:
+    return name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].casefold()
+
+
+def check_limit(layout: Layout, target: TargetModel) -> None:
+    """Warn of a head made for shorter texts than its target: what it does there was not trained.
+
+    Rotary positions are computed, not looked up: past the limit drafts are made at their true
+    positions, and are what the head's weights make of them.
+    """
+    inner = layout.config.get("transformer_layer_config")
+    values = inner if isinstance(inner, Mapping) else layout.config
+    limit, most = values.get("max_position_embeddings"), target.info.max_positions
+    if type(limit) is int and limit < most:
+        log.warning(
+            "the draft head in %s was made for texts of up to %s tokens, the target for %s: in "
+            "longer texts it goes on at the true positions, and less of it may be accepted",
+            layout.folder,
+            f"{limit:,}",
+            f"{most:,}",
+        )
 
 
 def _places(stored: Stored, target: TargetModel) -> Tensor:

@@ -10,7 +10,7 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from eagle.plugin import CheckpointError
 
-__all__ = ["WEIGHTS", "Stored", "read", "read_json", "rows_of", "shown", "stored_in"]
+__all__ = ["WEIGHTS", "WHOLE", "Stored", "read", "read_json", "rows_of", "shown", "stored_in"]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, the first one that is there being read; ``NAME.index.json`` names shards."""
@@ -30,6 +30,9 @@ _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+WHOLE = ("int64", "int32", "bool", "uint8")
+"""Dtypes of maps between vocabularies."""
+
 _TAKEN = ("float64", "float32", "float16", "bfloat16")
 _TEXT = 2**24  # bytes of a JSON file that are read
 _PACKED = 2  # a zip of tensors is not compressed: more than its own size cannot be in it
@@ -86,17 +89,21 @@ def stored_in(folder: Path) -> dict[str, Stored]:
     )
 
 
-def read(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+def read(stored: Mapping[str, Stored], dtypes: Sequence[str] = _TAKEN) -> dict[str, Tensor]:
     """Return tensors, by the names that they are given under.
+
+    Args:
+        stored: where they are.
+        dtypes: that are taken.
 
     Raises:
         CheckpointError: one is of a dtype that weights do not have, or not there as a whole.
     """
     for name, one in stored.items():
-        if one.dtype not in _TAKEN:
+        if one.dtype not in dtypes:
+            what = "a draft head's weights are" if dtypes is _TAKEN else "it should be"
             raise CheckpointError(
-                f"{one.file}: {name} is of dtype {one.dtype}; a draft head's weights are "
-                f"{', '.join(_TAKEN)}"
+                f"{one.file}: {name} is of dtype {one.dtype}; {what} {', '.join(dtypes)}"
             )
     found: dict[str, Tensor] = {}
     for file in {one.file for one in stored.values()}:

@@ -54,6 +54,9 @@ def weights(layers=1, fc_bias=False, qkv_bias=False, seed=0):
 
 def reference(tensors, embedded, features):
     """Return predicted features ``[T, H]`` of one text, from ``[T, H]`` each."""
+    if "embedding_layernorm.weight" in tensors:  # HArmonizedSS/HASS, ``model/cnets.py``
+        embedded = rms(embedded, tensors["embedding_layernorm.weight"])
+        features = rms(features, tensors["hidden_states_layernorm.weight"])
     x = linear(tensors, "fc", torch.cat((embedded, features), dim=-1))
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("layers."))
     for i in range(layers):

@@ -107,6 +107,32 @@ def test_several_layers(target, tmp_path):
     check(target, tmp_path / "again", rounded)
 
 
+NORMS = {
+    "embedding_layernorm.weight": torch.rand(H),
+    "hidden_states_layernorm.weight": torch.rand(H),
+}
+
+
+@pytest.mark.parametrize("said", [{}, {"add_para_norm": True}])
+def test_norms_of_hass_in_front_of_the_fc(target, tmp_path, said):
+    tensors = weights(fc_bias=True) | NORMS
+    head = check(target, publish(tmp_path, tensors, config=said), tensors)
+    head.save(tmp_path / "again")
+    rounded = {name: tensor.bfloat16().float() for name, tensor in tensors.items()}
+    check(target, tmp_path / "again", rounded)
+
+
+@pytest.mark.parametrize("lacking", NORMS)
+def test_norms_of_hass_come_together(target, tmp_path, lacking):
+    tensors = {name: tensor for name, tensor in (weights() | NORMS).items() if name != lacking}
+    publish(tmp_path, tensors)
+    with pytest.raises(CheckpointError, match=f"missing {lacking}"):
+        load(target, tmp_path)
+    publish(tmp_path, weights(), config={"add_para_norm": True})
+    with pytest.raises(CheckpointError, match=r"missing embedding_layernorm\.weight"):
+        load(target, tmp_path)
+
+
 @pytest.mark.parametrize("pickled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_targets_own_embedding_and_lm_head_may_be_beside(target, tmp_path, pickled, dtype):
@@ -180,10 +206,6 @@ OTHERS = {
     "DSpark": ({"markov_head.markov_w1.weight": torch.zeros(64, 4)}, {}, "a DSpark draft model"),
     "P-EAGLE": ({**EAGLE3, "mask_hidden": torch.zeros(1, 1, 3 * H)}, {}, "a draft head of P-EAGLE"),
     "P-EAGLE of speculators": ({}, {"speculators_model_type": "peagle"}, "a draft head of P-EAGLE"),
-    "HASS": (
-        {**weights(), "hidden_states_layernorm.weight": torch.ones(H)}, {}, "HASS with norms in"
-    ),
-    "HASS by its configuration": (weights(), {"add_para_norm": True}, "HASS with norms in front"),
     "a language model": (prefixed(LAYER), {}, "a whole language model, not a draft head"),
 }  # fmt: skip
 

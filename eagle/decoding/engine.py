@@ -1,0 +1,363 @@
+"""An engine: requests come from any thread or task at any time, and a thread of its own decodes.
+
+It knows handles, the queue and the thread; what is decoded when is the loop's (`eagle.looping`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eagle.cycle import Processors
+from eagle.decoding.decoder import Decoder
+from eagle.decoding.handles import Handle
+from eagle.decoding.inputs import Prompt
+from eagle.decoding.loop import Loop, Ticket
+from eagle.decoding.requests import Event
+from eagle.errors import ClosedError, EagleError, QueueFullError, RequestError
+from eagle.host import Whole
+from eagle.plugin import Registry, SamplingParams
+from eagle.spec import DecoderSpec
+from eagle.target import Target
+
+__all__ = ["Engine", "EngineStats"]
+
+QUEUE = 1024
+_SPAN = 10  # seconds that a rate is of
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine is doing, for those who operate it.
+
+    Attributes:
+        waiting: requests without a slot.
+        active: requests with one: those that are decoded, or whose prompts are read.
+        slots: how many requests can have one.
+        blocks: blocks of the cache that texts have; 0 where rows do not lie in blocks.
+        total_blocks: how many there are.
+        finished: requests that were answered.
+        failed: requests that were not, but for those that were cancelled.
+        cancelled: requests that were cancelled.
+        tokens: tokens given.
+        tokens_per_second: tokens given in the last ten seconds, for each of these.
+        tau: tokens committed per verification, of all requests so far.
+    """
+
+    waiting: int
+    active: int
+    slots: int
+    blocks: int
+    total_blocks: int
+    finished: int
+    failed: int
+    cancelled: int
+    tokens: int
+    tokens_per_second: float
+    tau: float
+
+
+class Engine(Whole):
+    """Answers requests as they come, as many at once as its decoder has slots.
+
+    Make one with `from_spec`, or of a decoder. Every request says what it says alone, whoever
+    shares the batch with it; one that fails fails alone.
+
+    Requests get a slot in the order of their priority, the higher first, and those of equal
+    priority in the order in which they came. None is overtaken because it is long: one that has to
+    wait for blocks keeps those behind it waiting too, so it waits no longer than those before it
+    take. As long as requests of a higher priority keep coming, lower ones wait. Who has a slot
+    keeps it to the end. Prompts are read a bounded piece at a time, in turn with cycles.
+
+    Args:
+        decoder: what decodes; its own `generate` and `stream` may be used meanwhile.
+        queue: requests that may wait for a slot; more are refused.
+    """
+
+    copied = "an engine (its decoder exists once; make one where it is needed)"
+
+    def __init__(self, decoder: Decoder, *, queue: int = QUEUE) -> None:
+        if not isinstance(decoder, Decoder):
+            raise RequestError(
+                f"an Engine is made of a Decoder, not of {type(decoder).__name__}; "
+                "Engine.from_spec makes both"
+            )
+        if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
+            raise RequestError(f"queue is how many requests may wait, at least 1, not {queue!r}")
+        self.decoder, self.queue = decoder, queue
+        decoder.loop.seats.steady = True
+        self._driver = _Driver(decoder.loop)
+        # Who forgets the engine ends it. A collector may run in any thread, so it waits for none.
+        weakref.finalize(self, self._driver.close, drain=False).atexit = False
+        self._driver.thread.start()
+        _DRIVERS.add(self._driver)
+
+    @classmethod
+    def from_spec(
+        cls,
+        spec: str | Path | DecoderSpec = "eagle",
+        overrides: Sequence[str] = (),
+        *,
+        queue: int = QUEUE,
+        registry: Registry | None = None,
+        target: Target | None = None,
+    ) -> Engine:
+        """Build a decoder and start an engine with it; see `Decoder.from_spec`.
+
+        Raises:
+            EagleError: see there.
+        """
+        decoder = Decoder.from_spec(spec, overrides, registry=registry, target=target)
+        return cls(decoder, queue=queue)
+
+    def submit(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        processors: Processors | None = None,
+        raw: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        **sampling: Any,
+    ) -> Handle:
+        """Ask for an answer; any thread or task may, at any time. It does not wait.
+
+        Args:
+            prompt: one prompt, as `Decoder.generate` takes it.
+            params: its sampling parameters.
+            processors: its logits processors. They are asked in the engine's thread.
+            raw: continue a string as it is, without the chat template.
+            chat_template_kwargs: what the chat template reads beside the messages.
+            priority: higher ones get a slot first.
+            **sampling: fields of `SamplingParams`, instead of *params*.
+
+        Returns:
+            A handle on the answer that will come.
+
+        Raises:
+            RequestError: the prompt or a parameter is not valid, or there will never be memory for
+                the text.
+            QueueFullError: as many requests wait as may.
+            ClosedError: the engine was closed, or has broken.
+        """
+        if not isinstance(priority, int) or isinstance(priority, bool):
+            raise RequestError(f"priority is a whole number, not {priority!r}")
+        self._driver.check()
+        single, requests = self.decoder.intake(
+            prompt, params, processors, sampling, raw, chat_template_kwargs
+        )
+        if not single:
+            raise RequestError("submit takes one prompt; submit each of several by itself")
+        handle = Handle(self._driver, self)
+        handle.ticket = Ticket(requests[0], self._driver.tally(handle), priority)
+        self._driver.submit(handle.ticket, self.queue)
+        return handle
+
+    @property
+    def closed(self) -> bool:
+        """Whether no more requests are taken."""
+        return self._driver.closing
+
+    def stats(self) -> EngineStats:
+        """Return what the engine is doing now; what its decoder does for others counts too."""
+        return self._driver.stats()
+
+    def close(self, drain: bool = True) -> None:
+        """Take no more requests, and end once none is left; handles keep what they have.
+
+        Args:
+            drain: answer those that were submitted first; otherwise they are cancelled.
+        """
+        self._driver.close(drain=drain)
+        self._driver.join()
+
+    async def aclose(self, drain: bool = True) -> None:
+        """Do what `close` does, while other tasks go on."""
+        await asyncio.to_thread(self.close, drain)
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Close, answering all that was submitted unless an exception ends the block."""
+        self.close(drain=kind is None)
+
+    async def __aenter__(self) -> Engine:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        await self.aclose(drain=kind is None)
+
+
+class _Driver:
+    """The thread of an engine, which it keeps even where nobody keeps the engine."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._gate = threading.RLock()  # a collector may close an engine in the middle of it
+        self._wake = threading.Event()
+        self._open: set[Ticket] = set()  # neither answered nor failed nor cancelled
+        self._counts = {"finished": 0, "failed": 0, "cancelled": 0}
+        self._given: dict[int, int] = {}  # tokens, by the second
+        self._tokens = 0
+        self._began = time.monotonic()
+        self.closing = False
+        self.broken: BaseException | None = None
+        self.thread = threading.Thread(target=self._drive, name="eagle-engine", daemon=True)
+
+    def check(self) -> None:
+        """Refuse requests that come too late."""
+        if self.broken is not None:
+            raise ClosedError(
+                f"the engine broke: {type(self.broken).__name__}: {self.broken}"
+            ) from self.broken
+        if self.closing or not self.thread.is_alive():
+            raise ClosedError("the engine was closed; make another one of its decoder")
+
+    def submit(self, ticket: Ticket, queue: int) -> None:
+        """Take in a ticket unless there are too many."""
+        with self._gate:
+            self.check()
+            if self._loop.waiting >= queue:
+                raise QueueFullError(
+                    f"{queue} requests wait for a slot, and no more may (queue); ask again when "
+                    "some were answered, or make the engine with a longer queue"
+                )
+            self._open.add(ticket)
+            self._loop.submit([ticket])
+        self._wake.set()
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Cancel a request; return whether it was not over."""
+        if not self._leave(ticket, "cancelled"):
+            return False
+        self._loop.cancel([ticket])
+        self._wake.set()
+        return True
+
+    def tally(self, handle: Handle) -> _Tally:
+        """Return a sink that counts what a handle is given."""
+        return _Tally(self, handle)
+
+    def put(self, ticket: Ticket, event: Event) -> bool:
+        """Count an event; return whether its request is still open."""
+        second = int(time.monotonic())
+        with self._gate:
+            if ticket not in self._open:
+                return False
+            self._tokens += len(event.tokens)
+            if second not in self._given:
+                self._given = {s: n for s, n in self._given.items() if s >= second - _SPAN}
+                self._given[second] = 0
+            self._given[second] += len(event.tokens)
+        return event.result is None or self._leave(ticket, "finished")
+
+    def fail(self, ticket: Ticket) -> bool:
+        """Count a failure; return whether its request was open."""
+        return self._leave(ticket, "failed")
+
+    def stats(self) -> EngineStats:
+        """See `Engine.stats`."""
+        loop, now = self._loop, time.monotonic()
+        with self._gate:
+            recent = sum(n for second, n in self._given.items() if second > now - _SPAN)
+            counts, tokens = dict(self._counts), self._tokens
+        seats, span = loop.seats, max(min(_SPAN, now - self._began), 1e-9)
+        blocks = seats.blocks
+        return EngineStats(
+            waiting=loop.waiting,
+            active=seats.active,
+            slots=seats.limit,
+            blocks=blocks.total - blocks.free,
+            total_blocks=blocks.total,
+            tokens=tokens,
+            tokens_per_second=recent / span,
+            tau=loop.committed / loop.verified if loop.verified else 0.0,
+            **counts,
+        )
+
+    def close(self, *, drain: bool) -> None:
+        """Take no more requests; the thread ends when none is left."""
+        with self._gate:
+            self.closing = True
+            left = [] if drain else list(self._open)
+        for ticket in left:
+            if isinstance(ticket.sink, _Tally):
+                ticket.sink.handle.cancel()
+        self._wake.set()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        if self.thread is threading.current_thread():
+            raise RequestError("an engine cannot be closed from within its own thread")
+        self.thread.join()
+
+    def _leave(self, ticket: Ticket, how: str) -> bool:
+        with self._gate:
+            if ticket not in self._open:
+                return False
+            self._open.discard(ticket)
+            self._counts[how] += 1
+            if self.closing:  # perhaps another thread gave the last answer, driving the loop
+                self._wake.set()
+            return True
+
+    def _drive(self) -> None:
+        loop = self._loop
+        try:
+            while True:
+                self._wake.clear()
+                while loop.busy:
+                    loop.drive(bool)  # nothing is waited for but that it is done
+                with self._gate:
+                    if self.closing and not self._open:
+                        return
+                self._wake.wait()
+        except BaseException as error:
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """Let all that were submitted fail of what ended the thread."""
+        told = error if isinstance(error, Exception) else EagleError("the engine's thread ended")
+        with self._gate:
+            self.broken = error
+            left = list(self._open)
+        try:
+            self._loop.fail(told)
+        finally:
+            for ticket in left:  # also where that failed, too
+                ticket.sink.fail(ticket, told)
+
+
+class _Tally:
+    """A handle's sink."""
+
+    def __init__(self, driver: _Driver, handle: Handle) -> None:
+        self._driver, self.handle = driver, handle
+
+    def put(self, ticket: Ticket, event: Event) -> None:
+        if self._driver.put(ticket, event):
+            self.handle.put(event)
+
+    def fail(self, ticket: Ticket, error: Exception) -> None:
+        if self._driver.fail(ticket):
+            self.handle.fail(error)
+
+
+_DRIVERS: weakref.WeakSet[_Driver] = weakref.WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """End all threads with the program: what they compute with is taken apart after that."""
+    for driver in list(_DRIVERS):
+        driver.close(drain=False)
+        driver.thread.join()

@@ -1,0 +1,218 @@
+"""What whoever submitted a request holds: its events and its result, as they come.
+
+It is written to by whichever thread decodes, and read by any number of threads and asyncio tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import suppress
+from typing import Any, Protocol
+
+from eagle.decoding.loop import Ticket
+from eagle.decoding.requests import Event, Result
+from eagle.errors import CancelledError, EagleError, RequestError, again
+
+__all__ = ["Driver", "Handle"]
+
+_PATIENCE = 1.0  # seconds between looks at whether anybody is still decoding
+
+
+class Driver(Protocol):
+    """What answers requests, as far as a handle has to know it."""
+
+    thread: threading.Thread
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Cancel a request; return whether it was not over."""
+
+
+class Handle:
+    """A request that was submitted, in whatever state it is; see `eagle.Engine.submit`.
+
+    Iterating, ``async for`` included, gives all its events from the first on, waiting for those
+    that have not come; each iteration starts anew. ``await handle`` gives what `result` gives.
+    Leaving an iteration, or a task that awaits, does not cancel the request: `cancel` does.
+
+    Args:
+        driver: what answers the request.
+        kept: is kept as long as this is: an engine that is forgotten ends.
+
+    Attributes:
+        ticket: the request, as the loop has it.
+    """
+
+    ticket: Ticket
+
+    def __init__(self, driver: Driver, kept: object = None) -> None:
+        self._driver, self._kept = driver, kept
+        self._changed = threading.Condition()
+        self._events: list[Event] = []
+        self._error: Exception | None = None
+        self._wakers: list[Callable[[], None]] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether the request was answered, has failed or was cancelled."""
+        return self._error is not None or self._answer is not None
+
+    @property
+    def seed(self) -> int:
+        """Of the request's chance; see `eagle.SamplingParams`."""
+        return self.ticket.request.seed
+
+    def result(self, timeout: float | None = None) -> Result:
+        """Wait for the result.
+
+        Args:
+            timeout: seconds to wait at most; None for as long as it takes.
+
+        Raises:
+            TimeoutError: it takes longer; the request goes on.
+            CancelledError: the request was cancelled.
+            EagleError: the request failed; see `eagle.Decoder.generate`.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not self.done:
+                self._wait(end)
+            return self._outcome()
+
+    def cancel(self) -> bool:
+        """Let nothing more come of the request; its slot is free within a cycle.
+
+        Returns:
+            Whether that was in time: False where it was answered or had failed before.
+        """
+        if not self._driver.cancel(self.ticket):
+            return False
+        self.fail(CancelledError("the request was cancelled before it was answered"))
+        return True
+
+    def __iter__(self) -> Iterator[Event]:
+        """Give every event, waiting for those that have not come.
+
+        Raises:
+            EagleError: as `result`, behind the events that came before.
+        """
+        place = 0
+        while True:
+            with self._changed:
+                while not self._settled(place):
+                    self._wait(None)
+                event = self._at(place)
+            if event is None:
+                return
+            place += 1
+            yield event
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        """Give every event, letting other tasks go on meanwhile; see `__iter__`."""
+        place = 0
+        while True:
+            while not self._settled(place):
+                await self._arrival(place)
+            event = self._at(place)
+            if event is None:
+                return
+            place += 1
+            yield event
+
+    def __await__(self) -> Generator[Any, None, Result]:
+        """Wait for the result, letting other tasks go on meanwhile; see `result`."""
+        return self._awaited().__await__()
+
+    async def _awaited(self) -> Result:
+        while not self.done:
+            await self._arrival(len(self._events))
+        return self._outcome()
+
+    # --- from the thread that decodes -------------------------------------------------------------
+
+    def put(self, event: Event) -> None:
+        """Take in an event."""
+        with self._changed:
+            if self._error is None:
+                self._events.append(event)
+            self._tell()
+
+    def fail(self, error: Exception) -> None:
+        """Take in what keeps the request from being answered, unless it is over."""
+        with self._changed:
+            if not self.done:
+                self._error = error
+            self._tell()
+
+    def _tell(self) -> None:
+        self._changed.notify_all()
+        wakers, self._wakers = self._wakers, []
+        for wake in wakers:
+            with suppress(RuntimeError):  # the asyncio loop that waited is closed
+                wake()
+
+    # --- for those who wait -----------------------------------------------------------------------
+
+    @property
+    def _answer(self) -> Result | None:
+        return self._events[-1].result if self._events else None
+
+    def _outcome(self) -> Result:
+        if self._error is not None:
+            raise again(self._error)
+        assert self._answer is not None
+        return self._answer
+
+    def _settled(self, place: int) -> bool:
+        """Return whether it is known what stands at a place among the events."""
+        return place < len(self._events) or self.done
+
+    def _at(self, place: int) -> Event | None:
+        if place < len(self._events):
+            return self._events[place]
+        if self._error is not None:
+            raise again(self._error)
+        return None
+
+    def _wait(self, end: float | None) -> None:
+        """Wait for a change, for a second at most; whoever has the condition calls."""
+        self._may_wait()
+        left = _PATIENCE if end is None else min(end - time.monotonic(), _PATIENCE)
+        if left <= 0:
+            raise TimeoutError("the request has not been answered yet; it goes on")
+        self._changed.wait(left)
+        self._look()
+
+    async def _arrival(self, place: int) -> None:
+        """Wait until there is an event at a place, or the request is over, or for a second."""
+        self._may_wait()
+        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(arrived.set)
+
+        with self._changed:
+            if self._settled(place):
+                return
+            self._wakers.append(wake)
+        try:
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(arrived.wait(), _PATIENCE)
+        finally:
+            with self._changed:
+                self._wakers = [other for other in self._wakers if other is not wake]
+        self._look()
+
+    def _may_wait(self) -> None:
+        if self._driver.thread is threading.current_thread():
+            raise RequestError(
+                "this waits for an answer in the thread that would give it: a logits processor "
+                "cannot wait for a request of its own engine"
+            )
+
+    def _look(self) -> None:
+        """Fail where nobody will ever answer: in a child of the process with the thread, say."""
+        if not self.done and not self._driver.thread.is_alive():
+            self.fail(EagleError("the engine's thread has ended without an answer"))

@@ -1,0 +1,419 @@
+"""THE loop: requests come in, prompts are read, cycles run, tokens go out; it has no thread.
+
+Whoever waits for an answer drives it, one pass at a time: the thread that called a decoder, or an
+engine's. What comes of a pass goes to everybody's own sink, so they may be many. It knows requests
+and cycles; what a cycle's components do is theirs (see `eagle.cycle`).
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Protocol
+
+import torch
+
+from eagle.cycle import Cycle, Piece, Processing
+from eagle.decoding.batch import Outcome, failed_last
+from eagle.decoding.reading import apart
+from eagle.decoding.requests import Event, Request
+from eagle.decoding.seats import Seats
+from eagle.decoding.stranger import Stranger
+from eagle.errors import EagleError, RequestError
+from eagle.plugin import Breach, RequestAware, Role, Sampling, VaryingTree
+from eagle.runtime import Runtime
+from eagle.spec import Resolved
+
+__all__ = ["Loop", "Sink", "Ticket"]
+
+
+_UNREAD = torch.zeros(1, dtype=torch.float64)  # of a prompt that goes on, no token is chosen
+
+
+class Sink(Protocol):
+    """Where what came of a request goes, in whichever thread drives the loop."""
+
+    def put(self, ticket: Ticket, event: Event) -> None:
+        """Take in what a cycle gave."""
+
+    def fail(self, ticket: Ticket, error: Exception) -> None:
+        """Take in what kept the request from being answered; nothing more comes of it."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """A request on its way through the loop.
+
+    Attributes:
+        request: what is asked.
+        sink: where its events go.
+        priority: higher ones are seated first, and of equals who came first.
+        over: it was answered, failed or was cancelled: nothing more comes of it.
+    """
+
+    request: Request
+    sink: Sink
+    priority: int = 0
+    over: bool = False
+
+
+class Loop:
+    """Requests that wait, and those that have a slot.
+
+    Any thread may `submit` and `cancel` at any time. All else is done with the target's turn, which
+    one thread has at a time, in the order in which they asked for it.
+
+    Args:
+        cycle: what is run.
+        runtime: what runs it.
+        resolved: the spec's components, for whom to blame.
+        limit: requests decoded at once, at most.
+        capacity: tokens of a text, at most.
+
+    Attributes:
+        seats: slots and blocks, and who has them.
+        cycles: cycles that were started.
+        reading: seconds in which prompts were read; where that goes on between cycles, without
+            what the device does of it while the host goes on.
+        tokens: tokens that were given.
+        verified: verifications, of all requests.
+        committed: tokens that these gave.
+    """
+
+    def __init__(
+        self, cycle: Cycle, runtime: Runtime, resolved: Resolved, *, limit: int, capacity: int
+    ) -> None:
+        self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
+        self.seats = Seats(cycle, runtime, limit, capacity)
+        self._arrived: deque[Ticket] = deque()
+        self._cancelled: deque[Ticket] = deque()
+        self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
+        self._numbers = count()
+        self._tickets: dict[int, Ticket] = {}  # of those with a slot, by their request's id
+        parts = resolved.components.values()
+        self._aware = [part for part in parts if isinstance(part, RequestAware)]
+        self._stranger = Stranger(resolved)
+        self._told: dict[int, Request] = {}  # by slot, what components know to have begun
+        self._sampling: Sampling | None = None
+        self._processing: Processing | None = None
+        self._width = 0  # slots that the sampling parameters on the device are of
+        self._ahead = False  # whether the next cycle is under way already
+        self._read_last = False
+        self.cycles = self.tokens = self.verified = self.committed = 0
+        self.reading = 0.0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something to do."""
+        return bool(self._arrived or self._waiting or self.seats or self._cancelled)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests have no slot yet."""
+        return len(self._arrived) + len(self._waiting)
+
+    def submit(self, tickets: Iterable[Ticket]) -> None:
+        """Take in requests, which may be answered at once where the loop is being driven."""
+        self._arrived.extend(tickets)
+
+    def cancel(self, tickets: Iterable[Ticket]) -> None:
+        """Let nothing more come of requests; the pass that is under way is their last.
+
+        It waits for nobody: where the loop is being driven, whoever does that makes their slots
+        and blocks free.
+        """
+        for ticket in tickets:
+            if not ticket.over:
+                ticket.over = True
+                self._cancelled.append(ticket)
+        if self._cancelled:
+            with self._cycle.target.turn.tried("cancelling") as had:
+                if had:
+                    self._sweep()
+
+    def let_go(self) -> None:
+        """Forget what was allocated for those who were seated; nobody may be."""
+        self.seats.let_go()
+
+    def forget(self) -> None:
+        """Forget the texts that were decoded, which those that begin alike would go on from."""
+        with self._cycle.target.turn.held("decoding", within=False):
+            self.seats.blocks.forget()
+
+    def drive(self, until: Callable[[], bool]) -> None:
+        """Do one pass, unless others have done what is waited for by the time it can be done.
+
+        Raises:
+            RequestError: it was asked for from within a pass of the same target.
+        """
+        with self._cycle.target.turn.held("decoding", within=False):
+            if not until():
+                self._turn()
+
+    def fail(self, error: Exception) -> None:
+        """Let every request fail that there is."""
+        with self._cycle.target.turn.held("decoding"):
+            self._give_up(error)
+            for ticket in [*self._arrived, *(entry[2] for entry in self._waiting)]:
+                self._end(ticket, error)
+            self._arrived.clear()
+            self._waiting.clear()
+
+    # --- one turn ---------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Do one pass: read on in prompts, or run a cycle; both in turn where there are both."""
+        seats = self.seats
+        try:
+            self._sweep()
+            if not self._ahead:  # its outcome is of those who had the slots when it began
+                self._admit()
+                if seats.reader and not (self._read_last and seats.batch):
+                    self._read_last = True
+                    self._read(seats.reader.take())
+                    return
+            self._read_last = False
+            if seats.batch:
+                self._run()
+            else:
+                self._ahead = False
+        except Exception as error:
+            self._give_up(error)
+        except BaseException:  # Ctrl-C, in the middle of a pass
+            self._give_up(EagleError("the thread that decoded this with others was interrupted"))
+            raise
+
+    def _sweep(self) -> None:
+        """Give up the places of those who were cancelled."""
+        gone = set()
+        while self._cancelled:
+            ticket = self._cancelled.popleft()
+            if self._tickets.pop(id(ticket.request), None) is None:
+                gone.add(ticket)
+            else:
+                self._leave(self._slot(ticket.request))
+                self._sampling = None
+        if gone:
+            self._waiting = [entry for entry in self._waiting if entry[2] not in gone]
+            heapq.heapify(self._waiting)
+
+    def _slot(self, request: Request) -> int:
+        """Return the slot of a request that has one."""
+        seats = self.seats
+        for slot, other in enumerate(seats.batch.requests):
+            if other is request:
+                return slot
+        return next(slot for slot in seats.reader.slots if seats.reader.request(slot) is request)
+
+    def _admit(self) -> None:
+        """Give those who wait slots and blocks, in order, as far as there are any.
+
+        Nobody overtakes who came first, so that a long text is not kept waiting by short ones.
+        """
+        while self._arrived:
+            ticket = self._arrived.popleft()
+            if not ticket.over:
+                heapq.heappush(self._waiting, (-ticket.priority, next(self._numbers), ticket))
+        while self._waiting:
+            ticket = self._waiting[0][2]
+            try:
+                if not ticket.over and not self._seat(ticket):
+                    break
+            except Exception as error:  # there is less memory than there seemed to be
+                heapq.heappop(self._waiting)
+                self._end(ticket, error)
+                raise
+            heapq.heappop(self._waiting)
+        # What components remember of slots stays where it is.
+        if not self._aware and self.seats.close_up():
+            self._sampling = None  # is of slots, which others have now
+
+    def _seat(self, ticket: Ticket) -> bool:
+        """Give one of those who wait a slot; False where it has to wait for others to end."""
+        idle = not self.seats
+        if idle:
+            self.seats.prepare([entry[2].request for entry in self._waiting])
+        if self.seats.take(ticket.request):
+            self._tickets[id(ticket.request)] = ticket
+            self._begin(ticket)
+            return True
+        if idle:
+            raise EagleError("there is no room for a text for which there should be")
+        return False
+
+    def _begin(self, ticket: Ticket) -> None:
+        """Tell components that a slot is given to a request; one that fails costs no others."""
+        if not self._aware:
+            return
+        slot = self._slot(ticket.request)
+        self._told[slot] = ticket.request
+        try:
+            with torch.inference_mode(), self._resolved.blaming():
+                for part in self._aware:
+                    part.begin_request(slot, ticket.request.prompt)
+        except Exception as error:
+            del self._tickets[id(ticket.request)]
+            self._leave(slot, keep=False)
+            self._end(ticket, error)
+
+    def _leave(self, slot: int, *, keep: bool = True, spoilt: bool = False) -> None:
+        """Let a slot idle, and tell components that its request is over."""
+        self.seats.leave(slot, keep=keep, spoilt=spoilt)
+        self._tell_end(slot)
+
+    def _tell_end(self, slot: int) -> None:
+        request = self._told.pop(slot, None)
+        if request is not None:
+            with torch.inference_mode(), self._resolved.blaming():
+                for part in self._aware:
+                    part.end_request(slot, [*request.prompt, *request.tokens])
+
+    def _choose(self) -> int:
+        """Return which tree the next cycle drafts, by what has been read back already."""
+        tree = self._resolved.tree
+        if not isinstance(tree, VaryingTree):
+            return 0
+        chosen = tree.choose(self.seats.batch.seen)
+        if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
+            raise Breach(
+                Role.TREE,
+                f"choose() returned {chosen!r}, which is none of its {len(self._cycle.trees)} "
+                "alternatives",
+            )
+        return chosen
+
+    def _read(self, pieces: list[Piece[Request]]) -> None:
+        """Read pieces of prompts, and deliver the first tokens of those that end.
+
+        One pass of bounded size, or more for those with logits processors; nothing in it waits for
+        the device. What keeps one of these from being read costs no others.
+        """
+        seats, began = self.seats, time.perf_counter()
+        slots = seats.slots
+        assert slots is not None
+        groups: list[tuple[list[int], Exception | None]] = []
+        # What is not read together is not lost together.
+        for group in apart(pieces) if self._cycle.packs else [[one] for one in pieces]:
+            ended = [one for one in group if one.last]
+            for one in ended:
+                seats.batch.put(one.slot, one.request)
+            try:
+                with torch.inference_mode(), self._resolved.blaming():
+                    uniforms = torch.stack(
+                        [one.request.uniforms(1) if one.last else _UNREAD for one in group]
+                    )
+                    self._runtime.read(
+                        slots,
+                        group,
+                        uniforms.to(self._cycle.target.device),
+                        seats.batch.processing() if group[0].request.processors else None,
+                    )
+                for one in ended:
+                    seats.begin(one.slot, one.request)
+            except Exception as error:
+                groups.append(([one.slot for one in group], error))
+            else:
+                groups.append(([one.slot for one in ended], None))
+        self._sampling = None
+        outcomes = slots.outcome.tolist() if any(own for own, _ in groups) else []
+        self.reading += time.perf_counter() - began
+        for own, failure in groups:
+            for slot, outcome in failed_last((slot, outcomes[slot]) for slot in own):
+                self._deliver(slot, outcome, failure, verified=False)
+
+    def _run(self) -> None:
+        """Run a cycle and deliver what came of it; perhaps start the next one before that."""
+        batch = self.seats.batch
+        if not self._ahead:
+            self._advance()
+        outcomes = self._part.outcome.tolist()
+        batch.note(outcomes)
+        self._stranger.note(batch.seen.committed)
+        failures = self._processing.failures if self._processing else {}
+        self._ahead = (
+            self._runtime.graph
+            and not self.seats.reader
+            and not self._cancelled
+            and batch.goes_on(outcomes, waiting=self.waiting > 0)
+        )
+        if self._ahead:
+            self._advance()
+        for slot, outcome in failed_last(enumerate(outcomes)):
+            if slot not in failures and batch.requests[slot] is not None:
+                self._deliver(slot, outcome, None)
+        for slot, failure in failures.items():
+            self._deliver(slot, outcomes[slot], failure)
+
+    def _advance(self) -> None:
+        """Start one cycle for all slots; what the next one draws is sent behind it."""
+        seats = self.seats
+        batch, part = seats.batch, seats.first()
+        width = part.root.shape[0]
+        if self._sampling is None or width != self._width:
+            self._sampling, self._width = part.sampling.become(batch.params(width)), width
+        requests = batch.requests[:width]
+        if not self._sampling.greedy:
+            seats.feed.fill(requests)
+        # A cycle that started ahead may have committed what has not been delivered yet.
+        committed = batch.longest + self._cycle.depth + 1
+        self._part, self._processing = part, batch.processing()
+        with torch.inference_mode(), self._resolved.blaming():
+            tree = self._choose()
+            self.cycles += 1
+            self._runtime.run(part, self._sampling, committed, self._processing, tree)
+            if not self._sampling.greedy:
+                seats.feed.refill(requests)
+
+    def _deliver(
+        self, slot: int, outcome: Outcome, failure: Exception | None, *, verified: bool = True
+    ) -> None:
+        """Give a slot's new tokens to its request, and let the slot idle if that ends it."""
+        seats = self.seats
+        request = seats.batch.requests[slot] or seats.reader.request(slot)
+        ticket = self._tickets[id(request)]
+        event = None
+        try:
+            if failure is None and not ticket.over:
+                event = seats.batch.deliver(slot, outcome, verified=verified)
+        except Exception as error:
+            failure = error
+        if failure is not None:
+            del self._tickets[id(request)]
+            self._sampling = None
+            # What processors raise leaves the target's and the head's rows what they should be.
+            self._leave(slot, keep=False, spoilt=not isinstance(failure, RequestError))
+            self._end(ticket, failure)
+        elif event is not None:
+            self.tokens += len(event.tokens)
+            if verified:
+                self.verified, self.committed = (
+                    self.verified + 1,
+                    self.committed + len(event.tokens),
+                )
+            if event.finish_reason:
+                del self._tickets[id(request)]
+                self._sampling = None
+                self._leave(slot)
+                ticket.over = True
+            ticket.sink.put(ticket, event)
+
+    def _end(self, ticket: Ticket, error: Exception) -> None:
+        if not ticket.over:
+            ticket.over = True
+            ticket.sink.fail(ticket, error)
+
+    def _give_up(self, error: Exception) -> None:
+        """Let all fail who are seated: what is in their slots cannot be known."""
+        self.seats.let_go()
+        for slot in list(self._told):
+            with suppress(Exception):  # what they raise now says less than what is given up for
+                self._tell_end(slot)
+        self._ahead, self._sampling = False, None
+        tickets, self._tickets = list(self._tickets.values()), {}
+        for ticket in tickets:
+            self._end(ticket, error)

@@ -1,0 +1,68 @@
+"""Which pieces of waiting prompts a pass reads."""
+
+from types import SimpleNamespace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from eagle.decoding.reading import Reader, apart
+
+
+def request(length, processors=()):
+    return SimpleNamespace(prompt=[0] * length, processors=processors)
+
+
+def passes(reader):
+    while reader:
+        yield reader.take()
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=6), budget=st.integers(1, 50))
+def test_every_token_is_read_once_in_order_and_no_pass_reads_too_many(lengths, budget):
+    reader = Reader(budget)
+    for slot, length in enumerate(lengths):
+        reader.add(slot, request(length))
+    read = [0] * len(lengths)
+    for pieces in passes(reader):
+        assert 0 < sum(piece.end - piece.start for piece in pieces) <= budget
+        assert len({piece.slot for piece in pieces}) == len(pieces)
+        for piece in pieces:
+            assert piece.start == read[piece.slot] < piece.end
+            read[piece.slot] = piece.end
+            assert piece.last == (piece.end == lengths[piece.slot])
+    assert read == lengths
+
+
+def test_a_long_prompt_neither_starves_nor_holds_up_short_ones():
+    reader = Reader(16)
+    reader.add(0, request(100))
+    reader.add(1, request(5))
+    (first, second) = reader.take()
+    assert (first.slot, first.start, first.end) == (0, 0, 11)
+    assert second.last
+    seen = 11
+    for arrival in range(2, 20):  # as many short ones as there is room for
+        reader.add(arrival, request(8))
+        (long, short) = reader.take() if seen < 100 else (None, None)
+        if long is None:
+            break
+        seen = long.end
+        assert short.last
+    assert seen == 100
+
+
+def test_a_prompt_of_which_a_part_is_there_is_read_from_there():
+    reader = Reader(64)
+    reader.add(3, request(70), 64)
+    (piece,) = reader.take()
+    assert (piece.start, piece.end, piece.last) == (64, 70, True)
+    assert not reader
+
+
+def test_prompts_with_processors_are_read_alone_and_in_order():
+    reader = Reader(64)
+    for slot, processors in enumerate([(), (), (len,), (), ()]):
+        reader.add(slot, request(2, processors))
+    groups = apart(reader.take())
+    assert [[piece.slot for piece in group] for group in groups] == [[0, 1], [2], [3, 4]]
