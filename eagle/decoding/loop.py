@@ -98,6 +98,7 @@ class Loop:
         parts = resolved.components.values()
         self._aware = [part for part in parts if isinstance(part, RequestAware)]
         self._stranger = Stranger(resolved)
+        self._refused: dict[int, Exception] = {}  # by slot, whose beginning failed
         self._told: dict[int, Request] = {}  # by slot, what components know to have begun
         self._sampling: Sampling | None = None
         self._processing: Processing | None = None
@@ -257,13 +258,12 @@ class Loop:
                 for part in self._aware:
                     part.begin_request(slot, ticket.request.prompt)
         except Exception as error:
-            del self._tickets[id(ticket.request)]
-            self._leave(slot, keep=False)
-            self._end(ticket, error)
+            self._refused[slot] = error  # said when its turn to be read comes
 
     def _leave(self, slot: int, *, keep: bool = True, spoilt: bool = False) -> None:
         """Let a slot idle, and tell components that its request is over."""
         self.seats.leave(slot, keep=keep, spoilt=spoilt)
+        self._refused.pop(slot, None)
         self._tell_end(slot)
 
     def _tell_end(self, slot: int) -> None:
@@ -297,6 +297,8 @@ class Loop:
         slots = seats.slots
         assert slots is not None
         groups: list[tuple[list[int], Exception | None]] = []
+        refused = [one for one in pieces if one.slot in self._refused]
+        pieces = [one for one in pieces if one.slot not in self._refused]
         # What is not read together is not lost together.
         for group in apart(pieces) if self._cycle.packs else [[one] for one in pieces]:
             ended = [one for one in group if one.last]
@@ -319,6 +321,9 @@ class Loop:
                 groups.append(([one.slot for one in group], error))
             else:
                 groups.append(([one.slot for one in ended], None))
+        for one in refused:
+            seats.batch.put(one.slot, one.request)
+            groups.append(([one.slot], self._refused[one.slot]))
         self._sampling = None
         outcomes = slots.outcome.tolist() if any(own for own, _ in groups) else []
         self.reading += time.perf_counter() - began
@@ -385,9 +390,9 @@ class Loop:
         if failure is not None:
             del self._tickets[id(request)]
             self._sampling = None
+            self._end(ticket, failure)
             # What processors raise leaves the target's and the head's rows what they should be.
             self._leave(slot, keep=False, spoilt=not isinstance(failure, RequestError))
-            self._end(ticket, failure)
         elif event is not None:
             self.tokens += len(event.tokens)
             if verified:
@@ -410,6 +415,7 @@ class Loop:
     def _give_up(self, error: Exception) -> None:
         """Let all fail who are seated: what is in their slots cannot be known."""
         self.seats.let_go()
+        self._refused = {}
         for slot in list(self._told):
             with suppress(Exception):  # what they raise now says less than what is given up for
                 self._tell_end(slot)

@@ -240,7 +240,7 @@ class Runtime:
         span = self.span(committed)
         self.cycle.use(tree)
         if processing or not self._captured(
-            ("cycle", tree, slots.root.shape[0], span, sampling.greedy, sampling.filtered),
+            ("cycle", slots.root.shape[0], tree, span, sampling.greedy, sampling.filtered),
             lambda: self.cycle.run(slots, sampling, span),
             slots,
         ):

@@ -34,7 +34,9 @@ def test_the_accepted_path_and_the_bonus_token_are_what_generate_says(tree, eagl
 
 @pytest.mark.parametrize("temperature", ["0", "0.8"])
 def test_probabilities_are_those_of_children_given_their_parent(temperature, tree):
-    shown = json.loads(tree(PROMPT, "--temperature", temperature, "--json").out)
+    shown = json.loads(
+        tree(PROMPT, "--temperature", temperature, "--set", "tree.sampling=top-k", "--json").out
+    )
     assert shown["temperature"] == pytest.approx(float(temperature) or 1)
     root, *drafted = shown["nodes"]
     assert root["draft_prob"] is None

@@ -214,7 +214,7 @@ def absorbing(change):
         head = decoder.resolved.head
 
         def absorb(committed, original=head.absorb):
-            if committed.step.slot is None:
+            if committed.step.slot is None and committed.step.segments is None:
                 return change(decoder, original, committed)
             return original(committed)
 
