@@ -238,7 +238,8 @@ class Loop:
         """Give one of those who wait a slot; False where it has to wait for others to end."""
         idle = not self.seats
         if idle:
-            self.seats.prepare([entry[2].request for entry in self._waiting])
+            with self._resolved.blaming():
+                self.seats.prepare([entry[2].request for entry in self._waiting])
         if self.seats.take(ticket.request):
             self._tickets[id(ticket.request)] = ticket
             self._begin(ticket)
