@@ -256,7 +256,7 @@ class Decoder(Whole):
         raw: bool,
         template: Mapping[str, Any] | None,
     ) -> tuple[bool, list[Request]]:
-        """Make requests of prompts that can be answered here; see `eagle.decoding.intake`.
+        """Make requests of prompts that can be answered here; see `eagle.decoding.inputs`.
 
         Raises:
             RequestError: a prompt or a parameter is not valid, or there will never be memory for

@@ -1,6 +1,7 @@
 """An engine: requests come from any thread or task at any time, and a thread of its own decodes.
 
-It knows handles, the queue and the thread; what is decoded when is the loop's (`eagle.looping`).
+It knows handles, the queue and the thread; what is decoded when is the loop's
+(`eagle.decoding.loop`).
 """
 
 from __future__ import annotations

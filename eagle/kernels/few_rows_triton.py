@@ -1,4 +1,5 @@
-"""Triton kernels that multiply few rows by a weight; `eagle.skinny` says what they compute.
+"""Triton kernels that multiply few rows by a weight; `eagle.kernels.few_rows` says what they
+compute.
 
 Both are bound by reading the weight, so a program takes few of its rows and there are many
 programs: as many as keep every multiprocessor reading until the end.

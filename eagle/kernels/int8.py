@@ -94,7 +94,8 @@ class Int8OnCpu(Int8Linear):
 
 
 class Int8OnGpu(Int8Linear):
-    """By a kernel of `eagle.skinny`, in eager passes too: compiling them only rounds otherwise."""
+    """By a kernel of `eagle.kernels.few_rows`, in eager passes too: compiling them only rounds
+    otherwise."""
 
     def serves(self, x: Tensor) -> bool:
         """Whether there are few rows: the time of many is not that of reading the weight."""
@@ -114,7 +115,8 @@ def int8_linear(dense: nn.Module) -> Int8Linear | None:
     """Return a layer's products by a weight of eight bits, or None where that would not pay.
 
     On a CPU it pays in bfloat16, where the processor multiplies bytes (VNNI) and oneDNN is not
-    held to older instructions; on a GPU where `eagle.kernels.reads_bytes` says so. Never where
+    held to older instructions; on a GPU where `eagle.kernels.few_rows.reads_bytes` says so. Never
+    where
     memory is short, nor for a layer that does something of its own, or that is `left_alone`.
     """
     if (

@@ -1,7 +1,8 @@
 """Small Triton kernels of the cycle: moving cache rows, finding the largest logits, drawing.
 
 Each stands for a chain of PyTorch's kernels whose launches take longer than their work. Imported
-only where Triton is; `eagle.compaction`, `eagle.ranking` and `eagle.drawing` say what they compute.
+only where Triton is; `eagle.cache.compaction`, `eagle.kernels.topk` and `eagle.kernels.drawing`
+say what they compute.
 """
 
 import triton

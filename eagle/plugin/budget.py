@@ -1,7 +1,7 @@
 """What a token tree is worth and what it costs: the figures behind `size: auto`.
 
 Knows how often a draft head's candidates are right and how long the parts of a cycle take, and
-how to weigh them; measures neither (see `eagle.train.rates` and `eagle.costing`).
+how to weigh them; measures neither (see `eagle.train.evaluation.rates` and `eagle.sizing.costing`).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Only code is kept, a few megabytes. It is handed the weights of the model at hand, packed as they
 are for eager passes, so that no copy of them is made and a fine-tuned model finds it as well. One
 package serves any number of tokens and of cache rows, for one slot; other passes run eagerly.
-It knows where packages are kept and how they are run; `eagle.tracing` makes them.
+It knows where packages are kept and how they are run; `eagle.runtime.export` makes them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Trees that fit the machine: measured once, kept, and handed to builders that ask for it.
 
-Knows where costs are kept and what they depend on; how they are measured is `eagle.costing`'s
+Knows where costs are kept and what they depend on; how they are measured is
+`eagle.sizing.costing`'s
 business, and what a tree makes of them its own.
 """
 

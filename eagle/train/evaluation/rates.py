@@ -1,6 +1,7 @@
 """How often a head's candidates are right, rank by rank: what trees that fit a machine go by.
 
-Knows the ranks that replay finds and whose they are; which tree they make is `eagle.budget`'s
+Knows the ranks that replay finds and whose they are; which tree they make is
+`eagle.plugin.budget`'s
 business.
 """
 

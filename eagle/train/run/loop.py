@@ -55,7 +55,7 @@ class Trainer:
         packer: the batches.
         steps: of the whole run.
         kept: features that were computed before, by number of the batch, instead of the target's
-            pass; see `eagle.train.run.Shards`.
+            pass; see `eagle.train.run.shards.Shards`.
         processes: those that train together, by default this one alone.
     """
 

@@ -23,7 +23,8 @@ def problem_with(parts: Any) -> str | None:
     """Return what is wrong with the content of a checkpoint, or None.
 
     Args:
-        parts: what was read, of any type; see `eagle.train.run.RunState` for what it should be.
+        parts: what was read, of any type; see `eagle.train.run.state.RunState` for what it should
+        be.
     """
     if not isinstance(parts, dict):
         return f"it holds a {type(parts).__name__}, not its parts by name"
