@@ -75,7 +75,8 @@ def test_the_wheel_has_the_packages_the_specs_and_the_licence(wheels):
     assert wanted <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     # Every module is listed by package in pyproject.toml, where one is easily forgotten.
-    for source, package in (("eagle", "eagle"), ("plugins/eagle_plugins", "eagle_plugins")):
+    plugins = ((f"plugins/{name}", name) for name in ("eagle_plugins", "eagle_strategies"))
+    for source, package in (("eagle", "eagle"), *plugins):
         for module in (ROOT / source).rglob("*.py"):
             assert f"{package}/{module.relative_to(ROOT / source).as_posix()}" in names
     assert not [

@@ -1,0 +1,9 @@
+"""Trees that follow what is likely, each in a module of its own."""
+
+from __future__ import annotations
+
+from eagle.plugin import Strategy, TreeBuilder
+
+__all__ = ["STRATEGIES"]
+
+STRATEGIES: list[Strategy[TreeBuilder]] = []
