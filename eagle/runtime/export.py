@@ -30,6 +30,13 @@ _FORMAT = 2
 _OPTIONS = {"aot_inductor.package_constants_in_so": False, "cpp.dynamic_threads": True}
 # Of a configuration, what a model is called or holds; dtypes are those of the weights.
 _NAMES = ("architectures", "dtype", "name_or_path", "transformers_version")
+# Of a module, what others note on it: whose it is, and that it was made or used in some way.
+_NOTES = (
+    *_NAMES,
+    "_is_full_backward_hook",
+    "_is_hf_initialized",
+    "_output_capturing_hooks_installed",
+)
 # Of the pass that is traced, all different, so that none is taken for another.
 _NODES, _LENGTH, _SPAN, _ROWS = 6, 300, 384, 576
 
@@ -199,7 +206,8 @@ def _matters(name: str) -> bool:
 def _plain(thing: Any) -> dict[str, Any]:
     """Return the settings that an object keeps as attributes: code is specialised to them."""
     kept = (bool, int, float, str, type(None))
-    return {name: value for name, value in vars(thing).items() if isinstance(value, kept)}
+    settings = {name: value for name, value in vars(thing).items() if isinstance(value, kept)}
+    return {name: value for name, value in settings.items() if name not in _NOTES}
 
 
 def _nested(thing: Any, depth: int = 3) -> list[Any]:

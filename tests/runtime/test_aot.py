@@ -128,6 +128,17 @@ def test_other_weights_of_the_same_sizes_find_it_too(compiled, pair):
     assert found.path == compiled.path
 
 
+@torch.inference_mode()
+def test_a_model_that_was_used_before_finds_it_too(compiled):
+    """transformers notes on a model where it came from, and that hidden states were asked for."""
+    other = tiny_target(hidden_size=64, intermediate_size=128, eos_token_id=7)
+    other.config.architectures = ["LlamaForCausalLM"]
+    other.body.name_or_path = "elsewhere"
+    with other.stock() as model:
+        model(input_ids=torch.tensor([[3, 4, 5]]), output_hidden_states=True, use_cache=True)
+    assert AheadPass(other, sdpa(), ()).path == compiled.path
+
+
 def test_the_stock_model_is_untouched(compiled, pair):
     target = pair[0]
     assert not target.layout.traced
