@@ -45,13 +45,20 @@ def export(
     otherwise is refused. A head of EAGLE-3 that its files say too little of is settled with --set
     (head.layers, head.norm_before_residual, head.feed_back).
     """
+    from eagle.assets import MODELS, model_folder
     from eagle.decoding import resolve_for
     from eagle.errors import SpecError
-    from eagle.plugin import Exportable, default_registry
+    from eagle.plugin import Exportable, MeasuredHead, default_registry
     from eagle.spec import load_spec
 
-    changes = [f"head.weights={head}", *settings_of(set_, target)]
-    found = resolve_for(load_spec("eagle", changes), default_registry()).head
+    spec = load_spec("eagle", [f"head.weights={head}", *settings_of(set_, target)])
+    found = resolve_for(spec, default_registry()).head
+    embedded = spec.target.model in MODELS and to is not Engine.EAGLE
+    if embedded and isinstance(found, MeasuredHead):
+        # Other engines know the embedded model by its folder alone.
+        named = settings_of(set_, str(model_folder(spec.target.model)))
+        spec = load_spec("eagle", [f"head.weights={found.folder}", *named])
+        found = resolve_for(spec, default_registry()).head
     if not isinstance(found, Exportable):
         raise SpecError(f"a head of the kind {type(found).__name__} cannot be exported")
     command = found.export(to.value, out)

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from eagle.assets import model_folder
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
 
@@ -87,3 +88,12 @@ def test_export_for_another_target_is_refused(eagle, head3, tmp_path):
     assert ran.status == 2
     assert "the target 'smollm2-135m-instruct' has" in ran.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.embedded
+@pytest.mark.parametrize(("engine", "known"), [("vllm", True), ("eagle", False)])
+def test_other_engines_are_told_the_embedded_targets_folder(eagle, tmp_path, engine, known):
+    """Nobody else knows the model by the name that it has here."""
+    ran = eagle("export", "auto", str(tmp_path / "out"), "--to", engine)
+    assert ran.status == 0, ran.err
+    assert (str(model_folder()) in ran.out) is known

@@ -86,7 +86,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused_first(ranks, head, monke
     ran = ranks()
     assert ran.status == 2
     assert f"{head} may not be written to" in ran.err
-    assert "give the copy as head.weights" in ran.err
+    assert "give --no-keep, or copy the folder and give the copy as head.weights" in ran.err
 
 
 def test_a_file_without_prompts_is_refused(ranks, tmp_path, head):
@@ -95,3 +95,48 @@ def test_a_file_without_prompts_is_refused(ranks, tmp_path, head):
     assert ran.status == 2
     assert "prompts.txt holds no prompt" in ran.err
     assert not (head / "acceptance.json").exists()
+
+
+TREES = ("{name: chain, depth: 2}", "{name: static, branching: [3, 2]}")
+
+
+def test_trees_are_simulated_by_kind_of_text_without_a_file_being_touched(
+    ranks, head, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(os, "access", lambda path, mode: path != head)
+    before = sorted(head.iterdir())
+    (tmp_path / "other.txt").write_text("w7 w9\n")
+    given = ("--prompts", f"some={tmp_path / 'prompts.txt'}", "--prompts", f"{tmp_path}/other.txt")
+    trees = [word for tree in TREES for word in ("--tree", tree)]
+    picture = tmp_path / "a.png"
+    ran = ranks("--no-keep", "--json", "--plot", str(picture), *trees, given=given)
+    assert ran.status == 0, ran.err
+    taus = json.loads(ran.out)["simulation"]["tau"]
+    chain, static = taus["chain, depth 2"], taus["static, branching [3, 2]"]
+    assert set(chain) == set(static) == {"some", "other"}
+    assert all(1 <= chain[name] <= static[name] <= 3 for name in chain)
+    assert chain["some"] > 1.5, "it was trained for this target"
+    assert sorted(head.iterdir()) == before
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_simulated_trees_has_a_column_for_each_kind_of_text(ranks):
+    ran = ranks("--tree", TREES[0])
+    header, row = ran.out.splitlines()[-2:]
+    assert header.split() == ["tau", "of", "prompts"]
+    assert row.split()[:3] == ["chain,", "depth", "2"]
+
+
+@pytest.mark.parametrize(
+    ("tree", "says"),
+    [
+        ("[1, 2]", "should be a tree as in a spec"),
+        ("{name: dynamic}", "takes its shape from the draft distributions"),
+        ("{name: nothing}", "nothing"),
+    ],
+)
+def test_a_tree_that_cannot_be_simulated_is_refused_first(ranks, monkeypatch, tree, says):
+    monkeypatch.setattr("eagle.target.load_target", never)
+    ran = ranks("--tree", tree)
+    assert ran.status == 2
+    assert says in ran.err

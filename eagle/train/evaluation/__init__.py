@@ -2,19 +2,35 @@
 
 from eagle.train.evaluation.figure import draw, require_matplotlib
 from eagle.train.evaluation.measure import Measure, Measured
-from eagle.train.evaluation.rates import embedded_prompts, measure_rates
+from eagle.train.evaluation.places import draw_simulation
+from eagle.train.evaluation.rates import (
+    LEVELS,
+    Ranked,
+    embedded_prompts,
+    measure_rates,
+    rank_rates,
+    ranked_answers,
+)
 from eagle.train.evaluation.replay import fixed_paths
 from eagle.train.evaluation.report import Run, read_run, run_names
+from eagle.train.evaluation.simulation import Simulation, simulate
 
 __all__ = [
+    "LEVELS",
     "Measure",
     "Measured",
+    "Ranked",
     "Run",
+    "Simulation",
     "draw",
+    "draw_simulation",
     "embedded_prompts",
     "fixed_paths",
     "measure_rates",
+    "rank_rates",
+    "ranked_answers",
     "read_run",
     "require_matplotlib",
     "run_names",
+    "simulate",
 ]

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from eagle.errors import DataError
 from eagle.train.evaluation.report import Axis, Run
 
-__all__ = ["draw", "picture", "require_matplotlib"]
+__all__ = ["COLOURS", "MARKS", "STYLE", "draw", "picture", "require_matplotlib"]
 
 # Okabe and Ito's palette, which readers who see few colours can tell apart.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("-", "--", ":", "-.")
-_MARKS = ("o", "s", "^", "D", "v", "P")
+MARKS = ("o", "s", "^", "D", "v", "P")
 _AXES = {
     "steps": "training steps",
     "tokens": "training tokens (millions)",
@@ -25,7 +25,7 @@ _AXES = {
 }
 _GREY = "#555555"
 _MANY = 60  # points above which a curve is drawn smoothed as well
-_STYLE = {
+STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.spines.top": False,
@@ -91,7 +91,7 @@ def picture(runs: Sequence[Run], axis: Axis = "steps") -> Any:
     from matplotlib.figure import Figure
 
     measured = any(run.tau for run in runs)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(9.0, 6.4 if measured else 3.4), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(2 if measured else 1, 2, squeeze=False)
@@ -225,7 +225,7 @@ def _name(place: Any, title: str, x: str) -> None:
 
 
 def _colour(run: int) -> str:
-    return _COLOURS[run % len(_COLOURS)]
+    return COLOURS[run % len(COLOURS)]
 
 
 def _dash(tree: int) -> str:
@@ -233,7 +233,7 @@ def _dash(tree: int) -> str:
 
 
 def _mark(prompts: int) -> dict[str, Any]:
-    return {"marker": _MARKS[prompts % len(_MARKS)], "markersize": 4.5}
+    return {"marker": MARKS[prompts % len(MARKS)], "markersize": 4.5}
 
 
 def _legend(place: Any, trees: Sequence[str], sets: Sequence[str]) -> None:

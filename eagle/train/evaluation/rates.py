@@ -8,6 +8,7 @@ business.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,28 @@ from eagle.train.evaluation.replay import Replay
 from eagle.train.features import Features
 from eagle.train.spec import DataSpec, TrainSpec
 
-__all__ = ["embedded_prompts", "measure_rates", "rank_rates"]
+__all__ = ["LEVELS", "Ranked", "embedded_prompts", "measure_rates", "rank_rates", "ranked_answers"]
 
-_LEVELS, _RANKS = 8, 16
+LEVELS = 8
+"""Drafted levels that are looked at where nobody says how many."""
+
+_RANKS = 16
 _PER_PROMPT = 2  # conversations read for each that is wanted and held out, over their share
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a target answered to some prompts, and how a head ranked it.
+
+    Attributes:
+        source: what text it is, for people.
+        answers: of the prompts, in their order.
+        replays: of the answers.
+    """
+
+    source: str
+    answers: tuple[Answer, ...]
+    replays: tuple[Replay, ...]
 
 
 def rank_rates(replays: Sequence[Replay], source: str, ranks: int = _RANKS) -> RankRates:
@@ -89,14 +108,30 @@ def measure_rates(
     extractor: FeatureExtractor,
     prompts: Sequence[Sequence[int]],
     source: str,
+    **options: Any,
+) -> RankRates:
+    """Let the target answer prompts at temperature 0, and count the ranks of what it says.
+
+    See `ranked_answers`, whose arguments and errors these are, and `rank_rates`.
+    """
+    found = ranked_answers(head, target, extractor, prompts, source, **options)
+    return rank_rates(found.replays, found.source)
+
+
+def ranked_answers(
+    head: Any,
+    target: Target,
+    extractor: FeatureExtractor,
+    prompts: Sequence[Sequence[int]],
+    source: str,
     *,
-    levels: int = _LEVELS,
+    levels: int = LEVELS,
     max_new_tokens: int = 128,
     max_prompt: int = 1024,
     batch: int = 8,
     say: Callable[[str], None] = lambda what: None,
-) -> RankRates:
-    """Let the target answer prompts at temperature 0, and look up the ranks of what it says.
+) -> Ranked:
+    """Let the target answer prompts at temperature 0, and look up each token's ranks.
 
     Args:
         head: loaded, with a training pass (`eagle.plugin.TrainableHead`).
@@ -112,7 +147,7 @@ def measure_rates(
 
     Raises:
         PluginError: the head has no training pass.
-        DataError: no prompt is short enough, or no answer long enough.
+        DataError: no prompt is short enough.
     """
     if not callable(getattr(head, "train_states", None)):
         raise PluginError(
@@ -136,4 +171,4 @@ def measure_rates(
             answers, Features(target, extractor), replayed, levels,
             device=target.device, batch_tokens=2048,
         )  # fmt: skip
-    return rank_rates(replays, f"{source}: {len(short)} prompts")
+    return Ranked(f"{source}: {len(short)} prompts", tuple(answers), tuple(replays))

@@ -1,0 +1,1 @@
+"""Exported heads, served by vLLM on a CPU and held against this library's own acceptance."""
