@@ -29,6 +29,7 @@ from eagle.plugin.capabilities import (
     RequestAware,
     Seen,
     TrainableHead,
+    TrainsLevels,
     VaryingTree,
 )
 from eagle.plugin.conformity import Breach, check_draft_vocab, check_draws, check_states, check_tree
@@ -224,6 +225,7 @@ __all__ = [
     "Topology",
     "TrainableHead",
     "TrainingLoss",
+    "TrainsLevels",
     "TreeBuilder",
     "TreeCache",
     "TreeIndex",

@@ -32,6 +32,7 @@ __all__ = [
     "RequestAware",
     "Seen",
     "TrainableHead",
+    "TrainsLevels",
     "VaryingTree",
 ]
 
@@ -290,4 +291,46 @@ class TrainableHead(DraftHead, Protocol):
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `load` reads, atomically."""
+        ...
+
+
+@runtime_checkable
+class TrainsLevels(Protocol):
+    """A draft head that trains all levels in one pass, as it drafts them (`ParallelHead`).
+
+    It has these two in place of `TrainableHead.train_states` and `TrainableHead.feed_back`, which
+    are not called: nothing that it says is fed to it. `loss.through` changes nothing for it, and
+    losses that compare features are refused.
+    """
+
+    def train_levels(
+        self,
+        tokens: Tensor,
+        own: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        levels: int,
+    ) -> Sequence[Tensor]:
+        """Run the head over whole texts in parallel, without a cache.
+
+        Args:
+            tokens: int64 ``[B, T]``; each the token behind its entry's position.
+            own: int64 ``[B, T]``; each the token at its entry's position.
+            features: ``[B, T, F]``, of the target.
+            positions: int64 ``[B, T]``, within each text.
+            visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s: what is not behind it
+                in the same text.
+            levels: A.
+
+        Returns:
+            One ``[B, T, *]`` for each level d from 0. Entry t of it is what the head says d levels
+            below the root that is the token at position t + 1 - d: it may know features up to
+            position t - d and that token, and is held to what follows entry t's token. Entries
+            less than d from the start of a text mean nothing.
+        """
+        ...
+
+    def level_logits(self, states: Tensor, level: int) -> Tensor:
+        """Return the draft logits ``[B, W, V]`` of such states of a level, ``[B, W, *]``."""
         ...

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from eagle.errors import DataError, PluginError
-from eagle.plugin import FeatureExtractor, RankRates, TrainableHead, steady
+from eagle.plugin import FeatureExtractor, RankRates, TrainableHead, TrainsLevels, steady
 from eagle.spec import TargetSpec
 from eagle.target import Target
 from eagle.train.data import make_corpus
@@ -114,7 +114,7 @@ def measure_rates(
         PluginError: the head has no training pass.
         DataError: no prompt is short enough, or no answer long enough.
     """
-    if not callable(getattr(head, "train_states", None)):
+    if not (callable(getattr(head, "train_states", None)) or isinstance(head, TrainsLevels)):
         raise PluginError(
             f"a {type(head).__name__} has no train_states, through which ranks are found "
             "(see eagle.plugin.TrainableHead)"

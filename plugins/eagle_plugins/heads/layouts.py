@@ -39,6 +39,8 @@ _ADVICE = {
     "eagle": "use it with head.name=eagle, or head.name=auto for whatever a folder holds",
     "eagle3": "use it with head.name=eagle3, or head.name=auto for whatever a folder holds; or "
     f"{_TRAIN}",
+    "medusa": f"use it with head.name=medusa, or {_TRAIN}",
+    "dflash": f"use it with head.name=parallel, or {_TRAIN}",
     "language-model": f"if it is the target, give it as target.model; otherwise {_TRAIN}",
     "peft": "merge it into its model (merge_and_unload of peft), and give that as target.model",
 }

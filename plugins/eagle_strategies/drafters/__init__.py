@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from eagle.plugin import DraftHead, Strategy
+from eagle_strategies.drafters.medusa import MedusaConfig, MedusaHead
 
-__all__ = ["STRATEGIES"]
+__all__ = ["STRATEGIES", "MedusaConfig", "MedusaHead"]
 
-STRATEGIES: list[Strategy[DraftHead]] = []
+STRATEGIES: list[Strategy[DraftHead]] = [
+    Strategy(
+        name="medusa",
+        config=MedusaConfig,
+        build=MedusaHead,
+        description="Medusa: a head for each level on the last hidden state, all in one pass.",
+    ),
+]

@@ -69,7 +69,7 @@ class HeadFiles:
     tensors: Mapping[str, Stored]
 
     @classmethod
-    def read_tensors(cls, folder: Path, weights: Sequence[str] = WEIGHTS) -> HeadFiles:
+    def read(cls, folder: Path, weights: Sequence[str] = WEIGHTS) -> HeadFiles:
         """Read a folder's configuration, and the names and shapes of its tensors.
 
         Args:
@@ -170,10 +170,21 @@ def read_weights(
     return found
 
 
-def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def write_checkpoint(
+    folder: Path,
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+    weights: str = WEIGHTS[0],
+) -> None:
     """Write a checkpoint; each of its two files is replaced whole, or not at all.
 
     What was measured of a head that was there before is removed: it is not true of this one.
+
+    Args:
+        folder: where to.
+        config: what ``config.json`` is to say.
+        tensors: by name, on any device.
+        weights: name of the file that they go to, a safetensors file.
 
     Raises:
         CheckpointError: it could not be written (a full disk, say); the old one is untouched.
@@ -184,12 +195,10 @@ def write_checkpoint(folder: Path, config: dict[str, Any], tensors: dict[str, Te
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as name:
             staged = Path(name)
-            save_file(
-                {key: t.contiguous().cpu() for key, t in tensors.items()}, staged / WEIGHTS[0]
-            )
+            save_file({key: t.contiguous().cpu() for key, t in tensors.items()}, staged / weights)
             (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
             (folder / RATES_FILE).unlink(missing_ok=True)
-            for file in (WEIGHTS[0], "config.json"):
+            for file in (weights, "config.json"):
                 (staged / file).chmod(0o644)  # safetensors writes for its owner alone
                 os.replace(staged / file, folder / file)
     except (OSError, SafetensorError) as error:

@@ -105,16 +105,25 @@ def own_embedding(files: HeadFiles, target: TargetModel, size: int) -> Tensor | 
 
 
 def check_verifier(files: HeadFiles, target: TargetModel) -> None:
-    """Warn where a folder of speculators names another target by its ``speculators_config``."""
+    """Warn where a folder's configuration names another target.
+
+    By the ``speculators_config`` of speculators, or Medusa's ``base_model_name_or_path``.
+    """
     said = files.config.get("speculators_config")
     verifier = said.get("verifier") if isinstance(said, Mapping) else None
-    name = verifier.get("name_or_path") if isinstance(verifier, Mapping) else None
+    key, name = "speculators_config", None
+    if isinstance(verifier, Mapping):
+        name = verifier.get("name_or_path")
+    elif said is None:
+        key = "base_model_name_or_path"
+        name = files.config.get(key)
     if isinstance(name, str) and name and _base(name) != _base(target.info.name):
         log.warning(
-            "the draft head in %s was made for the target %.80r, as its speculators_config says; "
+            "the draft head in %s was made for the target %.80r, as its %s says; "
             "with another one, here %.80r, hardly any draft is accepted",
             files.folder,
             name,
+            key,
             target.info.name,
         )
 
