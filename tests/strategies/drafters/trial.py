@@ -23,6 +23,11 @@ def build(name, target, folder, **settings):
     return strategy.build(config, BuildContext(target.info))
 
 
+def fresh(name, target, **settings):
+    strategy = default_registry().get(Role.HEAD, name).strategy
+    return strategy.build(strategy.config(**settings), BuildContext(target.info, fresh=True))
+
+
 def load(name, target, folder, **settings):
     head = build(name, target, folder, **settings)
     head.feature_size(target.info)
@@ -32,7 +37,7 @@ def load(name, target, folder, **settings):
 
 
 def decoder(target, **parts):
-    return Decoder.from_spec(DecoderSpec(**parts), target=target)
+    return Decoder.from_spec(DecoderSpec(**({"features": "auto"} | parts)), target=target)
 
 
 def says_what_the_target_says(target, head, trees, tokens=24):
@@ -65,8 +70,11 @@ def absorbed(head, text, features, known):
 
 
 @torch.no_grad()
-def trains_what_it_drafts(head, target, levels, size=7):
-    """Every level of the training pass is what is drafted behind the same root."""
+def trains_what_it_drafts(head, target, levels, size=7, *, whole_blocks=False):
+    """Every level of the training pass is what is drafted behind the same root.
+
+    With *whole_blocks*, only where all of a block is inside of the text.
+    """
     generator = torch.Generator().manual_seed(3)
     vocab = target.info.vocab_size
     text = torch.randint(vocab, (1, size + 1), generator=generator)
@@ -78,7 +86,8 @@ def trains_what_it_drafts(head, target, levels, size=7):
         root, state = absorbed(head, text, features, known)
         step = Step.chain(torch.tensor([known]), levels, 64)
         drafted = head.draft(root, state, step)
-        for level in range(min(levels, size - known + 1)):
+        inside = min(levels, size - known + 1)
+        for level in range(0 if whole_blocks and inside < levels else inside):
             entry = known - 1 + level
             trained = head.level_logits(found[level][:, entry : entry + 1], level)
             torch.testing.assert_close(trained[:, 0], drafted[:, level], atol=2e-4, rtol=1e-4)
