@@ -41,6 +41,7 @@ _ADVICE = {
     f"{_TRAIN}",
     "medusa": f"use it with head.name=medusa, or {_TRAIN}",
     "dflash": f"use it with head.name=parallel, or {_TRAIN}",
+    "peagle": f"use it with head.name=parallel, or {_TRAIN}",
     "language-model": f"if it is the target, give it as target.model; otherwise {_TRAIN}",
     "peft": "merge it into its model (merge_and_unload of peft), and give that as target.model",
 }

@@ -42,10 +42,10 @@ from eagle.plugin import (
     stored_vocabulary,
     write_checkpoint,
 )
+from eagle_strategies.drafters.block_checks import check_target
 from eagle_strategies.drafters.block_files import (
     VERIFIERS,
     BlockVariant,
-    check_target,
     read_block_variant,
     spread_layers,
     written_config,

@@ -18,9 +18,11 @@ from eagle.plugin import CheckpointError, HeadFiles, TargetInfo, llama_config, s
 __all__ = [
     "VERIFIERS",
     "BlockVariant",
-    "check_target",
+    "layers_config",
+    "method_of",
     "read_block_variant",
     "spread_layers",
+    "whole_number",
     "written_config",
 ]
 
@@ -35,7 +37,6 @@ _OTHERS = {
     "dspark": "a DSpark draft model, whose Markov and confidence heads are not read",
     "mtp": "a module of multi-token prediction, which drafts one level after the other",
     "eagle3": "a draft head of EAGLE-3: use it with head.name=eagle3",
-    "peagle": "a draft head of P-EAGLE",
 }
 
 
@@ -97,7 +98,7 @@ def read_block_variant(files: HeadFiles) -> BlockVariant:
         CheckpointError: it is another method's, its files contradict themselves, or they ask for
             what is not served.
     """
-    kind = _kind(files)
+    kind = method_of(files)
     if kind in _OTHERS:
         raise CheckpointError(f"{files.folder} is {_OTHERS[kind]}")
     if kind != "dflash":
@@ -110,7 +111,7 @@ def read_block_variant(files: HeadFiles) -> BlockVariant:
     return _zlab(files)
 
 
-def _kind(files: HeadFiles) -> str | None:
+def method_of(files: HeadFiles) -> str | None:
     """Return the method that a folder is of, by its configuration and its tensors' names."""
     names, said = files.tensors, files.config.get("speculators_model_type")
     nested = files.config.get("speculators_config")
@@ -137,17 +138,17 @@ def _zlab(files: HeadFiles) -> BlockVariant:
             f"{path}: dflash_config has {odd[0]!r:.40}, which is not known; known: "
             f"{', '.join(_DFLASH)}"
         )
-    config = _layers_config(files, files.config, path)
+    config = layers_config(files, files.config, path)
     if said.get("target_hidden_size") not in (None, config.hidden_size):
         raise CheckpointError(
             f"{path}: target_hidden_size is {said['target_hidden_size']!r:.20}, not the drafter's "
             f"own {config.hidden_size}; an adapter between them is not read"
         )
     # At the top in older files, inside in newer ones.
-    size = _count(path, files.config if "block_size" in files.config else said, "block_size")
+    size = whole_number(path, files.config if "block_size" in files.config else said, "block_size")
     count = None
     if files.config.get("num_target_layers") is not None:
-        count = _count(path, files.config, "num_target_layers")
+        count = whole_number(path, files.config, "num_target_layers")
     if said.get("target_layer_ids") is not None:
         # The ids are of layers whose output is taken, which is the hidden state one further.
         layers = tuple(one + 1 for one in _ids(path, said, "target_layer_ids"))
@@ -159,7 +160,7 @@ def _zlab(files: HeadFiles) -> BlockVariant:
         config=config,
         layers=layers,
         levels=_levels(path, size, anchored=False),
-        mask=_count(path, said, "mask_token_id", least=0),
+        mask=whole_number(path, said, "mask_token_id", least=0),
         causal=_flag(path, said, "causal_head"),
         anchored=_flag(path, said, "sample_from_anchor"),
         target_layers=count,
@@ -172,7 +173,7 @@ def _speculators(files: HeadFiles) -> BlockVariant:
     inner = said.get("transformer_layer_config")
     if not isinstance(inner, Mapping):
         raise CheckpointError(f"{path}: transformer_layer_config should be a mapping")
-    config = _layers_config(files, inner, path)
+    config = layers_config(files, inner, path)
     if said.get("target_hidden_size") not in (None, config.hidden_size):
         raise CheckpointError(f"{path}: target_hidden_size should be {config.hidden_size}")
     anchored = _flag(path, said, "sample_from_anchor")
@@ -180,11 +181,11 @@ def _speculators(files: HeadFiles) -> BlockVariant:
         config=config,
         # Already indices of hidden_states: the converter adds one to z-lab's.
         layers=_ids(path, said, "aux_hidden_state_layer_ids"),
-        levels=_levels(path, _count(path, said, "block_size"), anchored=anchored),
-        mask=_count(path, said, "mask_token_id", least=0),
+        levels=_levels(path, whole_number(path, said, "block_size"), anchored=anchored),
+        mask=whole_number(path, said, "mask_token_id", least=0),
         causal=False,
         anchored=anchored,
-        vocab=_count(path, said, "draft_vocab_size"),
+        vocab=whole_number(path, said, "draft_vocab_size"),
         publisher="speculators",
     )
 
@@ -197,7 +198,12 @@ def _levels(path: Path, size: int, *, anchored: bool) -> int:
     return levels
 
 
-def _layers_config(files: HeadFiles, values: Mapping[str, Any], path: Path) -> Any:
+def layers_config(files: HeadFiles, values: Mapping[str, Any], path: Path) -> Any:
+    """Return the configuration of a drafter's layers, all of which see the whole text.
+
+    Raises:
+        CheckpointError: one does not, or a value is out of bounds.
+    """
     kinds = values.get("layer_types")
     if isinstance(kinds, list) and any(kind != "full_attention" for kind in kinds):
         odd = next(kind for kind in kinds if kind != "full_attention")
@@ -207,7 +213,12 @@ def _layers_config(files: HeadFiles, values: Mapping[str, Any], path: Path) -> A
     return llama_config(values, path, files.tensors)
 
 
-def _count(path: Path, where: Mapping[str, Any], key: str, least: int = 1) -> int:
+def whole_number(path: Path, where: Mapping[str, Any], key: str, least: int = 1) -> int:
+    """Return a number that a configuration must give.
+
+    Raises:
+        CheckpointError: it is lacking, or something else.
+    """
     said = where.get(key)
     if type(said) is not int or not least <= said < 2**31:
         raise CheckpointError(f"{path}: {key} should be a whole number of at least {least}")
@@ -226,39 +237,6 @@ def _flag(path: Path, where: Mapping[str, Any], key: str) -> bool:
     if said is not None and not isinstance(said, bool):
         raise CheckpointError(f"{path}: {key} should be true or false")
     return bool(said)
-
-
-def check_target(variant: BlockVariant, folder: Path, target: TargetInfo) -> None:
-    """Refuse a drafter of another target, by its sizes.
-
-    Raises:
-        CheckpointError: naming what differs.
-    """
-    sizes = [
-        ("hidden_size", variant.config.hidden_size, target.hidden_size),
-        ("vocab_size", variant.config.vocab_size, target.vocab_size),
-    ]
-    if variant.target_layers is not None:
-        sizes.append(("num_target_layers", variant.target_layers, target.layers))
-    for key, theirs, ours in sizes:
-        if theirs != ours:
-            raise CheckpointError(
-                f"the block drafter in {folder} has {key} {theirs}, the target {target.name!r} has "
-                f"{ours}; a drafter only works with the target it was trained for"
-            )
-    # Of the last one z-lab takes what transformers shows, behind the norm, and engines what comes
-    # before it: no file says which is meant.
-    last = target.layers - 1 if variant.publisher == "speculators" else target.layers
-    if odd := [layer for layer in variant.layers if not 0 <= layer <= last]:
-        raise CheckpointError(
-            f"the block drafter in {folder} sees hidden state {odd[0]}, and of the target "
-            f"{target.name!r} those from 0 to {last} can be meant"
-        )
-    if variant.mask >= target.vocab_size:
-        raise CheckpointError(
-            f"the block drafter in {folder} has mask_token_id {variant.mask}, which is not among "
-            f"the {target.vocab_size} tokens of the target {target.name!r}"
-        )
 
 
 def written_config(variant: BlockVariant, target: TargetInfo) -> dict[str, Any]:

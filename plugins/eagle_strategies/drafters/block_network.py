@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from eagle.plugin import Attend, LlamaAttention, LlamaMLP, normed, rotated
 
-__all__ = ["BlockNetwork"]
+__all__ = ["BlockNetwork", "NormedAttention", "PlainLayer"]
 
 
-class _Attention(LlamaAttention):
+class NormedAttention(LlamaAttention):
     """Llama's with Qwen3's norms of queries and keys; keys and values of a context apart."""
 
-    def __init__(self, config: Any, number: int) -> None:
-        super().__init__(config, number)
+    def __init__(self, config: Any, number: int, inputs: int = 1) -> None:
+        super().__init__(config, number, inputs)
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
@@ -41,16 +41,19 @@ class _Attention(LlamaAttention):
         return out
 
 
-class _Layer(nn.Module):
-    def __init__(self, config: Any, number: int) -> None:
+class PlainLayer(nn.Module):
+    """A decoder layer with a norm in front of its attention, and one in front of its MLP."""
+
+    def __init__(self, config: Any, number: int, attention: type[LlamaAttention]) -> None:
         super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
         self.input_layernorm = nn.RMSNorm(size, eps=eps)
-        self.self_attn = _Attention(config, number)
+        self.self_attn = attention(config, number)
         self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
         self.mlp = LlamaMLP(config)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """Return ``[B, T, H]`` of the same."""
         x = x + self.self_attn(normed(self.input_layernorm, x), cos, sin, attend)
         out: Tensor = x + self.mlp(normed(self.post_attention_layernorm, x))
         return out
@@ -72,7 +75,10 @@ class BlockNetwork(nn.Module):
         self.fc = nn.Linear(joined * size, size, bias=False)
         self.hidden_norm = nn.RMSNorm(size, eps=eps)
         self.layers = nn.ModuleList(
-            [_Layer(config, number) for number in range(config.num_hidden_layers)]
+            [
+                PlainLayer(config, number, NormedAttention)
+                for number in range(config.num_hidden_layers)
+            ]
         )
         self.norm = nn.RMSNorm(size, eps=eps)
         if vocab is not None:
@@ -88,7 +94,7 @@ class BlockNetwork(nn.Module):
         """The first attention block, for its numbers of heads and their size."""
         return self._attentions()[0]
 
-    def _attentions(self) -> list[_Attention]:
+    def _attentions(self) -> list[NormedAttention]:
         return [layer.self_attn for layer in self.layers]  # type: ignore[misc]
 
     def context(self, features: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def decoder(target, **parts):
     return Decoder.from_spec(DecoderSpec(**({"features": "auto"} | parts)), target=target)
 
 
-def says_what_the_target_says(target, head, trees, tokens=24):
+def says_what_the_target_says(target, head, trees, tokens=14):
     """Decode a batch, and each prompt alone, at temperature 0; return the decoders' tau."""
     plain = decoder(target, head="none", tree="none")
     wanted = [one.tokens for one in plain.generate(PROMPTS, max_new_tokens=tokens, ignore_eos=True)]
