@@ -24,6 +24,7 @@ __all__ = [
     "FittedTree",
     "FollowsLayers",
     "Identified",
+    "LimitedDepth",
     "MeasuredHead",
     "NamesLayers",
     "NeedsTopology",
@@ -71,6 +72,22 @@ class ParallelHead(Protocol):
             states: ``[B, S]``, what `absorb` returned for them.
             step: D entries behind the committed rows, each seeing all before it, for a head that
                 writes such; a head whose entries see each other both ways replaces its `tail`.
+        """
+        ...
+
+
+@runtime_checkable
+class LimitedDepth(Protocol):
+    """A draft head that drafts so many levels and no more, as parallel ones do.
+
+    Deeper trees are refused when a spec is resolved for a target, and no deeper ones are measured.
+    """
+
+    def deepest_level(self) -> int | None:
+        """Return the deepest level that it drafts, from 1; None where there is no such limit.
+
+        Raises:
+            CheckpointError: its files, which say so, cannot be found or read.
         """
         ...
 

@@ -13,7 +13,14 @@ from typing import Any
 import numpy as np
 
 from eagle.errors import DataError, PluginError
-from eagle.plugin import FeatureExtractor, RankRates, TrainableHead, TrainsLevels, steady
+from eagle.plugin import (
+    FeatureExtractor,
+    LimitedDepth,
+    RankRates,
+    TrainableHead,
+    TrainsLevels,
+    steady,
+)
 from eagle.spec import TargetSpec
 from eagle.target import Target
 from eagle.train.data import make_corpus
@@ -104,7 +111,7 @@ def measure_rates(
         extractor: the feature extractor.
         prompts: tokens of each.
         source: what text they are, for people.
-        levels: D.
+        levels: D, or as many as the head drafts.
         max_new_tokens: longest answer.
         max_prompt: longest prompt; longer ones are left out, and counted.
         batch: prompts answered at once.
@@ -119,6 +126,8 @@ def measure_rates(
             f"a {type(head).__name__} has no train_states, through which ranks are found "
             "(see eagle.plugin.TrainableHead)"
         )
+    if isinstance(head, LimitedDepth) and (most := head.deepest_level()) is not None:
+        levels = min(levels, most)
     replayed: TrainableHead = head
     longest = min(max_prompt, target.capacity - max_new_tokens)
     short = [prompt for prompt in prompts if len(prompt) <= longest]

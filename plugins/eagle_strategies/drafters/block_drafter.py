@@ -121,6 +121,11 @@ class BlockDrafter(DecoderHead):
             check_target(variant, self.folder if self._made is None else Path(), target)
         return len(variant.layers) * target.hidden_size
 
+    def deepest_level(self) -> int:
+        """See `eagle.plugin.LimitedDepth`."""
+        said = self._settings
+        return said.block_size - 1 if self._context.fresh else self._read[1].levels
+
     def state_size(self, target: TargetInfo) -> int:
         """Return 1: a state says that what was absorbed is finite, and no more."""
         return 1
@@ -192,8 +197,7 @@ class BlockDrafter(DecoderHead):
     def draft(self, tokens: Tensor, states: Tensor, step: Step) -> Tensor:
         """See `eagle.plugin.ParallelHead.draft`.
 
-        Blocks are as long as the tree is deep: with fewer mask tokens than in training where the
-        tree is less deep, as the authors' code has them for a smaller ``block_size``.
+        Blocks are as long as the tree is deep, as in the authors' code for another ``block_size``.
 
         Raises:
             IncompatibleError: the tree is deeper than blocks were in training.
@@ -231,9 +235,8 @@ class BlockDrafter(DecoderHead):
 
     def initialise(self, target: TargetModel, seed: int) -> None:
         """See `eagle.plugin.TrainableHead`; normal weights of the target's own scale."""
-        config, said = fresh_config(target), self._settings
-        config.num_hidden_layers = said.depth
-        mask = said.mask_token_id
+        config, mask = fresh_config(target), self._settings.mask_token_id
+        config.num_hidden_layers = self._settings.depth
         if mask is None:
             known = (config.pad_token_id, config.eos_token_id, 0)
             one = next(token for token in known if token is not None)

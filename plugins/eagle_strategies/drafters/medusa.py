@@ -55,8 +55,7 @@ class MedusaConfig(StrategyConfig):
     """How drafts read the LM heads: ``auto`` (with eight bits where that pays) or ``exact``."""
 
     heads: Annotated[int, Field(ge=1, le=16)] = 5
-    """K, the deepest level that it drafts. The authors' have 5."""
-
+    """K, the deepest level that it drafts; the authors' have 5."""
     blocks: Annotated[int, Field(ge=1, le=8)] = 1
     """Residual blocks in front of each LM head. The authors' have 1."""
 
@@ -175,6 +174,10 @@ class MedusaHead:
                     "for"
                 )
         return target.hidden_size
+
+    def deepest_level(self) -> int:
+        """Return K; see `eagle.plugin.LimitedDepth`."""
+        return self._settings.heads if self._context.fresh else self._read[1]
 
     def state_size(self, target: TargetInfo) -> int:
         """Return H: a state is the feature."""

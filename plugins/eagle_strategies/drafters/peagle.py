@@ -148,6 +148,10 @@ class PEagleDrafter(DecoderHead):
         check_sizes(variant.config, layers, variant.mask, self.folder, target, target.layers - 1)
         return len(layers) * target.hidden_size
 
+    def deepest_level(self) -> int | None:
+        """See `eagle.plugin.LimitedDepth`."""
+        return self._variant.levels
+
     def state_size(self, target: TargetInfo) -> int:
         """Return H: a state is the LM head's input."""
         return target.hidden_size

@@ -11,14 +11,16 @@ from safetensors.torch import save_file
 from eagle import SamplingParams
 from eagle.cache.store import Step
 from eagle.errors import CheckpointError, IncompatibleError
-from eagle.plugin.roles import TargetInfo
+from eagle.plugin.roles import BuildContext, TargetInfo
 from eagle.testing import (
     assert_capturable,
     assert_decoder_lossless,
     check_draft_head,
     tiny_target,
 )
+from eagle.train.evaluation.rates import measure_rates
 from eagle.train.run.run import train
+from eagle_plugins.features.last_hidden import LastHidden, LastHiddenConfig
 from tests.exact.tiny import PROMPTS, _pair
 from tests.strategies.drafters import trial
 
@@ -128,9 +130,8 @@ def test_fresh_heads_begin_as_the_targets_lm_head(target):
 
 def test_a_tree_deeper_than_there_are_heads_is_refused(target, tmp_path):
     head = {"name": "medusa", "weights": str(publish(tmp_path, weights(2)))}
-    deep = trial.decoder(target, head=head, tree={"name": "chain", "depth": 3})
-    with pytest.raises(IncompatibleError, match="3 levels are to be drafted, but there are 2 Medu"):
-        deep.generate([1, 2, 3], max_new_tokens=4)
+    with pytest.raises(IncompatibleError, match=r"'chain'.* is 3 levels deep, but .* drafts 2 at"):
+        trial.decoder(target, head=head, tree={"name": "chain", "depth": 3})
 
 
 def test_more_levels_than_heads_are_refused_before_training(pair, tmp_path):
@@ -202,3 +203,19 @@ def test_head_auto_says_what_it_is_and_what_to_do(target, tmp_path, file):
     folder = publish(tmp_path, weights(), file, medusa_num_heads=3)
     with pytest.raises(CheckpointError, match=r"is a set of Medusa heads.*head.name=medusa"):
         trial.load("auto", target, folder)
+
+
+def test_ranks_are_measured_and_trees_fitted_no_deeper_than_there_are_heads(target, tmp_path):
+    folder = publish(tmp_path, weights(3))
+    head = trial.load("medusa", target, folder)
+    extractor = LastHidden(LastHiddenConfig(), BuildContext())
+    rates = measure_rates(head, target, extractor, trial.PROMPTS, "a test", max_new_tokens=12)
+    assert len(rates.levels) == 3
+    rates.write(folder)
+    fitted = trial.decoder(
+        target,
+        head={"name": "medusa", "weights": str(folder)},
+        tree={"name": "static", "size": "auto"},
+    )
+    assert len(fitted.generate([1, 2, 3], max_new_tokens=8, ignore_eos=True).tokens) == 8
+    assert fitted.resolved.tree.shape.depth <= 3

@@ -169,9 +169,8 @@ def test_training_makes_a_drafter_that_is_right_and_loads_again(pair, tmp_path):
 
 def test_a_block_longer_than_in_training_is_refused(target, pair, tmp_path):
     head = {"name": "parallel", "weights": str(zlab(tmp_path, weights()))}
-    deep = trial.decoder(target, head=head, tree={"name": "chain", "depth": SIZE})
-    with pytest.raises(IncompatibleError, match=r"5 levels are to be drafted, but .* blocks of 4"):
-        deep.generate([1, 2, 3], max_new_tokens=4)
+    with pytest.raises(IncompatibleError, match=r"'chain'.* is 5 levels deep, but .* drafts 4 at"):
+        trial.decoder(target, head=head, tree={"name": "chain", "depth": SIZE})
     spec = trial.recipe(tmp_path, "head={name: parallel, block_size: 3}")
     with pytest.raises(IncompatibleError, match=r"3 levels are to be drafted, but .* blocks of 2"):
         train(spec, target=pair[0])
