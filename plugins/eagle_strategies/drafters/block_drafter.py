@@ -261,7 +261,7 @@ class BlockDrafter(DecoderHead):
         made = self._made
         assert made is not None
         self._check(levels)
-        if made.vocab is not None:
+        if made.vocab is not None and torch.is_grad_enabled():  # its ranks can be measured
             raise IncompatibleError(
                 f"the parallel drafter in {self.folder} is in the layout of speculators, with an "
                 "LM head of its own: it is drafted with, and not trained further"

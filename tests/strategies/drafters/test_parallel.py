@@ -176,9 +176,10 @@ def test_a_block_longer_than_in_training_is_refused(target, pair, tmp_path):
         train(spec, target=pair[0])
 
 
-def test_speculators_drafters_are_not_trained_further(target, tmp_path):
+def test_speculators_drafters_are_measured_and_not_trained_further(target, tmp_path):
     folder = speculators(tmp_path, weights(vocab=24), 24, embedding(target))
     head = trial.load("parallel", target, folder)
+    trial.trains_what_it_drafts(head, target, 3, whole_blocks=True)
     nothing = torch.zeros(1, 3, dtype=torch.int64)
     seen = torch.ones(1, 1, 3, 3, dtype=torch.bool).tril()
     with pytest.raises(IncompatibleError, match="drafted with, and not trained further"):
