@@ -24,6 +24,7 @@ __all__ = [
     "FittedTree",
     "FollowsLayers",
     "Identified",
+    "LimitedDepth",
     "MeasuredHead",
     "NamesLayers",
     "NeedsTopology",
@@ -32,6 +33,7 @@ __all__ = [
     "RequestAware",
     "Seen",
     "TrainableHead",
+    "TrainsLevels",
     "VaryingTree",
 ]
 
@@ -70,6 +72,22 @@ class ParallelHead(Protocol):
             states: ``[B, S]``, what `absorb` returned for them.
             step: D entries behind the committed rows, each seeing all before it, for a head that
                 writes such; a head whose entries see each other both ways replaces its `tail`.
+        """
+        ...
+
+
+@runtime_checkable
+class LimitedDepth(Protocol):
+    """A draft head that drafts so many levels and no more, as parallel ones do.
+
+    Deeper trees are refused when a spec is resolved for a target, and no deeper ones are measured.
+    """
+
+    def deepest_level(self) -> int | None:
+        """Return the deepest level that it drafts, from 1; None where there is no such limit.
+
+        Raises:
+            CheckpointError: its files, which say so, cannot be found or read.
         """
         ...
 
@@ -290,4 +308,46 @@ class TrainableHead(DraftHead, Protocol):
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that `load` reads, atomically."""
+        ...
+
+
+@runtime_checkable
+class TrainsLevels(Protocol):
+    """A draft head that trains all levels in one pass, as it drafts them (`ParallelHead`).
+
+    It has these two in place of `TrainableHead.train_states` and `TrainableHead.feed_back`, which
+    are not called: nothing that it says is fed to it. `loss.through` changes nothing for it, and
+    losses that compare features are refused.
+    """
+
+    def train_levels(
+        self,
+        tokens: Tensor,
+        own: Tensor,
+        features: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        levels: int,
+    ) -> Sequence[Tensor]:
+        """Run the head over whole texts in parallel, without a cache.
+
+        Args:
+            tokens: int64 ``[B, T]``; each the token behind its entry's position.
+            own: int64 ``[B, T]``; each the token at its entry's position.
+            features: ``[B, T, F]``, of the target.
+            positions: int64 ``[B, T]``, within each text.
+            visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s: what is not behind it
+                in the same text.
+            levels: A.
+
+        Returns:
+            One ``[B, T, *]`` for each level d from 0. Entry t of it is what the head says d levels
+            below the root that is the token at position t + 1 - d: it may know features up to
+            position t - d and that token, and is held to what follows entry t's token. Entries
+            less than d from the start of a text mean nothing.
+        """
+        ...
+
+    def level_logits(self, states: Tensor, level: int) -> Tensor:
+        """Return the draft logits ``[B, W, V]`` of such states of a level, ``[B, W, *]``."""
         ...

@@ -20,6 +20,7 @@ from eagle.plugin import (
     Drafter,
     Draws,
     Law,
+    LimitedDepth,
     Sampling,
     SamplingParams,
     TokenTree,
@@ -63,7 +64,8 @@ def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None
         verify[count] = bench.verification(count)
     tell("timing drafts")
     begin = bench.draft(_Combs(1, 1))
-    level = {width: bench.draft(_Combs(width, _LEVELS)) for width in bench.widths}
+    levels = min(_LEVELS, bench.deepest)
+    level = {width: bench.draft(_Combs(width, levels)) for width in bench.widths}
     tell("timing acceptance and commitment")
     rest = bench.rest()
     jobs = (*verify.values(), begin, *level.values(), rest)
@@ -74,7 +76,7 @@ def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None
     root = statistics.median(begin.times)
     # A clock's tick more than nothing, where noise hides what little a level costs.
     further = {
-        width: max((statistics.median(job.times) - root) / (_LEVELS - 1), 1e-6)
+        width: max((statistics.median(job.times) - root) / max(levels - 1, 1), 1e-6)
         for width, job in level.items()
     }
     return Costs(
@@ -95,12 +97,16 @@ class _Bench:
         counts: numbers of nodes whose verification is timed, rising.
         widths: numbers of nodes, rising, whose extending is timed.
         context: committed tokens.
+        deepest: levels that the head can be asked for, at most `_REST`'s.
     """
 
     def __init__(self, resolved: Resolved, target: Target) -> None:
         device, capacity = target.device, resolved.spec.runtime.capacity(target.capacity)
         vocab = target.info.vocab_size
-        self._combs = _Combs(min(_REST[0], vocab), _REST[1])
+        head = resolved.head
+        limit = head.deepest_level() if isinstance(head, LimitedDepth) else None
+        self.deepest = _REST[1] if limit is None else min(_REST[1], limit)
+        self._combs = _Combs(min(_REST[0], vocab), self.deepest)
         self._cycle = Cycle(
             target,
             resolved.features,

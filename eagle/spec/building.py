@@ -32,6 +32,7 @@ from eagle.plugin import (
     FeatureExtractor,
     FollowsLayers,
     Law,
+    LimitedDepth,
     MeasuredHead,
     NamesLayers,
     NeedsTopology,
@@ -242,6 +243,7 @@ def resolve(spec: DecoderSpec, registry: Registry, context: BuildContext | None 
     if context.target is not None:
         resolved = follow_layers(resolved, context.target)
         _check_features(resolved, context.target)
+        _check_depth(resolved)
     return resolved
 
 
@@ -420,6 +422,21 @@ def _check_laws(resolved: Resolved, registry: Registry) -> None:
 def _keeps(kept: frozenset[Law], drawn: frozenset[Law]) -> bool:
     # Not as sets: `EVERY_LAW` has laws that it cannot list.
     return all(law in kept for law in drawn)
+
+
+def _check_depth(resolved: Resolved) -> None:
+    head, component = resolved.strategies[Role.HEAD], resolved.head
+    if not isinstance(component, LimitedDepth):
+        return
+    most = _guarded(head, "deepest_level()", component.deepest_level)
+    depth = max(shape.depth for shape in _shapes(resolved.tree))
+    if most is not None and depth > most:
+        raise _incompatible(
+            resolved,
+            Role.TREE,
+            f"{resolved.strategies[Role.TREE]} is {depth} levels deep, but {head} drafts {most} at "
+            "most; use a tree that is less deep",
+        )
 
 
 def _check_topology(resolved: Resolved) -> None:

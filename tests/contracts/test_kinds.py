@@ -37,7 +37,7 @@ def proved(decoder, params=SAMPLED, **options):
 
 
 @pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
-@pytest.mark.parametrize("head", ["ngram", "draft-model", "parallel", "mtp", CASCADE], ids=str)
+@pytest.mark.parametrize("head", ["ngram", "draft-model", "at-once", "mtp", CASCADE], ids=str)
 def test_a_head_of_every_kind_is_lossless(head, tree, exact):
     proved(exact(head=head, tree=tree))
 
@@ -148,7 +148,7 @@ def test_a_parallel_head_is_asked_once_in_a_cycle(decoder, monkeypatch):
     )
     for tree in trees:
         asked.clear()
-        found = text(decoder(head="parallel", tree=tree), tokens=8)
+        found = text(decoder(head="at-once", tree=tree), tokens=8)
         assert asked == [(1, 2)] * found.stats.cycles
 
 
@@ -156,7 +156,7 @@ def test_all_levels_can_be_seen_at_once(decoder):
     from eagle.cycle.drafter import CycleDrafter
     from eagle.plugin.sampling import Sampling
 
-    made = decoder(head="parallel", tree=CHAIN)
+    made = decoder(head="at-once", tree=CHAIN)
     head = made.resolved.head
     state, root, length = torch.randn(2, 64), torch.tensor([3, 4]), torch.tensor([5, 6])
     sampling = Sampling.of([SamplingParams()] * 2, "cpu")
@@ -182,7 +182,7 @@ def test_the_next_tree_is_chosen_by_what_was_read_back(decoder):
     assert found.tokens == text(decoder(head="none", tree="none"), tokens=12).tokens
 
 
-@pytest.mark.parametrize("head", ["draft-model", "ngram", "parallel", "mtp"])
+@pytest.mark.parametrize("head", ["draft-model", "ngram", "at-once", "mtp"])
 def test_the_toys_keep_the_contract_of_a_head(head, made, pair, decoder):
     component = decoder(head=head, tree=CHAIN).resolved.head
     check_draft_head(component, pair[0], first_token=head == "draft-model")

@@ -459,7 +459,7 @@ class Inverse:
 
 
 def _heads():
-    plain = {"ngram": NGram, "draft-model": DraftModel, "parallel": Parallel, "mtp": Levels}
+    plain = {"ngram": NGram, "draft-model": DraftModel, "at-once": Parallel, "mtp": Levels}
     plain |= {"own-end": OwnEnd, "lossy": Lossy}
     named = [Strategy(name, StrategyConfig, kind, f"toy {name}") for name, kind in plain.items()]
     return [*named, Strategy("cascade", CascadeConfig, Cascade, "two heads")]

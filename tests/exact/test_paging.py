@@ -300,7 +300,7 @@ def counted(decoder, method, monkeypatch):
         ({"head": "own-end", "features": "layers", "tree": TREES["static"]}, True, None),
         # Others decide which tree is drafted, hence what is drawn: the same distribution, not text.
         ({"head": "own-end", "features": "layers", "tree": "varying"}, True, 0.0),
-        ({"head": "parallel", "tree": TREES["static"]}, False, None),
+        ({"head": "at-once", "tree": TREES["static"]}, False, None),
         ({"head": "mtp", "tree": "varying"}, False, 0.0),
         ({"head": "ngram", "tree": {"name": "chain", "depth": 3}}, False, None),
     ],

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from eagle.decoding import half_surrogate
 from eagle.errors import DataError, reason
-from eagle.plugin import OwnVocabulary, TrainableHead
+from eagle.plugin import OwnVocabulary, TrainableHead, TrainsLevels
 from eagle.target import Target, template_tokens
 from eagle.train.data import Corpus, visibility
 from eagle.train.evaluation.replay import Replay
 from eagle.train.features import Features
-from eagle.train.objective import level_states
+from eagle.train.objective import drafted_states
 
 __all__ = ["Answer", "answer", "file_prompts", "heldout_prompts", "replay_answers"]
 
@@ -155,23 +155,27 @@ def replay_answers(
         with torch.no_grad():
             true, _ = features(tokens, positions, visible)
             ahead = tokens.roll(-1, dims=1)
-            states = level_states(
-                head.train_states, head.feed_back, ahead, tokens, true, positions, visible, levels
-            )
+            states = drafted_states(head, ahead, tokens, true, positions, visible, levels)
             found = _ranks(states, [answers[i] for i in part], _whole(head, features.vocab))
         for i, ranks in zip(part, found, strict=True):
             replays[i] = Replay(ranks)
     return [replays[i] for i in range(len(answers))]
 
 
-def _whole(head: TrainableHead, vocab: int) -> Callable[[Tensor], Tensor]:
+def _whole(head: TrainableHead, vocab: int) -> Callable[[Tensor, int], Tensor]:
     """Return a head's logits over the target's vocabulary: -inf for what it never drafts."""
     ids = head.draft_vocab if isinstance(head, OwnVocabulary) else None
-    if ids is None:
-        return head.logits
 
-    def logits(states: Tensor) -> Tensor:
-        drafts = head.logits(states)
+    def own(states: Tensor, level: int) -> Tensor:
+        if isinstance(head, TrainsLevels):
+            return head.level_logits(states, level)
+        return head.logits(states)
+
+    if ids is None:
+        return own
+
+    def logits(states: Tensor, level: int) -> Tensor:
+        drafts = own(states, level)
         wide = drafts.new_full((*drafts.shape[:-1], vocab), -torch.inf)
         return wide.index_copy(-1, ids, drafts)
 
@@ -206,7 +210,7 @@ def _padded(part: Sequence[Answer], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _ranks(
-    states: Sequence[Tensor], part: Sequence[Answer], logits: Callable[[Tensor], Tensor]
+    states: Sequence[Tensor], part: Sequence[Answer], logits: Callable[[Tensor, int], Tensor]
 ) -> list[NDArray[np.int64]]:
     """Return int64 ``[D, m]`` for each answer; see `Replay.ranks`."""
     device = states[0].device
@@ -230,7 +234,7 @@ def _ranks(
         found = []
         for start in range(0, len(wanted), RANK_CHUNK):
             chunk = slice(start, start + RANK_CHUNK)
-            scores = logits(chosen[None, chunk])[0].float()
+            scores = logits(chosen[None, chunk], level)[0].float()
             true_score = scores.gather(-1, wanted[chunk])
             ranks_of = (scores > true_score).sum(-1)
             # What cannot be drafted has no rank that a tree could have.

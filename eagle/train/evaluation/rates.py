@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 
 from eagle.errors import DataError, PluginError
-from eagle.plugin import FeatureExtractor, RankRates, TrainableHead, steady
+from eagle.plugin import (
+    FeatureExtractor,
+    LimitedDepth,
+    RankRates,
+    TrainableHead,
+    TrainsLevels,
+    steady,
+)
 from eagle.spec import TargetSpec
 from eagle.target import Target
 from eagle.train.data import make_corpus
@@ -139,7 +146,7 @@ def ranked_answers(
         extractor: the feature extractor.
         prompts: tokens of each.
         source: what text they are, for people.
-        levels: D.
+        levels: D, or as many as the head drafts.
         max_new_tokens: longest answer.
         max_prompt: longest prompt; longer ones are left out, and counted.
         batch: prompts answered at once.
@@ -149,11 +156,13 @@ def ranked_answers(
         PluginError: the head has no training pass.
         DataError: no prompt is short enough.
     """
-    if not callable(getattr(head, "train_states", None)):
+    if not (callable(getattr(head, "train_states", None)) or isinstance(head, TrainsLevels)):
         raise PluginError(
             f"a {type(head).__name__} has no train_states, through which ranks are found "
             "(see eagle.plugin.TrainableHead)"
         )
+    if isinstance(head, LimitedDepth) and (most := head.deepest_level()) is not None:
+        levels = min(levels, most)
     replayed: TrainableHead = head
     longest = min(max_prompt, target.capacity - max_new_tokens)
     short = [prompt for prompt in prompts if len(prompt) <= longest]

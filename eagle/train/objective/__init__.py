@@ -4,6 +4,7 @@ from eagle.train.objective.average import Average
 from eagle.train.objective.levels import (
     Levels,
     States,
+    drafted_states,
     level_states,
     level_weights,
     unrolled_states,
@@ -19,6 +20,7 @@ __all__ = [
     "LossValue",
     "Noise",
     "States",
+    "drafted_states",
     "learning_rate",
     "level_states",
     "level_weights",

@@ -15,10 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eagle.plugin import TrainableHead, TrainsLevels
+
 __all__ = [
     "FeedBack",
     "Levels",
     "States",
+    "drafted_states",
     "level_mask",
     "level_states",
     "level_weights",
@@ -123,6 +126,22 @@ def level_states(
     """
     fed = Levels.fed(states, feed_back, tokens, own, features, positions, visible, levels)
     return fed.states(states)
+
+
+def drafted_states(
+    head: TrainableHead | TrainsLevels,
+    tokens: Tensor,
+    own: Tensor,
+    features: Tensor,
+    positions: Tensor,
+    visible: Tensor,
+    levels: int,
+) -> tuple[Tensor, ...]:
+    """Return a head's states at each level, by the one pass or the several that it drafts with."""
+    given = (tokens, own, features, positions, visible, levels)
+    if isinstance(head, TrainsLevels):
+        return tuple(head.train_levels(*given))
+    return level_states(head.train_states, head.feed_back, *given)
 
 
 def unrolled_states(

@@ -22,6 +22,9 @@ __all__ = ["Loss", "LossValue"]
 Logits = Callable[[Tensor], Tensor]
 """``[B, W, size] -> [B, W, V]`` through the frozen LM head."""
 
+LevelLogits = Callable[[Tensor, int], Tensor]
+"""The same at a level; see `eagle.plugin.TrainsLevels.level_logits`."""
+
 
 @dataclass(frozen=True)
 class LossValue:
@@ -60,6 +63,7 @@ class Loss:
         target_logits: the target's LM head, for its own hidden states.
         draft_logits: the head's way from states to logits.
         feed_back: what the head makes of its states for the next level.
+        level_logits: that way where each level has its own, in place of `draft_logits`.
         draft_vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, or None.
         compiled: compile the work on a chunk.
     """
@@ -72,11 +76,13 @@ class Loss:
         draft_logits: Logits,
         feed_back: FeedBack,
         *,
+        level_logits: LevelLogits | None = None,
         draft_vocab: Tensor | None = None,
         compiled: bool = False,
     ) -> None:
         self._spec, self._objective = spec, objective
         self._target_logits, self._draft_logits = target_logits, draft_logits
+        self._level_logits = level_logits
         self._feed_back, self._draft_vocab = feed_back, draft_vocab
         self._terms: Any = torch.compile(self._chunk, dynamic=False) if compiled else self._chunk
 
@@ -125,7 +131,10 @@ class Loss:
             first = target.argmax(-1)
         sums = []
         for level, (state, weight) in enumerate(zip(states, weights, strict=True)):
-            draft = self._draft_logits(state[None])[0].float()
+            if self._level_logits is None:
+                draft = self._draft_logits(state[None])[0].float()
+            else:
+                draft = self._level_logits(state[None], level)[0].float()
             said = Prediction(level, self._feed_back(state), true, draft, target, self._draft_vocab)
             terms = self._objective(said)
             best = draft.argmax(-1)

@@ -9,9 +9,9 @@ import torch
 
 from eagle.errors import EagleError, IncompatibleError, SpecError
 from eagle.host import free_memory
-from eagle.plugin import FeatureExtractor, TrainableHead, TrainingLoss
+from eagle.plugin import FeatureExtractor, TrainableHead, TrainingLoss, TrainsLevels
 from eagle.target import Target, loading, resolve_device, resolve_dtype
-from eagle.train.objective import level_states
+from eagle.train.objective import drafted_states
 from eagle.train.spec import TrainSpec
 
 __all__ = ["check_head", "check_target", "memory_explained"]
@@ -116,8 +116,17 @@ def check_head(
     extractor: FeatureExtractor,
     objective: TrainingLoss,
     target: Target,
+    deepest: int = 1,
 ) -> None:
     """Run a head over a text of four tokens, and look at what comes out.
+
+    Args:
+        spec: the training spec.
+        head: the head, with weights.
+        extractor: the feature extractor.
+        objective: the loss.
+        target: the target.
+        deepest: levels that are trained or measured, at most.
 
     Raises:
         IncompatibleError: it does not take these features or what it feeds back, or predicts no
@@ -132,18 +141,21 @@ def check_head(
     try:
         # In training a head's weights are float32, whatever it was loaded in.
         with torch.autocast(device.type, torch.bfloat16, enabled=target.dtype != torch.float32):
-            states = level_states(
-                head.train_states,
-                head.feed_back,
+            states = drafted_states(
+                head,
                 tokens,
                 tokens,
                 features,
                 positions,
                 visible,
-                min(spec.loss.levels, 2),
+                deepest if isinstance(head, TrainsLevels) else min(spec.loss.levels, 2),
             )
-            width = head.feed_back(states[0]).shape[-1]
-            head.logits(states[0])
+            if isinstance(head, TrainsLevels):
+                width = None
+                head.level_logits(states[-1], len(states) - 1)
+            else:
+                width = head.feed_back(states[0]).shape[-1]
+                head.logits(states[0])
     except EagleError:
         raise
     except Exception as error:  # a plug-in's code, and every kind is the same to who chose it
@@ -152,6 +164,12 @@ def check_head(
             f"it cannot be run on features of size {size} ({spec.features.name!r}): "
             f"{type(error).__name__}: {error}",
         ) from error
+    if objective.compares_features and width is None:
+        raise _misfit(
+            spec,
+            f"it predicts no features, which loss.name {spec.loss.name!r} compares: choose another "
+            "loss, such as `loss: {name: eagle3}`, or set loss.feature to 0",
+        )
     if objective.compares_features and width != size:
         raise _misfit(
             spec,

@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from eagle.errors import NumericalError
-from eagle.plugin import FeatureExtractor, OwnVocabulary, TrainableHead, TrainingLoss
+from eagle.plugin import (
+    FeatureExtractor,
+    OwnVocabulary,
+    TrainableHead,
+    TrainingLoss,
+    TrainsLevels,
+)
 from eagle.target import Target
 from eagle.train.data import Batch, Packer, visibility
 from eagle.train.features import Features
@@ -23,7 +29,6 @@ from eagle.train.objective import (
     Loss,
     LossValue,
     Noise,
-    States,
     learning_rate,
     level_weights,
     unrolled_states,
@@ -81,18 +86,21 @@ class Trainer:
         self._features = Features(target, extractor, compiled=compiled)
         self._kept = kept
         self._noise = Noise(spec.noise, spec.seed, target.device)
+        # A head of one pass for all levels feeds nothing back.
+        self._at_once = isinstance(head, TrainsLevels)
         self._loss = Loss(
             spec.loss,
             objective,
             target.logits,
             head.logits,
-            head.feed_back,
+            _as_is if self._at_once else head.feed_back,
+            level_logits=head.level_logits if isinstance(head, TrainsLevels) else None,
             draft_vocab=head.draft_vocab if isinstance(head, OwnVocabulary) else None,
             compiled=compiled,
         )
-        states: States = head.train_states
+        states: Any = head.train_levels if isinstance(head, TrainsLevels) else head.train_states
         if compiled:
-            states = torch.compile(head.train_states, dynamic=False)
+            states = torch.compile(states, dynamic=False)
         head.module.float().requires_grad_(True).train()
         self._weights = weights_of(head, states, self.processes, sharding=spec.sharding)
         self._states, self._parameters = self._weights.states, self._weights.parameters
@@ -295,6 +303,10 @@ class Trainer:
         noisy = self._noise(true, self.step, batch.documents, part, self._parts)
         levels, ahead = self.spec.loss.levels, batch.tokens.roll(-1, dims=1)
         given = (ahead, batch.tokens, noisy, batch.positions, visible, levels)
+        if self._at_once:
+            with self.precision():
+                passes: Callable[..., Any] = self._states  # `train_levels`, compiled or not
+                return self._loss(passes(*given), true, last, batch.entries, weights, counts)
         if self.spec.loss.through:
             with self.precision():
                 unrolled = unrolled_states(self._states, self.head.feed_back, *given)
@@ -305,3 +317,7 @@ class Trainer:
         with self.precision():
             states = fed.states(self._states)
             return self._loss(states, true, last, batch.entries, weights, counts)
+
+
+def _as_is(states: Tensor) -> Tensor:
+    return states

@@ -20,6 +20,7 @@ from eagle.plugin import (
     Registry,
     Role,
     TrainableHead,
+    TrainsLevels,
     default_registry,
 )
 from eagle.spec import Resolved, built, dump, follow_layers, resolve
@@ -133,7 +134,9 @@ def train(
         head.initialise(target, spec.seed)
     else:
         head.load(target, parts.attention)
-    check_head(spec, head, parts.features, objective, target)
+    depths = [len(path) for paths in trees.values() for path in paths]
+    deepest = max([spec.loss.levels, spec.evaluation.chain, *depths])
+    check_head(spec, head, parts.features, objective, target, deepest)
     if processes.measures:
         measure.gather(corpus, heldout.tolist(), folder / "answers.json", tell, keep=processes.main)
     with memory_explained(spec), target.stock():
@@ -273,9 +276,12 @@ def _fresh(spec: TrainSpec, registry: Registry, target: Target | None) -> Resolv
 
 
 def _trainable(spec: TrainSpec, parts: Resolved) -> TrainableHead:
+    passes = ("train_states", "feed_back")
+    if isinstance(parts.head, TrainsLevels):
+        passes = ("train_levels", "level_logits")
     lacking = [
         name
-        for name in ("initialise", "train_states", "feed_back", "save")
+        for name in ("initialise", *passes, "save")
         if not callable(getattr(parts.head, name, None))
     ]
     if lacking:

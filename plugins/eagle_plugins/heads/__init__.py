@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from eagle.plugin import DraftHead, Strategy
+from eagle.plugin import (
+    DraftHead,
+    Strategy,
+)
 from eagle_plugins.heads.ablation import FeatureHead, TokenHead, UnshiftedHead
 from eagle_plugins.heads.auto import AutoConfig, any_head
-from eagle_plugins.heads.base import DecoderHead
 from eagle_plugins.heads.eagle import EagleConfig, EagleHead
 from eagle_plugins.heads.eagle3 import Eagle3Config, Eagle3Head
 from eagle_plugins.heads.none import NoHead, NoHeadConfig
@@ -13,7 +15,6 @@ from eagle_plugins.heads.none import NoHead, NoHeadConfig
 __all__ = [
     "STRATEGIES",
     "AutoConfig",
-    "DecoderHead",
     "Eagle3Config",
     "Eagle3Head",
     "EagleConfig",

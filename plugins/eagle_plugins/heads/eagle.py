@@ -15,19 +15,25 @@ from eagle.plugin import (
     BuildContext,
     CheckpointError,
     Committed,
+    DecoderHead,
     Drafted,
     Pages,
     StrategyConfig,
     TargetInfo,
     TargetModel,
+    check_limit,
+    check_shared,
+    draw_weights,
+    fresh_config,
+    llama_config,
+    read_weights,
+    saved_config,
+    write_checkpoint,
 )
-from eagle_plugins.heads.architecture import llama_config
-from eagle_plugins.heads.base import DecoderHead, draw_weights, fresh_config, saved_config
-from eagle_plugins.heads.checkpoint import locate, read_weights, write_checkpoint
+from eagle_plugins.heads.checkpoint import locate
 from eagle_plugins.heads.export import NORMS, export_head
 from eagle_plugins.heads.layer import EagleModule
 from eagle_plugins.heads.layouts import Layout, identify
-from eagle_plugins.heads.shared import check_limit, check_shared
 
 __all__ = ["EagleConfig", "EagleHead"]
 

@@ -19,27 +19,37 @@ from pydantic import Field
 from torch import Tensor
 
 from eagle.plugin import (
+    EMBEDDING,
+    VOCABULARY_MAPS,
     AttentionBackend,
     BuildContext,
     CheckpointError,
     Committed,
+    DecoderHead,
     Drafted,
     Int8Linear,
     Pages,
     StrategyConfig,
     TargetInfo,
     TargetModel,
+    check_limit,
+    check_verifier,
+    draw_weights,
+    fresh_config,
     int8_linear,
+    maps_of,
+    most_frequent,
+    normed,
+    own_embedding,
+    read_weights,
+    stored_vocabulary,
+    write_checkpoint,
 )
-from eagle_plugins.heads.base import DecoderHead, draw_weights, fresh_config
-from eagle_plugins.heads.checkpoint import locate, read_weights, write_checkpoint
+from eagle_plugins.heads.checkpoint import locate
 from eagle_plugins.heads.export import export_head, variant_config
-from eagle_plugins.heads.layer import normed
 from eagle_plugins.heads.layouts import Layout, identify
 from eagle_plugins.heads.midlayer import Eagle3Module
-from eagle_plugins.heads.shared import EMBEDDING, check_limit, check_verifier, own_embedding
 from eagle_plugins.heads.variants import Variant, low_middle_high, read_variant
-from eagle_plugins.heads.vocabulary import MAPS, likeliest, maps_of, stored_vocabulary
 
 __all__ = ["Eagle3Config", "Eagle3Head"]
 
@@ -190,7 +200,7 @@ class Eagle3Head(DecoderHead):
         folder, (variant, layout) = self.folder, self._read
         with torch.device("meta"):
             module = _network(variant)
-        tensors = read_weights(layout, module.state_dict(), apart=(EMBEDDING, *MAPS))
+        tensors = read_weights(layout, module.state_dict(), apart=(EMBEDDING, *VOCABULARY_MAPS))
         ids = stored_vocabulary(layout, variant.draft_vocab, variant.config.vocab_size)
         embedding = own_embedding(layout, target, variant.config.hidden_size)
         check_verifier(layout, target)
@@ -217,7 +227,7 @@ class Eagle3Head(DecoderHead):
         vocab = target.info.vocab_size
         ids = None
         if self._counts is not None:
-            ids = likeliest(self._counts, said.draft_vocab_size or _DRAFT_VOCAB)
+            ids = most_frequent(self._counts, said.draft_vocab_size or _DRAFT_VOCAB)
         layers = self._fresh_layers(target.info)
         variant = Variant(
             config=config,

@@ -14,13 +14,18 @@ from typing import Any
 
 from torch import Tensor
 
-from eagle.plugin import CheckpointError, TargetInfo
-from eagle_plugins.heads.base import saved_config
-from eagle_plugins.heads.checkpoint import weights_of, write_checkpoint
+from eagle.plugin import (
+    MAP_DTYPES,
+    VOCABULARY_MAPS,
+    CheckpointError,
+    TargetInfo,
+    read_tensors,
+    saved_config,
+    weights_of,
+    write_checkpoint,
+)
 from eagle_plugins.heads.layouts import Layout, identify
-from eagle_plugins.heads.tensors import WHOLE, read
 from eagle_plugins.heads.variants import Variant, read_variant
-from eagle_plugins.heads.vocabulary import MAPS
 
 __all__ = ["ENGINES", "NORMS", "export_head", "variant_config"]
 
@@ -87,7 +92,7 @@ def variant_config(variant: Variant, layers: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _eagle(layout: Layout, engine: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config, tensors = dict(layout.config), read(weights_of(layout))
+    config, tensors = dict(layout.config), read_tensors(weights_of(layout))
     if config.get("draft_kind"):
         raise _unserved(layout, engine, f"it is an ablation, of the kind {config['draft_kind']!r}")
     if engine == "speculators":
@@ -104,8 +109,8 @@ def _eagle(layout: Layout, engine: str) -> tuple[dict[str, Any], dict[str, Tenso
 def _eagle3(
     variant: Variant, layout: Layout, engine: str, target: TargetInfo
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    maps = {name: layout.tensors[name] for name in MAPS if name in layout.tensors}
-    tensors = read(weights_of(layout, MAPS)) | read(maps, WHOLE)
+    maps = {name: layout.tensors[name] for name in VOCABULARY_MAPS if name in layout.tensors}
+    tensors = read_tensors(weights_of(layout, VOCABULARY_MAPS)) | read_tensors(maps, MAP_DTYPES)
     config = variant_config(variant, variant.layers_of(target))
     if layout.config.get("embed_requires_grad") is True:
         config["embed_requires_grad"] = True

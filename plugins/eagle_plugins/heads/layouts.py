@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eagle.plugin import CheckpointError
-from eagle_plugins.heads.tensors import Stored, read_json, stored_in
+from eagle.plugin import (
+    CheckpointError,
+    HeadFiles,
+    Stored,
+    read_json,
+    stored_in,
+)
 
 __all__ = ["Layout", "identify"]
 
@@ -34,6 +39,9 @@ _ADVICE = {
     "eagle": "use it with head.name=eagle, or head.name=auto for whatever a folder holds",
     "eagle3": "use it with head.name=eagle3, or head.name=auto for whatever a folder holds; or "
     f"{_TRAIN}",
+    "medusa": f"use it with head.name=medusa, or {_TRAIN}",
+    "dflash": f"use it with head.name=parallel, or {_TRAIN}",
+    "peagle": f"use it with head.name=parallel, or {_TRAIN}",
     "language-model": f"if it is the target, give it as target.model; otherwise {_TRAIN}",
     "peft": "merge it into its model (merge_and_unload of peft), and give that as target.model",
 }
@@ -44,21 +52,15 @@ _BEYOND = ("dspark", "peagle")
 
 
 @dataclass(frozen=True)
-class Layout:
-    """The folder of a draft head.
+class Layout(HeadFiles):
+    """The folder of a draft head; ``model.`` in front of tensors' names is taken off.
 
     Attributes:
-        folder: where it is.
         method: what it is a head of: ``eagle`` (EAGLE-1 and 2), ``eagle3``, or the name of
             something that is not read here.
-        config: what ``config.json`` says.
-        tensors: what its files hold, by name, ``model.`` in front of names taken off.
     """
 
-    folder: Path
     method: str
-    config: Mapping[str, Any]
-    tensors: Mapping[str, Stored]
 
     @property
     def publisher(self) -> str:
@@ -95,21 +97,21 @@ def identify(folder: Path) -> Layout:
         CheckpointError: it has no configuration or no weights, or they cannot be read.
     """
     if (folder / "adapter_config.json").is_file():
-        return Layout(folder, "peft", {}, {})
+        return Layout(folder, {}, {}, "peft")
     if any(folder.glob("medusa_lm_head.*")):
-        return Layout(folder, "medusa", {}, {})
+        return Layout(folder, {}, {}, "medusa")
     path = folder / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} holds no config.json, so it is no draft head checkpoint")
     config = read_json(path)
     method = _configured(config)
     if method and method != "eagle3":
-        return Layout(folder, method, config, {})
+        return Layout(folder, config, {}, method)
     tensors = _unprefixed(folder, stored_in(folder))
     named = _named(config, tensors)
     if method and named not in _BEYOND:
         named = method
-    return Layout(folder, named, config, tensors)
+    return Layout(folder, config, tensors, named)
 
 
 def _configured(config: Mapping[str, Any]) -> str | None:

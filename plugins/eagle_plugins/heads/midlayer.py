@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from eagle_plugins.heads.layer import MLP, Attend, Attention, normed
+from eagle.plugin import Attend, LlamaAttention, LlamaMLP, normed
 
 __all__ = ["Eagle3Module", "Norms"]
 
@@ -59,7 +59,7 @@ class Eagle3Module(nn.Module):
         return 1
 
     @property
-    def attention(self) -> Attention:
+    def attention(self) -> LlamaAttention:
         """Its attention block, for its numbers of heads and their size."""
         return self.midlayer.self_attn
 
@@ -100,9 +100,9 @@ class _MidLayer(nn.Module):
         self.norm_before_residual = norm_before_residual
         self.hidden_norm = nn.RMSNorm(size, eps=eps)
         self.input_layernorm = nn.RMSNorm(size, eps=eps)
-        self.self_attn = Attention(config, 0, inputs=2)
+        self.self_attn = LlamaAttention(config, 0, inputs=2)
         self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
-        self.mlp = MLP(config)
+        self.mlp = LlamaMLP(config)
 
     def forward(
         self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend

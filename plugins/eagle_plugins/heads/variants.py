@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from eagle.plugin import CheckpointError, TargetInfo
-from eagle_plugins.heads.architecture import llama_config
+from eagle.plugin import (
+    CheckpointError,
+    Stored,
+    TargetInfo,
+    llama_config,
+)
 from eagle_plugins.heads.layouts import Layout
 from eagle_plugins.heads.midlayer import Norms
-from eagle_plugins.heads.tensors import Stored
 
 __all__ = ["FeedBack", "Variant", "low_middle_high", "read_variant"]
 

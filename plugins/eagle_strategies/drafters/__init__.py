@@ -3,7 +3,24 @@
 from __future__ import annotations
 
 from eagle.plugin import DraftHead, Strategy
+from eagle_strategies.drafters.block_drafter import BlockDrafter
+from eagle_strategies.drafters.medusa import MedusaConfig, MedusaHead
+from eagle_strategies.drafters.parallel import parallel_drafter
+from eagle_strategies.drafters.parallel_settings import ParallelConfig
 
-__all__ = ["STRATEGIES"]
+__all__ = ["STRATEGIES", "BlockDrafter", "MedusaConfig", "MedusaHead", "ParallelConfig"]
 
-STRATEGIES: list[Strategy[DraftHead]] = []
+STRATEGIES: list[Strategy[DraftHead]] = [
+    Strategy(
+        name="medusa",
+        config=MedusaConfig,
+        build=MedusaHead,
+        description="Medusa: a head for each level on the last hidden state, all in one pass.",
+    ),
+    Strategy(
+        name="parallel",
+        config=ParallelConfig,
+        build=parallel_drafter,
+        description="DFlash and JetSpec: layers over a block of levels, all in one pass.",
+    ),
+]

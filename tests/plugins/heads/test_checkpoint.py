@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_old_head(target, folder, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("eagle_plugins.heads.checkpoint.save_file", full)
+    monkeypatch.setattr("eagle.plugin.blocks.heads.checkpoint.save_file", full)
     with pytest.raises(CheckpointError, match="No space left"):
         tiny_head(target, seed=1).save(folder)
     assert (folder / "model.safetensors").read_bytes() == before

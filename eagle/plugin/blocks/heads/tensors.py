@@ -21,7 +21,16 @@ from torch import Tensor
 
 from eagle.plugin import CheckpointError
 
-__all__ = ["WEIGHTS", "WHOLE", "Stored", "read", "read_json", "rows_of", "shown", "stored_in"]
+__all__ = [
+    "MAP_DTYPES",
+    "WEIGHTS",
+    "Stored",
+    "read_json",
+    "read_tensors",
+    "rows_of",
+    "shown",
+    "stored_in",
+]
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of weights, the first one that is there being read; ``NAME.index.json`` names shards."""
@@ -30,7 +39,7 @@ _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
-WHOLE = ("int64", "int32", "bool", "uint8")
+MAP_DTYPES = ("int64", "int32", "bool", "uint8")
 """Dtypes of maps between vocabularies."""
 
 _TAKEN = ("float64", "float32", "float16", "bfloat16")
@@ -72,24 +81,29 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def stored_in(folder: Path) -> dict[str, Stored]:
+def stored_in(folder: Path, weights: Sequence[str] = WEIGHTS) -> dict[str, Stored]:
     """Return what the weight files of a folder hold, by name; no weight of safetensors is read.
+
+    Args:
+        folder: where they are.
+        weights: their names, the first one that is there being read; ``NAME.index.json`` of
+            shards too.
 
     Raises:
         CheckpointError: no weights, a damaged file, or a pickle that holds more than tensors.
     """
-    for name in WEIGHTS:
+    for name in weights:
         if (folder / name).is_file():
             return _listed(folder / name)
         index = folder / f"{name}.index.json"
         if index.is_file():
             return _sharded(index)
     raise CheckpointError(
-        f"{folder} holds no draft head weights ({' or '.join(WEIGHTS)}, or an index of either)"
+        f"{folder} holds no draft head weights ({' or '.join(weights)}, or an index of either)"
     )
 
 
-def read(stored: Mapping[str, Stored], dtypes: Sequence[str] = _TAKEN) -> dict[str, Tensor]:
+def read_tensors(stored: Mapping[str, Stored], dtypes: Sequence[str] = _TAKEN) -> dict[str, Tensor]:
     """Return tensors, by the names that they are given under.
 
     Args:

@@ -23,7 +23,14 @@ from eagle.plugin import (
     arrange,
 )
 
-__all__ = ["DecoderHead", "Heads", "Network", "draw_weights", "fresh_config", "saved_config"]
+__all__ = [
+    "AttentionHeads",
+    "DecoderHead",
+    "HeadNetwork",
+    "draw_weights",
+    "fresh_config",
+    "saved_config",
+]
 
 # Copied from the target's configuration when a head is made for training.
 _SHARED = (
@@ -33,7 +40,7 @@ _SHARED = (
 )  # fmt: skip
 
 
-class Heads(Protocol):
+class AttentionHeads(Protocol):
     """Attention heads of a layer, all layers having the same."""
 
     heads: int
@@ -41,11 +48,11 @@ class Heads(Protocol):
     head_dim: int
 
 
-class Network(Protocol):
+class HeadNetwork(Protocol):
     """What `DecoderHead` runs, a `torch.nn.Module`.
 
     Called with a head's own inputs, ``[B, T, *]`` each, then rotary cosines and sines
-    ``[B, T, head_dim]`` and an `eagle_plugins.heads.layer.Attend`; it returns ``[B, T, *]``.
+    ``[B, T, head_dim]`` and an `eagle.plugin.Attend`; it returns ``[B, T, *]``.
     """
 
     @property
@@ -54,7 +61,7 @@ class Network(Protocol):
         ...
 
     @property
-    def attention(self) -> Heads:
+    def attention(self) -> AttentionHeads:
         """The heads of its attention."""
         ...
 
@@ -66,7 +73,7 @@ class DecoderHead:
     paged = True
     module: Any
 
-    def adopt(self, module: Network, config: Any, target: TargetModel) -> None:
+    def adopt(self, module: HeadNetwork, config: Any, target: TargetModel) -> None:
         """Take a network, whose rotary positions are those of a Llama configuration."""
         from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 

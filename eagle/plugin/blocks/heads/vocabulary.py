@@ -13,21 +13,21 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import CheckpointError
-from eagle_plugins.heads.layouts import Layout
-from eagle_plugins.heads.tensors import WHOLE, read
+from eagle.plugin.blocks.heads.checkpoint import HeadFiles
+from eagle.plugin.blocks.heads.tensors import MAP_DTYPES, read_tensors
 
-__all__ = ["MAPS", "likeliest", "maps_of", "stored_vocabulary"]
+__all__ = ["VOCABULARY_MAPS", "maps_of", "most_frequent", "stored_vocabulary"]
 
-MAPS = ("d2t", "t2d")
+VOCABULARY_MAPS = ("d2t", "t2d")
 
 _TRAIN = "it was damaged or written by another convention, and would draft other tokens"
 
 
-def stored_vocabulary(layout: Layout, size: int, vocab: int) -> Tensor | None:
+def stored_vocabulary(files: HeadFiles, size: int, vocab: int) -> Tensor | None:
     """Return the target's ids of a head's tokens, int64 ``[Vd]``; None where they are all of V.
 
     Args:
-        layout: the folder.
+        files: the folder.
         size: Vd, as its configuration and its LM head have it.
         vocab: V.
 
@@ -35,19 +35,19 @@ def stored_vocabulary(layout: Layout, size: int, vocab: int) -> Tensor | None:
         CheckpointError: a map is missing, of another size, holds target ids in place of offsets,
             leads out of the vocabulary, is not injective, or contradicts the other.
     """
-    found = {name: layout.tensors[name] for name in MAPS if name in layout.tensors}
+    found = {name: files.tensors[name] for name in VOCABULARY_MAPS if name in files.tensors}
     if "d2t" not in found:
         if size == vocab and not found:
             return None
         raise CheckpointError(
-            f"the draft head in {layout.folder} drafts from {size} of {vocab} tokens, but has no "
+            f"the draft head in {files.folder} drafts from {size} of {vocab} tokens, but has no "
             "d2t, which says which ones: its files are incomplete"
         )
-    stored: Mapping[str, Tensor] = read(found, WHOLE)
+    stored: Mapping[str, Tensor] = read_tensors(found, MAP_DTYPES)
     for name, length in (("d2t", size), ("t2d", vocab)):
         if name in stored and tuple(stored[name].shape) != (length,):
             raise CheckpointError(
-                f"the draft head in {layout.folder} has {name} of the shape "
+                f"the draft head in {files.folder} has {name} of the shape "
                 f"{list(stored[name].shape)}, not [{length}]"
             )
     d2t = stored["d2t"].long()
@@ -62,7 +62,7 @@ def stored_vocabulary(layout: Layout, size: int, vocab: int) -> Tensor | None:
         if absolute:
             problem += ", and reads like target ids: it should hold offsets, the target's id less "
             problem += "the draft's (d2t - arange(len(d2t)))"
-        raise CheckpointError(f"the draft head in {layout.folder}: d2t {problem}; {_TRAIN}")
+        raise CheckpointError(f"the draft head in {files.folder}: d2t {problem}; {_TRAIN}")
     return None if size == vocab and bool((d2t == 0).all()) else ids
 
 
@@ -101,7 +101,7 @@ def maps_of(ids: Tensor, vocab: int) -> dict[str, Tensor]:
     return {"d2t": ids - torch.arange(len(ids)), "t2d": marked}
 
 
-def likeliest(counts: Tensor, size: int) -> Tensor | None:
+def most_frequent(counts: Tensor, size: int) -> Tensor | None:
     """Return the most frequent tokens of a text, int64 ``[size]`` in the order of their ids.
 
     Of equally frequent ones, those with smaller ids. None where that is all of them.

@@ -13,21 +13,12 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import CheckpointError, TargetModel
-from eagle_plugins.heads.layouts import Layout
-from eagle_plugins.heads.tensors import Stored, read, rows_of
+from eagle.plugin.blocks.heads.checkpoint import EMBEDDING, LM_HEAD, HeadFiles
+from eagle.plugin.blocks.heads.tensors import Stored, read_tensors, rows_of
 
-__all__ = [
-    "EMBEDDING",
-    "LM_HEAD",
-    "check_limit",
-    "check_shared",
-    "check_verifier",
-    "own_embedding",
-]
+__all__ = ["check_limit", "check_shared", "check_verifier", "own_embedding"]
 
 log = logging.getLogger("eagle.heads")
-
-EMBEDDING, LM_HEAD = "embed_tokens.weight", "lm_head.weight"
 
 _ROWS = 64  # of the vocabulary, spread over all of it
 _PROBES = 4
@@ -36,7 +27,7 @@ _TOLERANCE = 0.1
 
 
 @torch.no_grad()
-def check_shared(layout: Layout, target: TargetModel) -> None:
+def check_shared(files: HeadFiles, target: TargetModel) -> None:
     """Refuse a head that comes with another embedding or LM head than the target has.
 
     Heads of EAGLE-1 and 2 read both from the target (arXiv 2401.15077, section 3.2), and are
@@ -48,82 +39,91 @@ def check_shared(layout: Layout, target: TargetModel) -> None:
         CheckpointError: one of them differs from the target's, or is of another size.
     """
     for name, compute in ((EMBEDDING, _embedded), (LM_HEAD, _projected)):
-        stored = layout.tensors.get(name)
+        stored = files.tensors.get(name)
         if stored is None:
             continue
         size = target.info.hidden_size
         if len(stored.shape) != 2 or stored.shape[1] != size or stored.shape[0] == 0:
             raise CheckpointError(
-                f"the draft head in {layout.folder} comes with {name} of the shape "
+                f"the draft head in {files.folder} comes with {name} of the shape "
                 f"{list(stored.shape)}; the target {target.info.name!r} has rows of {size}"
             )
         away = compute(stored, target)
         if not away <= _TOLERANCE:  # NaN is away too
             raise CheckpointError(
-                f"the draft head in {layout.folder} comes with {name} that is not that of the "
+                f"the draft head in {files.folder} comes with {name} that is not that of the "
                 f"target {target.info.name!r} (relative difference {away:.2f} in {_ROWS} rows): it "
                 "was trained for another target, and a head of EAGLE-1 or 2 reads the target's own"
             )
 
 
 @torch.no_grad()
-def own_embedding(layout: Layout, target: TargetModel, size: int) -> Tensor | None:
+def own_embedding(files: HeadFiles, target: TargetModel, size: int) -> Tensor | None:
     """Return the embedding that an EAGLE-3 head brings, ``[V, H]``, or None for the target's.
 
     A copy of the target's is not kept. One that is another is the head's own where its hidden size
     differs, or where its configuration says that it was trained (``embed_requires_grad``).
 
     Args:
-        layout: the folder.
+        files: the folder.
         target: the target.
         size: H of the head.
 
     Raises:
         CheckpointError: it lacks, is of another size or damaged, or is that of another target.
     """
-    stored, info = layout.tensors.get(EMBEDDING), target.info
+    stored, info = files.tensors.get(EMBEDDING), target.info
     if stored is None:
         if size == info.hidden_size:
             return None
         raise CheckpointError(
-            f"the draft head in {layout.folder} has hidden_size {size}, the target {info.name!r} "
+            f"the draft head in {files.folder} has hidden_size {size}, the target {info.name!r} "
             f"{info.hidden_size}, so it needs an {EMBEDDING} of its own, which it lacks"
         )
     if stored.shape != (info.vocab_size, size):
         raise CheckpointError(
-            f"the draft head in {layout.folder} comes with {EMBEDDING} of the shape "
+            f"the draft head in {files.folder} comes with {EMBEDDING} of the shape "
             f"{list(stored.shape)}; it should be {[info.vocab_size, size]}"
         )
-    trained = layout.config.get("embed_requires_grad") is True
+    trained = files.config.get("embed_requires_grad") is True
     if size == info.hidden_size and not trained:
         away = _embedded(stored, target)
         if not away <= _TOLERANCE:  # NaN is away too
             raise CheckpointError(
-                f"the draft head in {layout.folder} comes with {EMBEDDING} that is not that of the "
+                f"the draft head in {files.folder} comes with {EMBEDDING} that is not that of the "
                 f"target {info.name!r} (relative difference {away:.2f} in {_ROWS} rows): it was "
                 "trained for another target. If its embedding was trained with it, config.json "
                 "should say so: embed_requires_grad: true"
             )
         return None
-    whole = read({EMBEDDING: stored})[EMBEDDING]
+    whole = read_tensors({EMBEDDING: stored})[EMBEDDING]
     if not whole.isfinite().all():
         raise CheckpointError(
-            f"the draft head in {layout.folder} is damaged: {EMBEDDING} holds NaN or infinity"
+            f"the draft head in {files.folder} is damaged: {EMBEDDING} holds NaN or infinity"
         )
     return whole
 
 
-def check_verifier(layout: Layout, target: TargetModel) -> None:
-    """Warn where a folder of speculators names another target by its ``speculators_config``."""
-    said = layout.config.get("speculators_config")
+def check_verifier(files: HeadFiles, target: TargetModel) -> None:
+    """Warn where a folder's configuration names another target.
+
+    By the ``speculators_config`` of speculators, or Medusa's ``base_model_name_or_path``.
+    """
+    said = files.config.get("speculators_config")
     verifier = said.get("verifier") if isinstance(said, Mapping) else None
-    name = verifier.get("name_or_path") if isinstance(verifier, Mapping) else None
+    key, name = "speculators_config", None
+    if isinstance(verifier, Mapping):
+        name = verifier.get("name_or_path")
+    elif said is None:
+        key = "base_model_name_or_path"
+        name = files.config.get(key)
     if isinstance(name, str) and name and _base(name) != _base(target.info.name):
         log.warning(
-            "the draft head in %s was made for the target %.80r, as its speculators_config says; "
+            "the draft head in %s was made for the target %.80r, as its %s says; "
             "with another one, here %.80r, hardly any draft is accepted",
-            layout.folder,
+            files.folder,
             name,
+            key,
             target.info.name,
         )
 
@@ -132,20 +132,20 @@ def _base(name: str) -> str:
     return name.rstrip("/\\").replace("\\", "/").rpartition("/")[2].casefold()
 
 
-def check_limit(layout: Layout, target: TargetModel) -> None:
+def check_limit(files: HeadFiles, target: TargetModel) -> None:
     """Warn of a head made for shorter texts than its target: what it does there was not trained.
 
     Rotary positions are computed, not looked up: past the limit drafts are made at their true
     positions, and are what the head's weights make of them.
     """
-    inner = layout.config.get("transformer_layer_config")
-    values = inner if isinstance(inner, Mapping) else layout.config
+    inner = files.config.get("transformer_layer_config")
+    values = inner if isinstance(inner, Mapping) else files.config
     limit, most = values.get("max_position_embeddings"), target.info.max_positions
     if type(limit) is int and limit < most:
         log.warning(
             "the draft head in %s was made for texts of up to %s tokens, the target for %s: in "
             "longer texts it goes on at the true positions, and less of it may be accepted",
-            layout.folder,
+            files.folder,
             f"{limit:,}",
             f"{most:,}",
         )
