@@ -1,1 +1,141 @@
-"""Measuring a decoder: knows how to run one and what to compare it with; prints nothing."""
+"""Knows how to measure decoders and what to hold them against; of terminals and options, nothing.
+
+What it exports is imported when it is first used: a command reads its files before torch is there.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eagle.bench.attention import AttentionShape, attention_times
+    from eagle.bench.compare import Against, Comparison, Side, compare_decoder
+    from eagle.bench.curves import draw_throughput
+    from eagle.bench.identity import Choice
+    from eagle.bench.plots import draw_speed, require_matplotlib
+    from eagle.bench.products import product_times, products_of
+    from eagle.bench.prompts import read_prompts
+    from eagle.bench.report import (
+        Setting,
+        Table,
+        attention_table,
+        bandwidth_note,
+        cycle_table,
+        markdown,
+        products_table,
+        speed_json,
+        speed_table,
+        speedup_table,
+        sweep_json,
+        sweep_table,
+    )
+    from eagle.bench.served import Load
+    from eagle.bench.serving import measure_throughput
+    from eagle.bench.shapes import Shape, find_shape
+    from eagle.bench.significance import check_alpha
+    from eagle.bench.speed import check_baselines, measure_speed
+    from eagle.bench.subjects import Subjects, prepare
+    from eagle.bench.sweep import sweep_passes
+    from eagle.bench.throughput import (
+        latency_table,
+        throughput_json,
+        throughput_note,
+        throughput_table,
+    )
+    from eagle.bench.verify import (
+        PROMPTS,
+        Identity,
+        Progress,
+        Sampled,
+        verify_greedy,
+        verify_sampled,
+    )
+
+_HOMES = {
+    "attention": ("AttentionShape", "attention_times"),
+    "compare": ("Against", "Comparison", "Side", "compare_decoder"),
+    "curves": ("draw_throughput",),
+    "identity": ("Choice",),
+    "plots": ("draw_speed", "require_matplotlib"),
+    "products": ("product_times", "products_of"),
+    "prompts": ("read_prompts",),
+    "report": (
+        "Setting",
+        "Table",
+        "attention_table",
+        "bandwidth_note",
+        "cycle_table",
+        "markdown",
+        "products_table",
+        "speed_json",
+        "speed_table",
+        "speedup_table",
+        "sweep_json",
+        "sweep_table",
+    ),
+    "served": ("Load",),
+    "serving": ("measure_throughput",),
+    "shapes": ("Shape", "find_shape"),
+    "significance": ("check_alpha",),
+    "speed": ("check_baselines", "measure_speed"),
+    "subjects": ("Subjects", "prepare"),
+    "sweep": ("sweep_passes",),
+    "throughput": ("latency_table", "throughput_json", "throughput_note", "throughput_table"),
+    "verify": ("PROMPTS", "Identity", "Progress", "Sampled", "verify_greedy", "verify_sampled"),
+}
+
+__all__ = [
+    "PROMPTS",
+    "Against",
+    "AttentionShape",
+    "Choice",
+    "Comparison",
+    "Identity",
+    "Load",
+    "Progress",
+    "Sampled",
+    "Setting",
+    "Shape",
+    "Side",
+    "Subjects",
+    "Table",
+    "attention_table",
+    "attention_times",
+    "bandwidth_note",
+    "check_alpha",
+    "check_baselines",
+    "compare_decoder",
+    "cycle_table",
+    "draw_speed",
+    "draw_throughput",
+    "find_shape",
+    "latency_table",
+    "markdown",
+    "measure_speed",
+    "measure_throughput",
+    "prepare",
+    "product_times",
+    "products_of",
+    "products_table",
+    "read_prompts",
+    "require_matplotlib",
+    "speed_json",
+    "speed_table",
+    "speedup_table",
+    "sweep_json",
+    "sweep_passes",
+    "sweep_table",
+    "throughput_json",
+    "throughput_note",
+    "throughput_table",
+    "verify_greedy",
+    "verify_sampled",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,7 +24,7 @@ __all__ = [
     "Comparison",
     "Round",
     "Run",
-    "compare",
+    "compare_decoder",
     "plain_decoder",
     "stock_generate",
 ]
@@ -99,7 +99,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` measured.
+    """What `compare_decoder` measured.
 
     Attributes:
         rounds: every measurement, in the order in which they were made.
@@ -144,7 +144,7 @@ def _rate(runs: Sequence[Run]) -> float:
     return sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs)
 
 
-def compare(
+def compare_decoder(
     decoder: Decoder,
     prompts: Sequence[Prompt],
     params: SamplingParams,

@@ -147,7 +147,7 @@ def test_a_wrong_call_is_refused_before_anything_is_measured(
 ):
     huge = Shape("tiny-huge", 4096, 2, 32, 32, 128, 10**9)
     monkeypatch.setitem(SHAPES, "tiny-huge", huge)
-    monkeypatch.setattr("eagle.bench.speed.speed", None)
+    monkeypatch.setattr("eagle.bench.measure_speed", None)
     ran = bench(*arguments)
     assert ran.status == 2
     assert problem in ran.err
@@ -189,7 +189,7 @@ def test_lists_of_numbers_are_checked(bench, command, option, value, problem):
 
 def test_a_spec_that_is_a_baseline_is_refused_before_it_is_loaded(bench, tmp_path, monkeypatch):
     (tmp_path / "plain.yaml").write_text("head: none\ntree: none\n")
-    monkeypatch.setattr("eagle.bench.subjects.prepare", None)
+    monkeypatch.setattr("eagle.bench.prepare", None)
     for more in ((), ("--baseline", "plain"), ("--baseline", "hf", "--baseline", "plain")):
         ran = bench(*more, specs=("plain",))
         assert ran.status == 2

@@ -59,7 +59,7 @@ def ranks(
 
         loaded = load_spec(spec, settings)
         resolve(loaded, default_registry())
-        from eagle.bench.prompts import read_prompts
+        from eagle.bench import read_prompts
         from eagle.decoding import encode, resolve_for
         from eagle.target import load_target, loading
         from eagle.train.evaluation import embedded_prompts, measure_rates
