@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from eagle.bench.attention import AttentionShape, attention_times
     from eagle.bench.compare import Against, Comparison, Side, compare_decoder
     from eagle.bench.curves import draw_throughput
+    from eagle.bench.entries import enter, everybody
     from eagle.bench.identity import Choice
+    from eagle.bench.leaderboard import run_leaderboard, shipped_prompts
+    from eagle.bench.leaderboard_page import write_page
     from eagle.bench.plots import draw_speed, require_matplotlib
     from eagle.bench.products import product_times, products_of
     from eagle.bench.prompts import read_prompts
@@ -31,10 +34,11 @@ if TYPE_CHECKING:
         sweep_table,
     )
     from eagle.bench.served import Load
-    from eagle.bench.serving import measure_throughput
+    from eagle.bench.serving import PLAIN, measure_throughput
     from eagle.bench.shapes import Shape, find_shape
     from eagle.bench.significance import check_alpha
     from eagle.bench.speed import check_baselines, measure_speed
+    from eagle.bench.standings import Section, digest_of, read_sections, write_sections
     from eagle.bench.subjects import Subjects, prepare
     from eagle.bench.sweep import sweep_passes
     from eagle.bench.throughput import (
@@ -56,7 +60,10 @@ _HOMES = {
     "attention": ("AttentionShape", "attention_times"),
     "compare": ("Against", "Comparison", "Side", "compare_decoder"),
     "curves": ("draw_throughput",),
+    "entries": ("enter", "everybody"),
     "identity": ("Choice",),
+    "leaderboard": ("run_leaderboard", "shipped_prompts"),
+    "leaderboard_page": ("write_page",),
     "plots": ("draw_speed", "require_matplotlib"),
     "products": ("product_times", "products_of"),
     "prompts": ("read_prompts",),
@@ -68,6 +75,8 @@ _HOMES = {
         "cycle_table",
         "markdown",
         "products_table",
+        "run_leaderboard",
+        "shipped_prompts",
         "speed_json",
         "speed_table",
         "speedup_table",
@@ -75,10 +84,14 @@ _HOMES = {
         "sweep_table",
     ),
     "served": ("Load",),
-    "serving": ("measure_throughput",),
+    "serving": (
+        "PLAIN",
+        "measure_throughput",
+    ),
     "shapes": ("Shape", "find_shape"),
     "significance": ("check_alpha",),
     "speed": ("check_baselines", "measure_speed"),
+    "standings": ("Section", "digest_of", "read_sections", "write_sections"),
     "subjects": ("Subjects", "prepare"),
     "sweep": ("sweep_passes",),
     "throughput": ("latency_table", "throughput_json", "throughput_note", "throughput_table"),
@@ -86,6 +99,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "PLAIN",
     "PROMPTS",
     "Against",
     "AttentionShape",
@@ -95,6 +109,7 @@ __all__ = [
     "Load",
     "Progress",
     "Sampled",
+    "Section",
     "Setting",
     "Shape",
     "Side",
@@ -107,8 +122,11 @@ __all__ = [
     "check_baselines",
     "compare_decoder",
     "cycle_table",
+    "digest_of",
     "draw_speed",
     "draw_throughput",
+    "enter",
+    "everybody",
     "find_shape",
     "latency_table",
     "markdown",
@@ -119,7 +137,10 @@ __all__ = [
     "products_of",
     "products_table",
     "read_prompts",
+    "read_sections",
     "require_matplotlib",
+    "run_leaderboard",
+    "shipped_prompts",
     "speed_json",
     "speed_table",
     "speedup_table",
@@ -131,6 +152,8 @@ __all__ = [
     "throughput_table",
     "verify_greedy",
     "verify_sampled",
+    "write_page",
+    "write_sections",
 ]
 
 

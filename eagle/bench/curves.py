@@ -16,7 +16,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Told apart by the colour-blind (Okabe and Ito 2008); plain decoding is grey."""
 
 _PLAIN = "#555555"
-_MARKS, _LINES = "os^DvP", ("-", "--", "-.")
+_MARKS, _LINES = "oDh^vp", ("-", "--", "-.")
 _SIZE = 17  # of a marker, in points: a number fits into it
 
 
@@ -90,7 +90,7 @@ def _curves(
             up,
             yerr=([0] * len(points), above),
             color=colour,
-            marker="X" if plain else _MARKS[number % len(_MARKS)],
+            marker="s" if plain else _MARKS[number % len(_MARKS)],
             linestyle=":" if plain else _LINES[number % len(_LINES)],
             markersize=_SIZE,
             markeredgecolor="white",
@@ -105,6 +105,6 @@ def _curves(
             )  # fmt: skip
     axes.margins(0.12)
     axes.set_ylim(bottom=0)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.12 * axes.dataLim.xmax)
     axes.set_xlabel("tokens per second, all requests together")
     axes.grid(alpha=0.25)

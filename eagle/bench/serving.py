@@ -19,7 +19,7 @@ from eagle.bench.identity import agreement, evidence
 from eagle.bench.served import Cell, Contender, Identity, Load, Served, Service
 from eagle.bench.speed import brief, limited
 from eagle.decoding import Decoder, Engine, Prompt, encode
-from eagle.errors import RequestError
+from eagle.errors import EagleError, RequestError
 from eagle.plugin import SamplingParams
 from eagle.target import Target
 
@@ -159,17 +159,35 @@ def take_turns(
     work: Sequence[Work],
     params: SamplingParams,
     progress: Callable[[str], None] = lambda name: None,
+    lost: Callable[[str, EagleError], None] | None = None,
 ) -> dict[str, list[Service]]:
     """Have every server serve every piece of work, one right after another.
 
     The order turns round each time, so that a machine that slows down favours nobody.
+
+    Args:
+        servers: by name.
+        work: in order.
+        params: for all requests.
+        progress: called with who is next.
+        lost: called with who failed, and how; it takes no further turn and is left out of what is
+            returned. Without it, and of plain decoding, a failure is everybody's.
+
+    Returns:
+        What each served, by name.
     """
     given: dict[str, list[Service]] = {name: [] for name in servers}
     for number, one in enumerate(work):
-        names = list(servers)
+        names = list(given)
         for name in names if number % 2 == 0 else reversed(names):
             progress(name)
-            given[name].append(servers[name].serve(one, params))
+            try:
+                given[name].append(servers[name].serve(one, params))
+            except EagleError as error:
+                if lost is None or name == PLAIN:
+                    raise
+                lost(name, error)
+                del given[name]
     return given
 
 

@@ -18,8 +18,8 @@ __all__ = [
     "Shapes",
     "SpecName",
     "Template",
+    "decimals",
     "numbers",
-    "rates",
     "settings_of",
     "shape_of",
     "template_of",
@@ -138,11 +138,11 @@ def numbers(option: str, text: str) -> list[int]:
     return found
 
 
-def rates(option: str, text: str | None) -> list[float]:
-    """Return the rates that an option lists with commas between them; none without it.
+def decimals(option: str, text: str | None) -> list[float]:
+    """Return the numbers, of any size from 0 on, that an option lists; none without it.
 
     Raises:
-        RequestError: they are no numbers, or one is not above 0.
+        RequestError: they are no numbers, or one is below 0.
     """
     import math
 
@@ -154,6 +154,6 @@ def rates(option: str, text: str | None) -> list[float]:
         found = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise RequestError(f"{option}: should be numbers like 0.5,1,2, not {text!r}") from error
-    if not all(0 < one < math.inf for one in found):
-        raise RequestError(f"{option}: should be numbers above 0, not {text!r}")
+    if not all(0 <= one < math.inf for one in found):
+        raise RequestError(f"{option}: should be numbers of at least 0, not {text!r}")
     return found

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from eagle.cli import console
-from eagle.cli.bench import products, ranks, throughput
+from eagle.cli.bench import leaderboard, products, ranks, throughput
 from eagle.cli.bench.attention import attention
 from eagle.cli.bench.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
 from eagle.cli.bench.loading import load_all, prepare_all
@@ -52,6 +52,7 @@ app.command(
     )
 )(products.products)
 app.command(epilog=ranks.EXAMPLES)(ranks.ranks)
+app.command(epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard)
 app.command(epilog=throughput.EXAMPLES)(throughput.throughput)
 
 

@@ -28,8 +28,10 @@ def load_all(
         return [load_spec(spec, given) for spec in specs]
 
 
-def prepare_all(specs: Sequence[DecoderSpec], shape: Shape | None) -> Subjects:
-    """Load what is measured, telling on stderr what takes the time."""
+def prepare_all(
+    specs: Sequence[DecoderSpec], shape: Shape | None, failed: dict[str, str] | None = None
+) -> Subjects:
+    """Load what is measured, telling on stderr what takes the time; see `eagle.bench.prepare`."""
     with working("loading"):
         from eagle.bench import prepare
 
@@ -39,7 +41,7 @@ def prepare_all(specs: Sequence[DecoderSpec], shape: Shape | None) -> Subjects:
             if status is not None:
                 status.update(f"{escape(what)} ...")
 
-        subjects = prepare(specs, shape, progress)
+        subjects = prepare(specs, shape, progress, failed)
     for decoder in subjects.decoders.values():
         warn_if_lossy(decoder)
     return subjects

@@ -11,7 +11,7 @@ from eagle.cli import console
 from eagle.cli.bench.figures import command_of, out_folder, show, write
 from eagle.cli.bench.loading import load_all, prepare_all
 from eagle.cli.decoding import MaxNewTokens, Seed, Target, Temperature, sampling_params
-from eagle.cli.options import Overrides, Shapes, numbers, rates, shape_of
+from eagle.cli.options import Overrides, Shapes, decimals, numbers, shape_of
 from eagle.cli.verify.command import progress_bar
 
 __all__ = ["EXAMPLES", "throughput"]
@@ -78,11 +78,14 @@ def throughput(
     rounds, one right after another. Nothing is timed before it was warmed up.
     """
     from eagle.bench import Load, read_prompts
+    from eagle.errors import RequestError
 
     params = sampling_params(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     slots = numbers("--batch", batch)
     loads = [Load(number) for number in slots]
-    loads += [Load(max(slots), each) for each in rates("--rate", rate)]
+    loads += [Load(max(slots), each) for each in decimals("--rate", rate)]
+    if any(load.rate == 0 for load in loads):
+        raise RequestError("--rate: nothing ever comes at a rate of 0")
     texts = read_prompts(prompts)[:limit]
     wide = shape_of(shape)
     folder = out_folder(out, "throughput.json", "throughput.md", "throughput.png")
