@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eagle.bench.attention import AttentionShape, attention_times
-    from eagle.bench.compare import Against, Comparison, Side, compare_decoder
+    from eagle.bench.compare import Against, Comparison, Side, compare_decoder, plain_spec
     from eagle.bench.curves import draw_throughput
     from eagle.bench.entries import enter, everybody
     from eagle.bench.identity import Choice
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "attention": ("AttentionShape", "attention_times"),
-    "compare": ("Against", "Comparison", "Side", "compare_decoder"),
+    "compare": ("Against", "Comparison", "Side", "compare_decoder", "plain_spec"),
     "curves": ("draw_throughput",),
     "entries": ("enter", "everybody"),
     "identity": ("Choice",),
@@ -132,6 +132,7 @@ __all__ = [
     "markdown",
     "measure_speed",
     "measure_throughput",
+    "plain_spec",
     "prepare",
     "product_times",
     "products_of",

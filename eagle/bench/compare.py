@@ -16,7 +16,7 @@ from typing import Any, Literal
 from eagle.bench.stock import stock_texts
 from eagle.decoding import Decoder, Prompt, encode
 from eagle.plugin import SamplingParams
-from eagle.spec import NONE, DecoderSpec
+from eagle.spec import NONE, ComponentSpec, DecoderSpec
 from eagle.target import Target
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Run",
     "compare_decoder",
     "plain_decoder",
+    "plain_spec",
     "stock_generate",
 ]
 
@@ -199,18 +200,23 @@ def compare_decoder(
 
 def plain_decoder(decoder: Decoder) -> Decoder:
     """Return a decoder of the same target and runtime that drafts nothing."""
-    spec = decoder.spec
-    plain = DecoderSpec.model_validate(
-        {
+    return Decoder.from_spec(plain_spec(decoder.spec), target=decoder.target)
+
+
+def plain_spec(spec: DecoderSpec) -> DecoderSpec:
+    """Return a spec of the same target and runtime that drafts nothing."""
+    nothing = ComponentSpec(name=NONE)
+    usual = DecoderSpec(head=nothing, tree=nothing)
+    return spec.model_copy(
+        update={
             "name": "plain",
-            "target": spec.target,
-            "head": NONE,
-            "tree": NONE,
-            "attention": spec.attention,
-            "runtime": spec.runtime,
+            "description": usual.description,
+            "features": usual.features,
+            "head": usual.head,
+            "tree": usual.tree,
+            "acceptance": usual.acceptance,
         }
     )
-    return Decoder.from_spec(plain, target=decoder.target)
 
 
 def _run(decoder: Decoder, text: Sequence[int], params: SamplingParams) -> Run:

@@ -86,19 +86,25 @@ def run_leaderboard(
         servers.pop(name, None)
 
     cells = [(d, t, b) for b in batches for t in temperatures for d in domains]
-    warm: tuple[float, int] | None = None
+    warm: dict[str, tuple[float, int]] = {}
     for number, (domain, temperature, batch) in enumerate(cells):
         cell = (domain, temperature, batch)
         missing = [name for name in servers if name != PLAIN and not section.has(name, cell)]
         if not missing:
             continue
-        said = f"{domain}, temperature {temperature:g}, batch {batch}"
-        progress(said, number, len(cells))
         ours = own.model_copy(update={"temperature": temperature})
-        if warm != (temperature, batch):
-            progress(f"warming up, temperature {temperature:g}, batch {batch}", number, len(cells))
-            _warm_up(servers, texts, ours, batch, warm is None or warm[1] != batch, lost)
-            warm = (temperature, batch)
+        for name in [*missing, PLAIN]:
+            if warm.get(name) != (temperature, batch):
+                progress(f"warming up {name}", number, len(cells))
+                resized = name not in warm or warm[name][1] != batch
+                try:
+                    _warm_up(servers[name], texts, ours, batch, resized)
+                except EagleError as error:
+                    if name == PLAIN:
+                        raise
+                    lost(name, error)
+                warm[name] = (temperature, batch)
+        progress(f"{domain}, temperature {temperature:g}, batch {batch}", number, len(cells))
         running = {name: servers[name] for name in [*missing, PLAIN] if name in servers}
         work = _groups(texts[domain], batch) * rounds
         given = take_turns(running, work, ours, lost=lost)
@@ -117,21 +123,13 @@ def _groups(texts: Sequence[tuple[int, ...]], batch: int) -> list[Work]:
 
 
 def _warm_up(
-    servers: Mapping[str, Server],
+    server: Server,
     texts: Mapping[str, Sequence[tuple[int, ...]]],
     params: SamplingParams,
     batch: int,
     resized: bool,
-    lost: Callable[[str, EagleError], None],
 ) -> None:
     longest = sorted((text for some in texts.values() for text in some), key=len)[-batch:]
-    work = Work.queue(range(len(longest)), longest)
-    for name, server in list(servers.items()):
-        try:
-            if resized:
-                server.decoder.loop.resize(batch)
-            server.warm_up(work, params)
-        except EagleError as error:
-            if name == PLAIN:
-                raise
-            lost(name, error)
+    if resized:
+        server.decoder.loop.resize(batch)
+    server.warm_up(Work.queue(range(len(longest)), longest), params)
