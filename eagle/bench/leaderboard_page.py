@@ -139,7 +139,7 @@ def draw_standings(section: Section, path: Path) -> Path:
     for temperature, axes in zip(warmths, panels, strict=True):
         _panel(axes, section, temperature)
     figure.suptitle(
-        f"Times as fast as plain decoding, medians; line: not beaten at both\n{section.subject}",
+        f"Medians of all kinds of text; circles and bold: not beaten at both\n{section.subject}",
         x=0.01,
         ha="left",
         fontsize=9,
@@ -186,6 +186,6 @@ def _panel(axes: Any, section: Section, temperature: float) -> None:
             zorder=2,
         )
     axes.set_title(f"temperature {temperature:g}", fontsize=9)
-    axes.set_xlabel("tau" if small == large else f"batch {small}")
-    axes.set_ylabel(f"batch {large}")
+    axes.set_xlabel("tau" if small == large else f"times as fast as plain, batch {small}")
+    axes.set_ylabel(f"times as fast as plain, batch {large}")
     axes.grid(alpha=0.2)

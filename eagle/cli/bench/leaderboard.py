@@ -54,7 +54,7 @@ def leaderboard(
     temperature: Annotated[
         str, typer.Option("--temperature", metavar="T,T,...", help="Temperatures of the answers.")
     ] = "0,1",
-    max_new_tokens: MaxNewTokens = 32,
+    max_new_tokens: MaxNewTokens = 24,
     seed: Seed = 0,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Rounds over the prompts.")
