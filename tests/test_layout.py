@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "eagle"
 ROOMS = sorted(
     {".".join(path.parent.relative_to(ROOT).parts) for path in CORE.rglob("__init__.py")}
-    - {"eagle", "eagle.bench", "eagle.train"}
+    - {"eagle", "eagle.train"}
 )
 FACES = [room for room in ROOMS if not room.startswith("eagle.cli")]
 

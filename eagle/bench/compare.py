@@ -16,7 +16,7 @@ from typing import Any, Literal
 from eagle.bench.stock import stock_texts
 from eagle.decoding import Decoder, Prompt, encode
 from eagle.plugin import SamplingParams
-from eagle.spec import NONE, DecoderSpec
+from eagle.spec import NONE, ComponentSpec, DecoderSpec
 from eagle.target import Target
 
 __all__ = [
@@ -24,8 +24,9 @@ __all__ = [
     "Comparison",
     "Round",
     "Run",
-    "compare",
+    "compare_decoder",
     "plain_decoder",
+    "plain_spec",
     "stock_generate",
 ]
 
@@ -99,7 +100,7 @@ class Against:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` measured.
+    """What `compare_decoder` measured.
 
     Attributes:
         rounds: every measurement, in the order in which they were made.
@@ -144,7 +145,7 @@ def _rate(runs: Sequence[Run]) -> float:
     return sum(len(run.tokens) for run in runs) / sum(run.seconds for run in runs)
 
 
-def compare(
+def compare_decoder(
     decoder: Decoder,
     prompts: Sequence[Prompt],
     params: SamplingParams,
@@ -199,18 +200,23 @@ def compare(
 
 def plain_decoder(decoder: Decoder) -> Decoder:
     """Return a decoder of the same target and runtime that drafts nothing."""
-    spec = decoder.spec
-    plain = DecoderSpec.model_validate(
-        {
+    return Decoder.from_spec(plain_spec(decoder.spec), target=decoder.target)
+
+
+def plain_spec(spec: DecoderSpec) -> DecoderSpec:
+    """Return a spec of the same target and runtime that drafts nothing."""
+    nothing = ComponentSpec(name=NONE)
+    usual = DecoderSpec(head=nothing, tree=nothing)
+    return spec.model_copy(
+        update={
             "name": "plain",
-            "target": spec.target,
-            "head": NONE,
-            "tree": NONE,
-            "attention": spec.attention,
-            "runtime": spec.runtime,
+            "description": usual.description,
+            "features": usual.features,
+            "head": usual.head,
+            "tree": usual.tree,
+            "acceptance": usual.acceptance,
         }
     )
-    return Decoder.from_spec(plain, target=decoder.target)
 
 
 def _run(decoder: Decoder, text: Sequence[int], params: SamplingParams) -> Run:

@@ -10,7 +10,7 @@ from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.report import Setting, title
 from eagle.errors import RequestError
 
-__all__ = ["draw", "require_matplotlib"]
+__all__ = ["draw_speed", "figure_of", "head", "require_matplotlib", "save"]
 
 _COLOURS = {
     "draft": "#4C78A8",
@@ -23,8 +23,11 @@ _RATIO = "#4C78A8"
 _BAR = 0.5  # inches of height for each bar
 
 
-def require_matplotlib() -> None:
+def require_matplotlib(option: str = "--plots") -> None:
     """Check, before anything is measured, that there is something to draw with.
+
+    Args:
+        option: what asks for pictures.
 
     Raises:
         RequestError: matplotlib is not installed.
@@ -33,11 +36,11 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise RequestError(
-            "--plots needs matplotlib: pip install 'eagle-decoding[plots]'"
+            f"{option} needs matplotlib: pip install 'eagle-decoding[plots]'"
         ) from error
 
 
-def draw(setting: Setting, speed: Speed, folder: Path) -> list[Path]:
+def draw_speed(setting: Setting, speed: Speed, folder: Path) -> list[Path]:
     """Draw ``speedup.png`` and ``cycle.png``; a picture with nothing to show is left out.
 
     Args:
@@ -52,28 +55,43 @@ def draw(setting: Setting, speed: Speed, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     if speed.baselines:
-        made.append(_save(_speedups(setting, speed), folder / "speedup.png"))
+        made.append(save(_speedups(setting, speed), folder / "speedup.png"))
     rows = [row for row in speed.rows if row.parts]
     if rows:
-        made.append(_save(_cycles(setting, rows), folder / "cycle.png"))
+        made.append(save(_cycles(setting, rows), folder / "cycle.png"))
     return made
 
 
-def _figure(bars: float, panels: int = 1) -> tuple[Any, list[Any]]:
+def figure_of(
+    height: float, panels: int = 1, *, shared: bool = True, width: float = 9
+) -> tuple[Any, list[Any]]:
+    """Return a figure and its panels, side by side; sizes are in inches.
+
+    Args:
+        height: of the figure.
+        panels: how many.
+        shared: whether they have one vertical axis.
+        width: of the figure.
+    """
     # Not through pyplot, which would look for a display and keep every figure.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 1.9 + _BAR * bars), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    (all_axes,) = figure.subplots(1, panels, sharey=True, squeeze=False)
+    (all_axes,) = figure.subplots(1, panels, sharey=shared, squeeze=False)
     for axes in all_axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     return figure, list(all_axes)
 
 
-def _save(figure: Any, path: Path) -> Path:
+def _bars(count: int) -> float:
+    return 1.9 + _BAR * count
+
+
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure, and return where."""
     figure.savefig(path, dpi=150)
     return path
 
@@ -81,7 +99,7 @@ def _save(figure: Any, path: Path) -> Path:
 def _speedups(setting: Setting, speed: Speed) -> Any:
     held = [speed.row(name) for name in speed.baselines]
     rows = [row for row in speed.rows if row.name not in speed.baselines]
-    figure, panels = _figure(len(rows), len(held))
+    figure, panels = figure_of(_bars(len(rows)), len(held))
     for other, axes in zip(held, panels, strict=True):
         ratios = [row.speedup(other) for row in rows]
         medians = [ratio.median for ratio in ratios]
@@ -98,7 +116,7 @@ def _speedups(setting: Setting, speed: Speed) -> Any:
         axes.set_xlabel(f"times as fast as {other.name}")
     panels[0].set_yticks(range(len(rows)), [title(row) for row in rows])
     panels[0].invert_yaxis()
-    _head(figure, "Speed-up: median of the paired ratios, interquartile range", setting)
+    head(figure, "Speed-up: median of the paired ratios, interquartile range", setting)
     return figure
 
 
@@ -107,7 +125,7 @@ def _note(axes: Any, text: str, x: float, y: float) -> None:
 
 
 def _cycles(setting: Setting, rows: Sequence[Row]) -> Any:
-    figure, (axes,) = _figure(len(rows))
+    figure, (axes,) = figure_of(_bars(len(rows)))
     places = range(len(rows))
     left = [0.0] * len(rows)
     for part in PARTS:
@@ -133,10 +151,11 @@ def _cycles(setting: Setting, rows: Sequence[Row]) -> Any:
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds of one cycle, medians")
     figure.legend(loc="outside lower center", ncols=len(PARTS) + 1, frameon=False, fontsize=9)
-    _head(figure, "Where one cycle goes", setting)
+    head(figure, "Where one cycle goes", setting)
     return figure
 
 
-def _head(figure: Any, what: str, setting: Setting) -> None:
+def head(figure: Any, what: str, setting: Setting) -> None:
+    """Say above all panels what is shown, and what was measured."""
     where = f"{setting.label}, {setting.dtype}\n{setting.hardware}; {setting.conditions}"
     figure.suptitle(f"{what}\n{where}", x=0.01, ha="left", fontsize=9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from eagle.bench.attention import AttentionTimes
 from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.products import ProductTimes
+from eagle.bench.served import Contender
 from eagle.bench.subjects import Subjects
 from eagle.bench.sweep import Sweep
 from eagle.host import hardware, versions
@@ -20,6 +21,7 @@ __all__ = [
     "Setting",
     "Table",
     "attention_table",
+    "bandwidth_note",
     "cycle_table",
     "markdown",
     "products_table",
@@ -28,6 +30,7 @@ __all__ = [
     "speedup_table",
     "sweep_json",
     "sweep_table",
+    "table_lines",
     "title",
 ]
 
@@ -91,8 +94,13 @@ class Setting:
         """What stands above every table."""
         return f"{self.label}, {self.dtype}, {self.hardware}; {self.conditions}"
 
+    @property
+    def packages(self) -> str:
+        """The versions in one line."""
+        return ", ".join(f"{name} {version}" for name, version in self.versions.items())
 
-def title(row: Row) -> str:
+
+def title(row: Row | Contender) -> str:
     """Return what a row is called in tables and plots."""
     return row.name if row.lossless else f"{row.name} (not lossless)"
 
@@ -178,19 +186,31 @@ def products_table(found: ProductTimes) -> Table:
     return table
 
 
-def markdown(setting: Setting, bandwidth: float, tables: list[Table]) -> str:
-    """Return tables as Markdown, with what they were measured on and how."""
+def markdown(setting: Setting, note: str, tables: Sequence[Table]) -> str:
+    """Return tables as Markdown, with what they were measured on and how.
+
+    Args:
+        setting: what was measured; it stands above the tables.
+        note: what stands below them.
+        tables: the figures.
+    """
     lines = [f"**{setting.sentence}**", "", f"    {setting.command}", ""]
-    for headings, *rows in tables:
-        lines.append("| " + " | ".join(headings) + " |")
-        lines.append("|" + "---|" * len(headings))
-        lines += ["| " + " | ".join(row) + " |" for row in rows]
-        lines.append("")
-    packages = ", ".join(f"{name} {version}" for name, version in setting.versions.items())
-    lines.append(
-        f"Read bandwidth in the same run {bandwidth / 1e9:.0f} GB/s. Versions: {packages}."
-    )
+    for table in tables:
+        lines += [*table_lines(table), ""]
+    lines.append(f"{note} Versions: {setting.packages}.")
     return "\n".join(lines) + "\n"
+
+
+def table_lines(table: Table) -> list[str]:
+    """Return the lines of a table in Markdown."""
+    headings, *rows = table
+    shown = ["| " + " | ".join(row) + " |" for row in (headings, *rows)]
+    return [shown[0], "|" + "---|" * len(headings), *shown[1:]]
+
+
+def bandwidth_note(bandwidth: float) -> str:
+    """Return what is said of the read bandwidth, in bytes per second."""
+    return f"The read bandwidth in the same run was {bandwidth / 1e9:.0f} GB/s."
 
 
 def speed_json(setting: Setting, specs: Mapping[str, DecoderSpec], speed: Speed) -> dict[str, Any]:
@@ -231,5 +251,5 @@ def _row_json(specs: Mapping[str, DecoderSpec], speed: Speed, row: Row) -> dict[
 
 
 def sweep_json(setting: Setting, sweep: Sweep) -> dict[str, Any]:
-    """Return what `sweep` measured."""
+    """Return what `sweep_passes` measured."""
     return asdict(setting) | asdict(sweep)

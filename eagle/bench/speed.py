@@ -20,7 +20,7 @@ from eagle.errors import RequestError, nearest
 from eagle.plugin import SamplingParams
 from eagle.target import Target
 
-__all__ = ["BASELINES", "check_baselines", "speed"]
+__all__ = ["BASELINES", "brief", "check_baselines", "limited", "measure_speed"]
 
 BASELINES = ("plain", "hf", "hf-assisted-ngram")
 """What decoders can be held against: the same runtime without drafting, transformers' `generate`,
@@ -52,10 +52,10 @@ class _Ours:
         # Whole answers to the shortest and the longest prompts go through every length of text
         # that there will be, and a short one to each prompt through every length of prompt.
         for texts in (groups[0], groups[-1]):
-            self.decoder.generate(texts, _limited(params, texts, capacity))
-        brief = _brief(params)
+            self.decoder.generate(texts, limited(params, texts, capacity))
+        short = brief(params)
         for texts in groups:
-            self.decoder.generate(texts, _limited(brief, texts, capacity))
+            self.decoder.generate(texts, limited(short, texts, capacity))
 
     def answer(self, prompts: tuple[int, ...], texts: Texts, params: SamplingParams) -> Trial:
         device, loop = self.decoder.target.device, self.decoder.loop
@@ -82,8 +82,7 @@ class _Stock:
         self.target, self.lookup, self.defaults = target, lookup, defaults
 
     def warm_up(self, groups: Sequence[Texts], params: SamplingParams, capacity: int) -> None:
-        limited = _limited(_brief(params), groups[-1], capacity)
-        self._texts(groups[-1], limited)
+        self._texts(groups[-1], limited(brief(params), groups[-1], capacity))
 
     def answer(self, prompts: tuple[int, ...], texts: Texts, params: SamplingParams) -> Trial:
         reset_peak_memory(self.target.device)
@@ -126,7 +125,7 @@ def check_baselines(baselines: Sequence[str], batch: int, specs: Collection[str]
         )
 
 
-def speed(
+def measure_speed(
     decoders: Mapping[str, Decoder],
     prompts: Sequence[Prompt],
     params: SamplingParams,
@@ -178,10 +177,10 @@ def speed(
     total = len(groups) * repeats * len(contenders)
     for place in [*groups] * repeats:
         some = [texts[index] for index in place]
-        limited = _limited(params, some, capacity)
+        own = limited(params, some, capacity)
         for name, contender in contenders.items():
             progress(f"timing {name}", sum(map(len, trials.values())), total)
-            trials[name].append(contender.answer(place, some, limited))
+            trials[name].append(contender.answer(place, some, own))
 
     rows = []
     bandwidth = read_bandwidth(target.device)
@@ -193,7 +192,7 @@ def speed(
             progress(f"timing the phases of {name}", total, total)
             most = max(given, key=lambda trial: trial.cycles or 0)
             some = [texts[index] for index in most.prompts]
-            phases = phase_times(decoder, some, _limited(params, some, capacity))
+            phases = phase_times(decoder, some, limited(params, some, capacity))
             nodes = decoder.resolved.tree.shape.nodes
         rows.append(
             Row(
@@ -213,11 +212,12 @@ def speed(
     )
 
 
-def _brief(params: SamplingParams) -> SamplingParams:
+def brief(params: SamplingParams) -> SamplingParams:
+    """Return parameters of a short answer, as one gives beforehand."""
     return params.model_copy(update={"max_new_tokens": min(_BRIEF, params.max_new_tokens)})
 
 
-def _limited(params: SamplingParams, texts: Texts, capacity: int) -> SamplingParams:
+def limited(params: SamplingParams, texts: Texts, capacity: int) -> SamplingParams:
     """Return parameters under which no answer exceeds what every decoder holds."""
     room = capacity - max(len(text) for text in texts)
     return params.model_copy(update={"max_new_tokens": min(params.max_new_tokens, max(room, 1))})

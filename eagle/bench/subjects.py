@@ -11,7 +11,7 @@ from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
 from eagle.bench.widen_head import widen_head
 from eagle.decoding import Decoder, resolve_for
-from eagle.errors import RequestError
+from eagle.errors import EagleError, RequestError, reason
 from eagle.plugin import MeasuredHead, RankRates, default_registry
 from eagle.spec import NONE, ComponentSpec, DecoderSpec
 from eagle.target import Target, load_target, loading, resolve_device, resolve_dtype
@@ -43,6 +43,7 @@ def prepare(
     specs: Sequence[DecoderSpec],
     shape: Shape | None = None,
     progress: Callable[[str], None] = lambda what: None,
+    failed: dict[str, str] | None = None,
 ) -> Subjects:
     """Load the target of some specs, widen it if asked to, and build a decoder for each spec.
 
@@ -50,6 +51,7 @@ def prepare(
         specs: at least one, of different names and with the same target.
         shape: what target and heads are embedded in; None for their own.
         progress: called with what is begun.
+        failed: takes in, by name, why a spec other than the first cannot run, instead of a failure.
 
     Raises:
         RequestError: two specs have one name or different targets, or a head cannot be widened.
@@ -59,19 +61,16 @@ def prepare(
     first = specs[0]
     if len(named) < len(specs):
         raise RequestError("two of the specs have the same name; give each one once")
-    for spec in specs:
-        if spec.target != first.target:
-            raise RequestError(
-                f"one run compares specs of one target; {first.name!r} has "
-                f"{first.target.model!r} and {spec.name!r} {spec.target.model!r}, or another "
-                "dtype or device; --target gives all of them the same"
-            )
+    build = _Builder(first, failed)
+    if failed is None:
+        for spec in specs:
+            build.check(spec)
     resolve_for(first, default_registry())  # before any weight is loaded
     progress(f"loading {first.target.model}")
     if shape is None:
         target = load_target(first.target, first.folder)
-        decoders = {name: Decoder.from_spec(spec, target=target) for name, spec in named.items()}
-        return Subjects(first.target.model, named, decoders)
+        decoders = build.all(named, lambda spec: Decoder.from_spec(spec, target=target))
+        return Subjects(first.target.model, {name: named[name] for name in decoders}, decoders)
 
     source = loading.locate(first.target, first.folder)
     device = resolve_device(first.target.device)
@@ -83,11 +82,45 @@ def prepare(
     narrow = Target(model, tokenizer, first.target.model)
     title = label(first.target.model, shape)
     wide = Target(wide_model, tokenizer, title)
-    decoders = {}
-    for name, spec in named.items():
-        progress(f"widening the head of {name}")
-        decoders[name] = _widened(spec, narrow, wide, shape)
-    return Subjects(title, named, decoders)
+
+    def widened(spec: DecoderSpec) -> Decoder:
+        progress(f"widening the head of {spec.name}")
+        return _widened(spec, narrow, wide, shape)
+
+    decoders = build.all(named, widened)
+    return Subjects(title, {name: named[name] for name in decoders}, decoders)
+
+
+class _Builder:
+    """Builds the decoders of specs that have the first one's target."""
+
+    def __init__(self, first: DecoderSpec, failed: dict[str, str] | None) -> None:
+        self._first, self._failed = first, failed
+
+    def all(
+        self, specs: dict[str, DecoderSpec], make: Callable[[DecoderSpec], Decoder]
+    ) -> dict[str, Decoder]:
+        """Return the decoders by name, those left out that cannot be built."""
+        made = {}
+        for name, spec in specs.items():
+            try:
+                self.check(spec)
+                made[name] = make(spec)
+            except EagleError as error:
+                if self._failed is None or spec is self._first:
+                    raise
+                self._failed[name] = reason(error)
+        return made
+
+    def check(self, spec: DecoderSpec) -> None:
+        """Refuse a spec of another target."""
+        first = self._first
+        if spec.target != first.target:
+            raise RequestError(
+                f"one run compares specs of one target; {first.name!r} has "
+                f"{first.target.model!r} and {spec.name!r} {spec.target.model!r}, or another "
+                "dtype or device; --target gives all of them the same"
+            )
 
 
 def _widened(spec: DecoderSpec, narrow: Target, wide: Target, shape: Shape) -> Decoder:

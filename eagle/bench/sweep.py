@@ -20,7 +20,7 @@ from eagle.runtime import Graphs, Job
 from eagle.sizing import bushy_tree
 from eagle.target import Target
 
-__all__ = ["PassTime", "Sweep", "sweep"]
+__all__ = ["PassTime", "Sweep", "sweep_passes"]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class PassTime:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What `sweep` measured.
+    """What `sweep_passes` measured.
 
     Attributes:
         passes: by number of nodes, as asked for.
@@ -68,7 +68,7 @@ class Sweep:
 
 
 @torch.inference_mode()
-def sweep(
+def sweep_passes(
     decoder: Decoder,
     nodes: Sequence[int],
     *,

@@ -33,7 +33,7 @@ from eagle.cli.decoding import (
 from eagle.cli.options import Json, Overrides, Template, template_of
 
 if TYPE_CHECKING:
-    from eagle.bench.compare import Against, Comparison, Side
+    from eagle.bench import Against, Comparison, Side
     from eagle.decoding import Decoder, Result
     from eagle.plugin import SamplingParams
 
@@ -143,7 +143,7 @@ def _prompts(prompt: str | None, file: Path | None, *, compare: bool, raw: bool)
             raise RequestError("--prompts goes with --compare only; give one prompt, or add it")
         if prompt is not None:
             raise RequestError("--prompts: give either a prompt or a file of them, not both")
-        from eagle.bench.prompts import read_prompts
+        from eagle.bench import read_prompts
 
         return read_prompts(file)
     if prompt is None:
@@ -196,7 +196,7 @@ def _compare(
     raw: bool,
     template: dict[str, Any] | None,
 ) -> Comparison:
-    from eagle.bench.compare import compare
+    from eagle.bench import compare_decoder
 
     with working("comparing") as status:
 
@@ -204,7 +204,7 @@ def _compare(
             if status is not None:
                 status.update(f"comparing, {done} of {total} rounds done ...")
 
-        return compare(
+        return compare_decoder(
             decoder,
             prompts,
             params,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from eagle.bench.shapes import Shape
+    from eagle.bench import Shape
 
 __all__ = [
     "ConfigOverrides",
@@ -18,6 +18,7 @@ __all__ = [
     "Shapes",
     "SpecName",
     "Template",
+    "decimals",
     "numbers",
     "settings_of",
     "shape_of",
@@ -113,9 +114,11 @@ def shape_of(name: str | None) -> Shape | None:
     Raises:
         RequestError: there is none of that name.
     """
-    from eagle.bench.shapes import find_shape
+    if name is None:
+        return None
+    from eagle.bench import find_shape
 
-    return None if name is None else find_shape(name)
+    return find_shape(name)
 
 
 def numbers(option: str, text: str) -> list[int]:
@@ -132,4 +135,25 @@ def numbers(option: str, text: str) -> list[int]:
         raise RequestError(f"{option}: should be numbers like 1,8,26, not {text!r}") from error
     if min(found) < 1:
         raise RequestError(f"{option}: should be numbers of at least 1, not {text!r}")
+    return found
+
+
+def decimals(option: str, text: str | None) -> list[float]:
+    """Return the numbers, of any size from 0 on, that an option lists; none without it.
+
+    Raises:
+        RequestError: they are no numbers, or one is below 0.
+    """
+    import math
+
+    from eagle.errors import RequestError
+
+    if text is None:
+        return []
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise RequestError(f"{option}: should be numbers like 0.5,1,2, not {text!r}") from error
+    if not all(0 <= one < math.inf for one in found):
+        raise RequestError(f"{option}: should be numbers of at least 0, not {text!r}")
     return found

@@ -39,7 +39,6 @@ class Decoder(Whole):
         target: the target model.
         defaults: what the target's generation config does to every text.
         loop: what its requests go through.
-        max_batch: requests decoded at once, at most.
     """
 
     copied = "a decoder (its caches and its target exist once; make it from its spec where needed)"
@@ -70,12 +69,11 @@ class Decoder(Whole):
         )
         runtime = resolved.spec.runtime
         self._runtime = Runtime(self._cycle, runtime, capturable=resolved.capturable)
-        self.max_batch = self._runtime.limit(runtime.max_batch, self.capacity)
         self.loop = Loop(
             self._cycle,
             self._runtime,
             resolved,
-            limit=self.max_batch,
+            limit=self._runtime.limit(runtime.max_batch, self.capacity),
             capacity=self.capacity,
         )
         self._checking = threading.Lock()  # a tokenizer is one thread's at a time
@@ -122,6 +120,16 @@ class Decoder(Whole):
     def spec(self) -> DecoderSpec:
         """The spec that this decoder was built from."""
         return self.resolved.spec
+
+    @property
+    def max_batch(self) -> int:
+        """Requests decoded at once, at most."""
+        return self.loop.seats.limit
+
+    @property
+    def captured(self) -> int:
+        """How many graphs were captured so far; each took time that no later cycle takes."""
+        return self._runtime.captured
 
     @property
     def capacity(self) -> int:

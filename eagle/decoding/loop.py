@@ -141,6 +141,12 @@ class Loop:
         """Forget what was allocated for those who were seated; nobody may be."""
         self.seats.let_go()
 
+    def resize(self, slots: int) -> None:
+        """Let so many requests be decoded at once from now on; none may be under way."""
+        with self._cycle.target.turn.held("decoding", within=False):
+            self.let_go()
+            self.seats.limit = slots
+
     def forget(self) -> None:
         """Forget the texts that were decoded, which those that begin alike would go on from."""
         with self._cycle.target.turn.held("decoding", within=False):

@@ -63,6 +63,7 @@ class Runtime:
     Attributes:
         graph: whether cycles are captured; it turns False where capturing fails.
         compiled: whether phases are compiled.
+        captured: how many graphs were captured so far.
     """
 
     def __init__(self, cycle: Cycle, spec: RuntimeSpec, *, capturable: bool) -> None:
@@ -78,6 +79,7 @@ class Runtime:
         self.graph = cuda and capturable and spec.cuda_graph is not False
         ahead_of_time = cycle.target.device.type in _AHEAD
         self.compiled = self.graph if spec.compile == "auto" else spec.compile and not ahead_of_time
+        self.captured = 0
         self._told = self._asked = False
         self._wished = 0  # blocks that were asked for, when there was memory for no more
         self._graphs: Graphs | None = None
@@ -367,6 +369,7 @@ class Runtime:
                     text,
                 )
                 return False
+            self.captured += 1
             log.info("captured %s in %.1f s", key, time.perf_counter() - started)
         self._graphs.replay(key)
         return True

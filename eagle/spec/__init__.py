@@ -12,9 +12,17 @@ from eagle.spec.building import (
     shipped_specs,
 )
 from eagle.spec.document import Document, dump, read_value
-from eagle.spec.schema import ComponentSpec, DecoderSpec, RuntimeSpec, TargetSpec, json_schema
+from eagle.spec.schema import (
+    DEFAULT_STRATEGIES,
+    ComponentSpec,
+    DecoderSpec,
+    RuntimeSpec,
+    TargetSpec,
+    json_schema,
+)
 
 __all__ = [
+    "DEFAULT_STRATEGIES",
     "NONE",
     "ComponentSpec",
     "Declared",

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from eagle import Decoder, SamplingParams
-from eagle.bench.compare import Comparison, Round, Run, compare, plain_decoder, stock_generate
+from eagle.bench.compare import (
+    Comparison,
+    Round,
+    Run,
+    compare_decoder,
+    plain_decoder,
+    stock_generate,
+)
 from eagle.bench.prompts import read_prompts
 from eagle.errors import DataError
 
@@ -60,7 +67,7 @@ def test_ratios_are_of_speed_where_lengths_differ():
 def test_all_three_give_the_same_tokens_in_float32(decoder, options):
     done = []
     params = SamplingParams(max_new_tokens=30, **options)
-    comparison = compare(
+    comparison = compare_decoder(
         decoder, PROMPTS, params, repeats=2, progress=lambda *counts: done.append(counts)
     )
     assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -74,7 +81,7 @@ def test_all_three_give_the_same_tokens_in_float32(decoder, options):
 def test_an_answer_cut_short_by_the_capacity_is_cut_for_all(spec, pair):
     short = Decoder.from_spec(spec(runtime={"max_length": 12}), target=pair[0])
     params = SamplingParams(max_new_tokens=30, ignore_eos=True)
-    (only,) = compare(short, PROMPTS[:1], params).rounds
+    (only,) = compare_decoder(short, PROMPTS[:1], params).rounds
     assert len(only.spec.tokens) == len(only.plain.tokens) == len(only.hf.tokens) == 9
 
 

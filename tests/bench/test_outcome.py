@@ -10,6 +10,7 @@ from eagle.bench.outcome import Row, Speed, Trial
 from eagle.bench.quartiles import Quartiles
 from eagle.bench.report import (
     Setting,
+    bandwidth_note,
     cycle_table,
     markdown,
     speed_json,
@@ -99,7 +100,9 @@ def test_identity_is_not_claimed_where_chance_decides(speed):
 
 
 def test_markdown_and_json_say_what_was_measured(speed):
-    text = markdown(SETTING, speed.bandwidth, [speed_table(speed), cycle_table(speed)])
+    text = markdown(
+        SETTING, bandwidth_note(speed.bandwidth), [speed_table(speed), cycle_table(speed)]
+    )
     assert text.startswith("**tiny's function at the x shape, float32, a CPU; 2 prompts**\n")
     assert "| hf | " in text
     assert "3 GB/s" in text
@@ -118,9 +121,9 @@ def test_pictures_are_drawn(speed, tmp_path):
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
-    from eagle.bench.plots import draw
+    from eagle.bench.plots import draw_speed
 
-    files = draw(SETTING, speed, tmp_path / "new")
+    files = draw_speed(SETTING, speed, tmp_path / "new")
     assert [path.name for path in files] == ["speedup.png", "cycle.png"]
     for path in files:
         picture = imread(path)[..., :3]

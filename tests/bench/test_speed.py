@@ -7,10 +7,10 @@ import torch
 
 from eagle import Decoder, SamplingParams
 from eagle.bench.floors import peak_memory, read_bandwidth, weight_bytes
-from eagle.bench.speed import check_baselines, speed
+from eagle.bench.speed import check_baselines, measure_speed
 from eagle.bench.stock import stock_texts
 from eagle.bench.subjects import prepare
-from eagle.bench.sweep import sweep
+from eagle.bench.sweep import sweep_passes
 from eagle.bench.timing import PhaseClock, phase_times
 from eagle.cycle.cycle import PHASES
 from eagle.errors import RequestError
@@ -40,7 +40,7 @@ def decoders(spec, pair):
 
 def test_everybody_answers_every_prompt_alike_in_float32(decoders):
     seen = []
-    found = speed(
+    found = measure_speed(
         decoders,
         PROMPTS,
         PARAMS,
@@ -63,7 +63,7 @@ def test_everybody_answers_every_prompt_alike_in_float32(decoders):
 
 
 def test_a_cycles_time_is_split_into_its_phases(decoders):
-    found = speed(decoders, PROMPTS[:1], PARAMS)
+    found = measure_speed(decoders, PROMPTS[:1], PARAMS)
     for row in found.rows:
         assert list(row.phases) == list(PHASES)
         assert all(value >= 0 for value in row.phases.values())
@@ -77,7 +77,7 @@ def test_a_cycles_time_is_split_into_its_phases(decoders):
 
 def test_a_batch_is_answered_at_once(decoders):
     prompts = [*PROMPTS, [50, 52], [9]]
-    found = speed(decoders, prompts, PARAMS, baselines=("plain", "hf"), batch=2)
+    found = measure_speed(decoders, prompts, PARAMS, baselines=("plain", "hf"), batch=2)
     for row in found.rows:
         assert [trial.prompts for trial in row.trials] == [(0, 1), (2, 3)], "one is left over"
         assert [len(trial.answers) for trial in row.trials] == [2, 2]
@@ -96,7 +96,7 @@ def test_no_part_of_a_cycle_takes_less_than_nothing(spec, pair, slots, monkeypat
     monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": 20})
     decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
     prompts = [[5 + place % 50 for place in range(9 + number)] for number in range(8)]
-    found = speed({"tree": decoder}, prompts, PARAMS, batch=8)
+    found = measure_speed({"tree": decoder}, prompts, PARAMS, batch=8)
     for row in found.rows:
         (trial,) = row.trials
         assert 0 < trial.reading < trial.seconds
@@ -117,24 +117,24 @@ def test_a_prompt_that_was_answered_before_is_read_all_the_same(spec, pair, monk
         return original(slots, pieces, *args)
 
     monkeypatch.setattr(decoder._runtime, "read", noted)
-    speed({"tree": decoder}, [[5 + place % 50 for place in range(200)]], PARAMS, repeats=2)
+    measure_speed({"tree": decoder}, [[5 + place % 50 for place in range(200)]], PARAMS, repeats=2)
     timed = [start for start in read if start == 0]
     assert len(timed) >= 3
 
 
 def test_fewer_prompts_than_a_batch_are_one_group(decoders):
-    (row,) = speed(decoders, PROMPTS, PARAMS, baselines=(), batch=8).rows[:1]
+    (row,) = measure_speed(decoders, PROMPTS, PARAMS, baselines=(), batch=8).rows[:1]
     assert [trial.prompts for trial in row.trials] == [(0, 1, 2)]
 
 
 def test_an_answer_cut_short_by_one_decoders_capacity_is_cut_for_all(decoders, spec, pair):
     short = Decoder.from_spec(spec(runtime={"max_length": 12}), target=pair[0])
-    found = speed({"short": short}, PROMPTS[:1], PARAMS, baselines=ALL)
+    found = measure_speed({"short": short}, PROMPTS[:1], PARAMS, baselines=ALL)
     assert {row.trials[0].tokens for row in found.rows} == {9}
 
 
 def test_an_answer_without_a_cycle_has_no_phases(decoders):
-    found = speed(decoders, PROMPTS[:1], PARAMS.model_copy(update={"max_new_tokens": 1}))
+    found = measure_speed(decoders, PROMPTS[:1], PARAMS.model_copy(update={"max_new_tokens": 1}))
     assert [dict(row.phases) for row in found.rows] == [{}, {}, {}]
     assert [row.cycle for row in found.rows] == [None, None, None]
 
@@ -143,7 +143,7 @@ def test_timing_leaves_a_decoder_as_it_was(decoders):
     decoder = decoders["tree"]
     before = decoder.generate(PROMPTS, PARAMS)
     assert phase_times(decoder, PROMPTS[:1], PARAMS)["verify"] > 0
-    sweep(decoder, [1, 3], context=8, repeats=1)
+    sweep_passes(decoder, [1, 3], context=8, repeats=1)
     assert decoder._cycle.timer is None
     assert [r.tokens for r in decoder.generate(PROMPTS, PARAMS)] == [r.tokens for r in before]
 
@@ -171,14 +171,14 @@ def test_a_captured_cycle_is_timed_as_it_is_replayed(spec, pair, tmp_path):
     found = phase_times(decoder, PROMPTS[:1], PARAMS)
     assert decoder._runtime.graph
     assert all(0 < found[phase] < 100 for phase in PHASES)
-    assert sweep(decoder, [1, 8], context=8, repeats=2).graph
+    assert sweep_passes(decoder, [1, 8], context=8, repeats=2).graph
 
 
 @pytest.mark.parametrize("paged", [False, True])
 def test_verifications_of_several_texts_at_once_are_timed(spec, pair, paged, monkeypatch):
     monkeypatch.setattr(Auto, "paged", paged)
     decoder = Decoder.from_spec(spec(), target=pair[0])
-    found = sweep(decoder, [1, 8], context=40, batch=3, repeats=2)
+    found = sweep_passes(decoder, [1, 8], context=40, batch=3, repeats=2)
     assert found.batch == 3
     row = 2 * pair[0].kv_heads * pair[0].head_dim * pair[0].info.layers * 4
     for each in found.passes:
@@ -188,7 +188,7 @@ def test_verifications_of_several_texts_at_once_are_timed(spec, pair, paged, mon
 
 
 def test_verifications_of_several_sizes_are_timed(decoders):
-    found = sweep(decoders["tree"], [1, 8, 26], context=40, repeats=3)
+    found = sweep_passes(decoders["tree"], [1, 8, 26], context=40, repeats=3)
     assert [each.nodes for each in found.passes] == [1, 8, 26]
     for each in found.passes:
         assert each.verify.median > each.readout.median > 0
@@ -200,7 +200,7 @@ def test_verifications_of_several_sizes_are_timed(decoders):
 @pytest.mark.parametrize(("nodes", "context"), [([0], 8), ([1], 0), ([8], 505)])
 def test_a_sweep_that_does_not_fit_is_refused(decoders, nodes, context):
     with pytest.raises(RequestError, match="at most 512"):
-        sweep(decoders["tree"], nodes, context=context)
+        sweep_passes(decoders["tree"], nodes, context=context)
 
 
 def test_the_weights_that_a_pass_reads_are_counted():
@@ -246,8 +246,8 @@ def test_baselines_that_there_are_not_are_refused(baselines, batch, problem):
 def test_a_decoder_with_the_name_of_a_baseline_is_refused(decoders):
     plain = {"plain": decoders["chain"]}
     with pytest.raises(RequestError, match="'plain' is measured as a baseline already"):
-        speed(plain, PROMPTS, PARAMS)
-    rows = speed(plain, PROMPTS[:1], PARAMS, baselines=("hf",)).rows
+        measure_speed(plain, PROMPTS, PARAMS)
+    rows = measure_speed(plain, PROMPTS[:1], PARAMS, baselines=("hf",)).rows
     assert [row.name for row in rows] == ["plain", "hf"]
 
 

@@ -147,7 +147,7 @@ def test_a_wrong_call_is_refused_before_anything_is_measured(
 ):
     huge = Shape("tiny-huge", 4096, 2, 32, 32, 128, 10**9)
     monkeypatch.setitem(SHAPES, "tiny-huge", huge)
-    monkeypatch.setattr("eagle.bench.speed.speed", None)
+    monkeypatch.setattr("eagle.bench.measure_speed", None)
     ran = bench(*arguments)
     assert ran.status == 2
     assert problem in ran.err
@@ -189,8 +189,78 @@ def test_lists_of_numbers_are_checked(bench, command, option, value, problem):
 
 def test_a_spec_that_is_a_baseline_is_refused_before_it_is_loaded(bench, tmp_path, monkeypatch):
     (tmp_path / "plain.yaml").write_text("head: none\ntree: none\n")
-    monkeypatch.setattr("eagle.bench.subjects.prepare", None)
+    monkeypatch.setattr("eagle.bench.prepare", None)
     for more in ((), ("--baseline", "plain"), ("--baseline", "hf", "--baseline", "plain")):
         ran = bench(*more, specs=("plain",))
         assert ran.status == 2
         assert "the spec 'plain' is measured as a baseline already" in " ".join(ran.err.split())
+
+
+def test_throughput_prints_tables_and_writes_all_three_files(bench, eagle, tmp_path):
+    pytest.importorskip("matplotlib")
+    prompts = ("--prompts", str(tmp_path / "prompts.txt"), "--max-new-tokens", "6")
+    out = tmp_path / "new" / "figures"
+    ran = bench(
+        *prompts, "--batch", "1,2", "--rate", "50", "--rounds", "1", "--out", str(out),
+        command="throughput", specs=("tree",),
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    for word in ("tree, batch 2", "plain, 50/s", "over plain", "first token", "3 of 3"):
+        assert word in ran.out
+    assert {path.name for path in out.iterdir()} == {
+        "throughput.json", "throughput.md", "throughput.png",
+    }  # fmt: skip
+    assert "eagle bench throughput" in (out / "throughput.md").read_text()
+    shown = json.loads((out / "throughput.json").read_text())
+    assert [(load["slots"], load["rate"]) for load in shown["loads"]] == [
+        (1, None), (2, None), (2, 50.0),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (("--batch", "4"), "a batch of 4 needs as many prompts; there are 3"),
+        (("--rate", "0"), "nothing ever comes at a rate of 0"),
+        (("--rate", "fast"), "--rate: should be numbers like 0.5,1,2"),
+        (("--batch", "0"), "at least 1"),
+        (("--out", "prompts.txt"), "--out"),
+    ],
+)
+def test_a_load_that_cannot_be_is_refused(bench, tmp_path, monkeypatch, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    ran = bench("--prompts", "prompts.txt", *arguments, command="throughput", specs=("tree",))
+    assert (ran.status, ran.out) == (2, "")
+    assert problem in ran.err
+
+
+def test_a_leaderboard_is_written_and_goes_on_where_it_was(bench, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "board.md"
+    given = (
+        "typical", "nobody", "--prompts", f"chat={tmp_path / 'prompts.txt'}", "--limit", "2",
+        "--max-new-tokens", "4", "--batch", "1,2", "--temperature", "0", "--out", str(page),
+    )  # fmt: skip
+    ran = bench(*given, command="leaderboard", specs=("tree",))
+    assert ran.status == 0, ran.err
+    assert "nobody: no spec is named 'nobody'" in ran.err
+    text = page.read_text()
+    for word in ("| tree |", "| typical (not lossless) |", "| nobody |", "2 of 2", "board-1.png"):
+        assert word in text
+    assert (tmp_path / "board-1.png").stat().st_size > 10_000
+    monkeypatch.setattr("eagle.bench.serving.Server.serve", None)
+    assert bench(*given, command="leaderboard", specs=("tree",)).status == 0, "nothing is left"
+
+
+def test_a_leaderboard_says_what_is_wrong_before_anything_is_loaded(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("eagle.bench.prepare", None)
+    for arguments, problem in (
+        (("--prompts", "prompts.txt"), "must look like DOMAIN=FILE"),
+        (("--prompts", "chat=nowhere.txt"), "nowhere.txt cannot be read"),
+        (("--temperature", "-1"), "at least 0"),
+        (("--out", "no-such-folder/a.md"), "cannot be written"),
+        ((), "nobody can run: stranger: no spec is named 'stranger'"),
+    ):
+        ran = bench("stranger", *arguments, command="leaderboard", specs=())
+        assert (ran.status, ran.out) == (2, "")
+        assert problem in " ".join(ran.err.split())

@@ -23,7 +23,11 @@ def shown(monkeypatch):
         text = io.StringIO()
         to = Console(file=text, width=width, force_terminal=terminal, color_system=None)
         monkeypatch.setattr(console, "out", to)
-        show(Setting("a pair", "a CPU", "bfloat16", "", "eagle bench", {}), 3e10, TABLES)
+        show(
+            Setting("a pair", "a CPU", "bfloat16", "", "eagle bench", {}),
+            "3e10 bytes a second",
+            TABLES,
+        )
         return text.getvalue()
 
     return print_

@@ -7,7 +7,7 @@ import torch
 from transformers import GenerationConfig, RepetitionPenaltyLogitsProcessor
 
 from eagle import Decoder
-from eagle.bench.compare import compare
+from eagle.bench.compare import compare_decoder
 from eagle.bench.verify import verify_greedy
 from eagle.decoding import generation as module
 from eagle.decoding.generation import Defaults
@@ -140,7 +140,7 @@ def test_a_value_that_transformers_refuses_is_refused(wrong):
 def test_baselines_have_the_same_penalties(spec, configured):
     target = configured(repetition_penalty=1.2, no_repeat_ngram_size=3)
     decoder = Decoder.from_spec(spec(), target=target)
-    found = compare(decoder, PROMPTS, SamplingParams(max_new_tokens=16))
+    found = compare_decoder(decoder, PROMPTS, SamplingParams(max_new_tokens=16))
     assert found.against("plain").identical
     assert found.against("hf").identical
     with pytest.raises(RequestError, match=r"verify with target.generation_config=ignore"):

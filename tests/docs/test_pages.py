@@ -20,7 +20,7 @@ PLUGINS = DOCS / "guides" / "plugins.md"
 PAGES = sorted(
     page for page in DOCS.glob("**/*.md") if not {"_build", "examples"} & set(page.parts)
 )
-WITHOUT_A_FACE = {"eagle.bench", "eagle.cli", "eagle.train"}
+WITHOUT_A_FACE = {"eagle.cli", "eagle.train"}
 
 
 def packages() -> list[tuple[str, bool]]:

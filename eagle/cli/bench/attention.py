@@ -53,8 +53,13 @@ def attention(
     check_files(as_json, as_markdown)
     from dataclasses import asdict
 
-    from eagle.bench.attention import AttentionShape, attention_times
-    from eagle.bench.report import Setting, attention_table
+    from eagle.bench import (
+        AttentionShape,
+        Setting,
+        attention_table,
+        attention_times,
+        bandwidth_note,
+    )
     from eagle.plugin import BuildContext, default_registry
     from eagle.spec import TargetSpec, load_spec, resolve
     from eagle.target import resolve_device, resolve_dtype
@@ -80,6 +85,7 @@ def attention(
         "tree attention of one layer", where, kind, conditions, command_of(context), vars(shape)
     )
     tables = [attention_table(found)]
-    show(setting, found.bandwidth, tables)
+    note = bandwidth_note(found.bandwidth)
+    show(setting, note, tables)
     figures = asdict(setting) | asdict(found)
-    write(setting, found.bandwidth, tables, figures, as_json, as_markdown)
+    write(setting, note, tables, figures, as_json, as_markdown)

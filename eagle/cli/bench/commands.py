@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from eagle.cli import console
-from eagle.cli.bench import products, ranks
+from eagle.cli.bench import leaderboard, products, ranks, throughput
 from eagle.cli.bench.attention import attention
 from eagle.cli.bench.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
+from eagle.cli.bench.loading import load_all, prepare_all
 from eagle.cli.decoding import (
     MaxNewTokens,
     Seed,
     Target,
     Temperature,
     sampling_params,
-    warn_if_lossy,
-    working,
 )
-from eagle.cli.options import Overrides, Shapes, SpecName, numbers, settings_of, shape_of
+from eagle.cli.options import Overrides, Shapes, SpecName, numbers, shape_of
 from eagle.cli.verify.command import progress_bar
 
 if TYPE_CHECKING:
-    from eagle.bench.shapes import Shape
-    from eagle.bench.subjects import Subjects
-    from eagle.spec import DecoderSpec
+    pass
 
 app = typer.Typer(
     **console.GROUP,
@@ -57,6 +52,8 @@ app.command(
     )
 )(products.products)
 app.command(epilog=ranks.EXAMPLES)(ranks.ranks)
+app.command(epilog=leaderboard.EXAMPLES)(leaderboard.leaderboard)
+app.command(epilog=throughput.EXAMPLES)(throughput.throughput)
 
 
 @app.command(
@@ -120,9 +117,7 @@ def speed(
     with their interquartile range. The floor is the time to read the weights of one verification
     at the bandwidth measured in the same run; share is how much of a verification that is.
     """
-    from eagle.bench.prompts import read_prompts
-    from eagle.bench.speed import check_baselines
-    from eagle.bench.speed import speed as run
+    from eagle.bench import check_baselines, measure_speed, read_prompts
 
     baselines = tuple(baseline or ("plain",))
     check_baselines(baselines, batch)
@@ -130,17 +125,17 @@ def speed(
     texts = read_prompts(prompts)[:limit]
     wide = shape_of(shape)
     if plots is not None:
-        from eagle.bench.plots import require_matplotlib
+        from eagle.bench import require_matplotlib
 
         require_matplotlib()
         check_files(plots / "cycle.png" if plots.exists() else None)
     check_files(as_json, as_markdown)
     settings = [*(set_ or ()), f"runtime.max_batch={batch}"]
-    loaded = _load(specs, settings, target)
+    loaded = load_all(specs, settings, target)
     check_baselines(baselines, batch, [spec.name for spec in loaded])
-    subjects = _prepare(loaded, wide)
+    subjects = prepare_all(loaded, wide)
     with progress_bar() as progress:
-        found = run(
+        found = measure_speed(
             subjects.decoders,
             texts,
             params,
@@ -150,7 +145,14 @@ def speed(
             progress=progress,
         )
 
-    from eagle.bench.report import Setting, cycle_table, speed_json, speed_table, speedup_table
+    from eagle.bench import (
+        Setting,
+        bandwidth_note,
+        cycle_table,
+        speed_json,
+        speed_table,
+        speedup_table,
+    )
 
     conditions = (
         f"{found.prompts} prompts of {prompts.name}, {max_new_tokens} new tokens, temperature "
@@ -158,13 +160,14 @@ def speed(
     )
     setting = Setting.of(subjects, conditions, command_of(context))
     tables = [speed_table(found), speedup_table(found), cycle_table(found)]
-    show(setting, found.bandwidth, tables)
+    note = bandwidth_note(found.bandwidth)
+    show(setting, note, tables)
     figures = speed_json(setting, subjects.specs, found)
-    write(setting, found.bandwidth, tables, figures, as_json, as_markdown)
+    write(setting, note, tables, figures, as_json, as_markdown)
     if plots is not None:
-        from eagle.bench.plots import draw
+        from eagle.bench import draw_speed
 
-        for path in draw(setting, found, plots):
+        for path in draw_speed(setting, found, plots):
             console.err.print(f"wrote {path}", style="dim", soft_wrap=True, markup=False)
 
 
@@ -200,13 +203,12 @@ def passes(
     counts = numbers("--nodes", nodes)
     wide = shape_of(shape)
     check_files(as_json, as_markdown)
-    subjects = _prepare(_load([spec], [*(set_ or ())], target), wide)
-    from eagle.bench.report import Setting, sweep_json, sweep_table
-    from eagle.bench.sweep import sweep
+    subjects = prepare_all(load_all([spec], [*(set_ or ())], target), wide)
+    from eagle.bench import Setting, bandwidth_note, sweep_json, sweep_passes, sweep_table
 
     (decoder,) = subjects.decoders.values()
     with progress_bar() as progress:
-        found = sweep(
+        found = sweep_passes(
             decoder, counts, context=length, batch=batch, repeats=repeats, progress=progress
         )
     mode = "CUDA graphs" if found.graph else "no graphs"
@@ -216,31 +218,6 @@ def passes(
     )
     setting = Setting.of(subjects, conditions, command_of(context))
     tables = [sweep_table(found)]
-    show(setting, found.bandwidth, tables)
-    write(setting, found.bandwidth, tables, sweep_json(setting, found), as_json, as_markdown)
-
-
-def _load(specs: Sequence[str], settings: Sequence[str], target: str | None) -> list[DecoderSpec]:
-    """Read what is measured; nothing heavy is loaded yet."""
-    with working("loading"):
-        from eagle.spec import load_spec
-
-        given = settings_of(settings, target)
-        return [load_spec(spec, given) for spec in specs]
-
-
-def _prepare(specs: Sequence[DecoderSpec], shape: Shape | None) -> Subjects:
-    """Load what is measured, telling on stderr what takes the time."""
-    with working("loading"):
-        from eagle.bench.subjects import prepare
-
-    with working("loading") as status:
-
-        def progress(what: str) -> None:
-            if status is not None:
-                status.update(f"{escape(what)} ...")
-
-        subjects = prepare(specs, shape, progress)
-    for decoder in subjects.decoders.values():
-        warn_if_lossy(decoder)
-    return subjects
+    note = bandwidth_note(found.bandwidth)
+    show(setting, note, tables)
+    write(setting, note, tables, sweep_json(setting, found), as_json, as_markdown)

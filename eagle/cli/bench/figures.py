@@ -17,9 +17,17 @@ from rich.table import Table as RichTable
 from eagle.cli import console
 
 if TYPE_CHECKING:
-    from eagle.bench.report import Setting, Table
+    from eagle.bench import Setting, Table
 
-__all__ = ["JsonFile", "MarkdownFile", "check_files", "command_of", "show", "write"]
+__all__ = [
+    "JsonFile",
+    "MarkdownFile",
+    "check_files",
+    "command_of",
+    "out_folder",
+    "show",
+    "write",
+]
 
 _GAP = 2  # characters between columns
 
@@ -52,8 +60,28 @@ def check_files(*files: Path | None) -> None:
             raise RequestError(f"{file} cannot be written: its folder is not yours to write to")
 
 
-def show(setting: Setting, bandwidth: float, tables: Sequence[Table]) -> None:
-    """Print tables, what they were measured on above them.
+def out_folder(folder: Path | None, *names: str) -> Path | None:
+    """Return the folder of ``--out``, made if need be, where files and pictures can be written.
+
+    Raises:
+        RequestError: they cannot, or there is nothing to draw with.
+    """
+    if folder is None:
+        return None
+    from eagle.bench import require_matplotlib
+    from eagle.errors import RequestError
+
+    require_matplotlib("--out")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"--out {folder}: {error.strerror or error}") from error
+    check_files(*(folder / name for name in names))
+    return folder
+
+
+def show(setting: Setting, note: str, tables: Sequence[Table]) -> None:
+    """Print tables, what they were measured on above them and a note below.
 
     On a narrow terminal cells take several lines, elsewhere lines are as long as need be: no figure
     is cut off.
@@ -63,7 +91,7 @@ def show(setting: Setting, bandwidth: float, tables: Sequence[Table]) -> None:
         console.out.print()
         console.out.print(_shown(table), crop=False)
     console.out.print()
-    console.out.print(f"read bandwidth {bandwidth / 1e9:.0f} GB/s", style="dim", soft_wrap=True)
+    console.out.print(note, style="dim", soft_wrap=True, markup=False)
 
 
 def _shown(table: Table) -> RichTable:
@@ -88,18 +116,18 @@ def _width(widths: list[int]) -> int:
 
 def write(
     setting: Setting,
-    bandwidth: float,
-    tables: list[Table],
+    note: str,
+    tables: Sequence[Table],
     figures: Any,
     as_json: Path | None,
     as_markdown: Path | None,
 ) -> None:
     """Write the files that were asked for: all figures as JSON, tables as Markdown."""
-    from eagle.bench.report import markdown
+    from eagle.bench import markdown
     from eagle.host import write_text
 
     if as_markdown is not None:
-        write_text(as_markdown, markdown(setting, bandwidth, tables))
+        write_text(as_markdown, markdown(setting, note, tables))
     if as_json is not None:
         text = json.dumps(figures, ensure_ascii=False, indent=2)
         write_text(as_json, text + "\n")

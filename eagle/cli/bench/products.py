@@ -36,8 +36,7 @@ def products(
 
     wanted, wide = numbers("--rows", rows), shape_of(shape)
     check_files(as_json, as_markdown)
-    from eagle.bench.products import product_times, products_of
-    from eagle.bench.report import Setting, products_table
+    from eagle.bench import Setting, bandwidth_note, product_times, products_of, products_table
     from eagle.spec import load_spec
     from eagle.target import loading, resolve_device, resolve_dtype
 
@@ -65,5 +64,6 @@ def products(
         {"hidden_size": config.get_text_config().hidden_size},
     )
     tables = [products_table(found)]
-    show(setting, found.bandwidth, tables)
-    write(setting, found.bandwidth, tables, asdict(setting) | asdict(found), as_json, as_markdown)
+    note = bandwidth_note(found.bandwidth)
+    show(setting, note, tables)
+    write(setting, note, tables, asdict(setting) | asdict(found), as_json, as_markdown)

@@ -191,7 +191,7 @@ def _sets(
     files: Mapping[str, Path], spec: DecoderSpec, model: Any, limit: int, say: Any
 ) -> list[tuple[str, list[list[int]], str]]:
     """Return the prompts' tokens: what kind of text, the prompts of it, and from where."""
-    from eagle.bench.prompts import read_prompts
+    from eagle.bench import read_prompts
     from eagle.decoding import encode
     from eagle.train import evaluation
 

@@ -22,7 +22,7 @@ from eagle.cli.options import Json, Overrides
 from eagle.cli.verify.verdict import describe, show, verdict_of
 
 if TYPE_CHECKING:
-    from eagle.bench.verify import Identity, Progress, Sampled
+    from eagle.bench import Identity, Progress, Sampled
 
 EXAMPLES = console.examples(
     "eagle verify",
@@ -131,7 +131,7 @@ def verify(
     settings += [f"runtime.max_batch={batch}"] if batch else []
     decoder = load_decoder(spec, settings, target)
     warn_if_lossy(decoder)
-    from eagle.bench.verify import verify_greedy, verify_sampled
+    from eagle.bench import verify_greedy, verify_sampled
 
     found: Identity | Sampled
     with progress_bar() as progress:
@@ -174,9 +174,7 @@ def _refuse_idle(temperature: float, greedy: dict[str, Any], sampled: dict[str, 
 
 def _prompts(file: Path | None, limit: int | None, alpha: float) -> list[str]:
     """Return what is to be answered, before anything is loaded for it."""
-    from eagle.bench.prompts import read_prompts
-    from eagle.bench.significance import check_alpha
-    from eagle.bench.verify import PROMPTS
+    from eagle.bench import PROMPTS, check_alpha, read_prompts
 
     check_alpha(alpha)
     return (list(PROMPTS) if file is None else read_prompts(file))[:limit]

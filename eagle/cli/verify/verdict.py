@@ -11,8 +11,7 @@ from rich.table import Table
 from eagle.cli import console
 
 if TYPE_CHECKING:
-    from eagle.bench.identity import Choice
-    from eagle.bench.verify import Identity, Sampled
+    from eagle.bench import Choice, Identity, Sampled
     from eagle.decoding import Decoder
 
 __all__ = ["describe", "show", "verdict_of"]
@@ -26,7 +25,7 @@ def _lossy(decoder: Decoder) -> str:
 
 def verdict_of(decoder: Decoder, found: Identity | Sampled) -> str:
     """Return the verdict in a sentence; a lossy spec's says that it is one."""
-    from eagle.bench.verify import Identity
+    from eagle.bench import Identity
 
     lossless = decoder.resolved.lossless
     if not isinstance(found, Identity):
@@ -58,7 +57,7 @@ def describe(
     decoder: Decoder, found: Identity | Sampled, temperature: float, verdict: str
 ) -> dict[str, Any]:
     """Return what ``--json`` prints."""
-    from eagle.bench.verify import Identity
+    from eagle.bench import Identity
 
     shown: dict[str, Any] = {"holds": found.holds, "verdict": verdict, "temperature": temperature}
     if isinstance(found, Identity):
@@ -79,7 +78,7 @@ def describe(
 
 def show(decoder: Decoder, found: Identity | Sampled, temperature: float) -> None:
     """Print the figures, without the verdict."""
-    from eagle.bench.verify import Identity
+    from eagle.bench import Identity
 
     target = decoder.target
     dtype = str(target.dtype).removeprefix("torch.")
