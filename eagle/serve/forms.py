@@ -1,0 +1,169 @@
+"""How answers are written, whole or in pieces, in OpenAI's form; knows results, no connection."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from eagle.decoding import Event, Result
+from eagle.plugin import TreeBuilder, VaryingTree
+from eagle.serve.tokens import TokenTexts
+
+__all__ = ["ChatForm", "Form", "TextForm", "acceptance", "usage"]
+
+
+def usage(prompts: Sequence[int], tokens: int) -> dict[str, Any]:
+    """Return what an answer used: a prompt counts once, however many answers it has."""
+    prompt = sum(prompts)
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
+
+
+def acceptance(results: Sequence[Result], tree: TreeBuilder) -> dict[str, Any]:
+    """Return how well drafting went, as vLLM spells it in an answer's ``metrics``.
+
+    Of a tree, a step drafts all nodes but the root, and accepts a path; trees whose size varies
+    have no rate.
+    """
+    accepted = [size - 1 for result in results for size in result.stats.accepted_per_cycle]
+    steps, depth = len(accepted), tree.shape.depth
+    histogram = [accepted.count(size) for size in range(max([depth, *accepted]) + 1)]
+    told: dict[str, Any] = {
+        "mean_acceptance_length": 1 + sum(accepted) / steps if steps else 0.0,
+        "acceptance_histogram": histogram,
+        "num_spec_steps": steps,
+        "num_accepted_draft_tokens": sum(accepted),
+        "num_spec_tokens": depth,
+    }
+    if not isinstance(tree, VaryingTree):
+        drafted = steps * (tree.shape.nodes - 1)
+        told["num_draft_tokens"] = drafted
+        told["draft_acceptance_rate"] = sum(accepted) / drafted if drafted else 0.0
+    return {"speculative_decoding": told}
+
+
+class Form(Protocol):
+    """How one request is answered."""
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """Return what stands before an answer's first piece."""
+        ...
+
+    def piece(self, index: int, event: Event) -> dict[str, Any] | None:
+        """Return a piece of an answer; None where there is nothing to say yet."""
+        ...
+
+    def ending(self, index: int, reason: str) -> dict[str, Any]:
+        """Return what stands behind an answer's last piece."""
+        ...
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """Return an event of a stream."""
+        ...
+
+    def whole(self, results: Sequence[Result], **more: Any) -> dict[str, Any]:
+        """Return all answers at once."""
+        ...
+
+
+class _Written:
+    """What chats and completions have in common.
+
+    Args:
+        model: the name that clients know the target by.
+        fingerprint: of what answers.
+        texts: of tokens.
+        numbers: tokens are told as ``token_id:N``, as vLLM does on request.
+    """
+
+    prefix, object, piece_object = "", "", ""
+
+    def __init__(
+        self, model: str, fingerprint: str, texts: TokenTexts, *, numbers: bool = False
+    ) -> None:
+        self._head = {
+            "id": f"{self.prefix}-{secrets.token_hex(12)}",
+            "created": int(time.time()),
+            "model": model,
+            "system_fingerprint": fingerprint,
+        }
+        self._texts, self._numbers = texts, numbers
+
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """See `Form.chunk`."""
+        return {**self._head, "object": self.piece_object, "choices": choices, **more}
+
+    def _whole(self, choices: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
+        return {**self._head, "object": self.object, "choices": choices, **more}
+
+    def _name(self, token: int) -> str:
+        return f"token_id:{token}" if self._numbers else self._texts.text(token)
+
+
+class ChatForm(_Written):
+    """Answers of ``/v1/chat/completions``; *pieces*: say of each piece who drafted it."""
+
+    prefix, object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
+    pieces = False
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """See `Form.opening`."""
+        return _choice(index, delta={"role": "assistant", "content": ""})
+
+    def piece(self, index: int, event: Event) -> dict[str, Any] | None:
+        """See `Form.piece`."""
+        if not event.text:
+            return None
+        choice = _choice(index, delta={"content": event.text})
+        if self.pieces:
+            choice["pieces"] = [{"text": p.text, "drafted": p.drafted} for p in event.pieces]
+        return choice
+
+    def ending(self, index: int, reason: str) -> dict[str, Any]:
+        """See `Form.ending`."""
+        return _choice(index, reason, delta={})
+
+    def whole(self, results: Sequence[Result], **more: Any) -> dict[str, Any]:
+        """See `Form.whole`."""
+        choices = [
+            _choice(
+                index,
+                result.finish_reason,
+                message={"role": "assistant", "content": result.text, "refusal": None},
+            )
+            for index, result in enumerate(results)
+        ]
+        return self._whole(choices, more)
+
+
+class TextForm(_Written):
+    """Answers of ``/v1/completions``."""
+
+    prefix, object, piece_object = "cmpl", "text_completion", "text_completion"
+
+    def opening(self, index: int) -> dict[str, Any] | None:
+        """See `Form.opening`."""
+        return None
+
+    def piece(self, index: int, event: Event) -> dict[str, Any] | None:
+        """See `Form.piece`."""
+        if not event.text:
+            return None
+        return _choice(index, text=event.text)
+
+    def ending(self, index: int, reason: str) -> dict[str, Any]:
+        """See `Form.ending`."""
+        return _choice(index, reason, text="")
+
+    def whole(self, results: Sequence[Result], **more: Any) -> dict[str, Any]:
+        """See `Form.whole`."""
+        choices = [
+            _choice(index, result.finish_reason, text=result.text)
+            for index, result in enumerate(results)
+        ]
+        return self._whole(choices, more)
+
+
+def _choice(index: int, reason: str | None = None, **said: Any) -> dict[str, Any]:
+    return {"index": index, **said, "logprobs": None, "finish_reason": reason}
