@@ -110,7 +110,6 @@ def serve(
     began = time.perf_counter()
     made = reserved(host, port)  # before a model is loaded for nothing
     with made:
-        address = made.getsockname()[:2]
         decoder = load_decoder(spec, set_, target)
         warn_if_lossy(decoder)
         from eagle.decoding import Engine
@@ -128,8 +127,6 @@ def serve(
         _note(_loaded(decoder, time.perf_counter() - began))
         if not loopback and api_key is None:
             _note(f"anybody who reaches {host} may ask: there is no --api-key")
-        shown = f"[{address[0]}]" if ":" in address[0] else address[0]
-        _note(f"serving http://{shown}:{address[1]}/v1 (Ctrl-C ends it)")
         log_to(sys.stderr)
         run(Engine(decoder, queue=queue), settings, [made], told=_note)
     _note("ended")

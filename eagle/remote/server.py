@@ -45,8 +45,8 @@ class Server:
         self._key = key or os.environ.get("EAGLE_API_KEY") or os.environ.get("OPENAI_API_KEY")
         self._timeout = timeout
 
-    def model(self) -> str:
-        """Return the name of the first model that it has.
+    def model(self) -> dict[str, Any]:
+        """Return the first model that it has; its name is its ``id``.
 
         Raises:
             RemoteError: it does not say, or has none.
@@ -54,7 +54,7 @@ class Server:
         found = self.get("/models").get("data")
         if not isinstance(found, list) or not found or not isinstance(found[0], dict):
             raise RemoteError(f"{self.url} lists no model")
-        return str(found[0].get("id", ""))
+        return dict(found[0])
 
     def get(self, path: str) -> dict[str, Any]:
         """Return what stands at a path behind ``/v1``.

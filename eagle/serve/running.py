@@ -152,6 +152,8 @@ def run(
             made.listen(_CONNECTIONS)  # several may have reserved a port; only one listens
         except OSError as error:
             raise _unavailable(host, port, error) from error
+        shown = f"[{host}]" if ":" in host else host
+        told(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
     service = Service(engine, settings)
     running = Running(service, create_app(engine, service=service), told)
     try:

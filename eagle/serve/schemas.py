@@ -196,7 +196,12 @@ class ChatRequest(SamplingRequest):
 class CompletionRequest(SamplingRequest):
     """The body of ``/v1/completions``."""
 
-    prompt: str | _Ids | Annotated[list[str], Field(min_length=1)] | list[_Ids]
+    prompt: (
+        str
+        | _Ids
+        | Annotated[list[str], Field(min_length=1)]
+        | Annotated[list[_Ids], Field(min_length=1)]
+    )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None

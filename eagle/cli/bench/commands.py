@@ -23,7 +23,7 @@ from eagle.cli.decoding import (
     working,
 )
 from eagle.cli.options import Overrides, Shapes, SpecName, numbers, settings_of, shape_of
-from eagle.cli.verify.command import progress_bar
+from eagle.cli.verify.progress import progress_bar
 
 if TYPE_CHECKING:
     from eagle.bench.shapes import Shape
