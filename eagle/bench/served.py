@@ -23,14 +23,16 @@ __all__ = ["verify_served"]
 _ROWS = 64  # texts in one scoring pass
 _NUMBERED = "token_id:"
 _PLAIN: dict[str, Any] = {
+    "logprobs": 1,
+    "return_token_ids": True,
     "return_tokens_as_token_ids": True,
     "ignore_eos": True,
     "top_k": -1,
     "min_p": 0.0,
     "repetition_penalty": 1.0,
 }
-"""What is not OpenAI's: tokens by number, and none of the defaults that a model recommends, which
-servers apply to who does not say otherwise. Each is left out for a server that refuses it."""
+"""What not every server takes: tokens by number, and none of the defaults that a model recommends,
+which servers apply to who does not say otherwise. Each is left out for a server that refuses it."""
 
 
 def verify_served(
@@ -48,9 +50,9 @@ def verify_served(
 ) -> Sampled:
     """Test the first tokens of a server's answers against a target's distribution.
 
-    The prompts are sent as token ids, and the answers' tokens are read from their log
-    probabilities: by number where the server gives numbers, otherwise by text, which then has to
-    tell tokens apart.
+    The prompts are sent as token ids, and the answers' tokens are read by number where the server
+    gives numbers, as ours and vLLM do, otherwise by the texts in their log probabilities, which
+    then have to tell tokens apart.
 
     Args:
         target: what the server should serve, loaded here.
@@ -85,7 +87,6 @@ def verify_served(
             "max_tokens": tokens,
             "temperature": temperature,
             "top_p": 1.0,
-            "logprobs": 1,
             "seed": int(torch.randint(2**31, (), generator=generator)),
         }
         answers += asking.answers(body, samples, tokens)
@@ -149,20 +150,26 @@ class _Asking:
             except RemoteError as error:
                 if error.status not in (400, 422) or not self._extra:
                     raise
-                # One that says which field it refuses loses that one, others lose all.
+                # One that says which field it refuses loses that one, others lose all but one.
                 if error.param in self._extra:
                     del self._extra[error.param]
+                elif self._extra.keys() == {"logprobs"}:
+                    raise
                 else:
-                    self._extra = {}
+                    self._extra = {"logprobs": 1}
 
     def _tokens(self, choice: dict[str, Any], most: int) -> list[int]:
-        names = (choice.get("logprobs") or {}).get("tokens")
-        if not isinstance(names, list) or not names:
+        found = choice.get("token_ids")
+        if not isinstance(found, list):
+            names = (choice.get("logprobs") or {}).get("tokens")
+            found = [self._token(str(name)) for name in names] if isinstance(names, list) else []
+        found = found[:most]
+        sizes = range(self._target.embeddings)
+        if not found or not all(isinstance(token, int) and token in sizes for token in found):
             raise RemoteError(
-                f"{self._server.url} gives no log probabilities with its answers, so their tokens "
-                "are not known"
+                f"{self._server.url} tells neither token ids nor log probabilities with its "
+                "answers, or not this target's, so their tokens are not known"
             )
-        found = [self._token(str(name)) for name in names[:most]]
         ends = self._target.eos_tokens
         if len(found) < most and found[-1] not in ends:
             if choice.get("finish_reason") != "stop" or len(ends) != 1:

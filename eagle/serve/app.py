@@ -107,10 +107,10 @@ class Service:
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
 
     def _form(self, body: SamplingRequest) -> Form:
-        numbers = bool(body.return_tokens_as_token_ids)
+        numbers = bool(body.return_token_ids)
         if not isinstance(body, ChatRequest):
-            return TextForm(self.model, self.fingerprint, self.texts, numbers=numbers)
-        form = ChatForm(self.model, self.fingerprint, self.texts, numbers=numbers)
+            return TextForm(self.model, self.fingerprint, numbers=numbers)
+        form = ChatForm(self.model, self.fingerprint, numbers=numbers)
         form.pieces = bool(body.return_pieces)
         return form
 

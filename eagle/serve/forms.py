@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 from eagle.decoding import Event, Result
 from eagle.plugin import TreeBuilder, VaryingTree
-from eagle.serve.tokens import TokenTexts
 
 __all__ = ["ChatForm", "Form", "TextForm", "acceptance", "usage"]
 
@@ -73,22 +72,19 @@ class _Written:
     Args:
         model: the name that clients know the target by.
         fingerprint: of what answers.
-        texts: of tokens.
-        numbers: tokens are told as ``token_id:N``, as vLLM does on request.
+        numbers: the ids of tokens are told beside their text, as vLLM does on request.
     """
 
     prefix, object, piece_object = "", "", ""
 
-    def __init__(
-        self, model: str, fingerprint: str, texts: TokenTexts, *, numbers: bool = False
-    ) -> None:
+    def __init__(self, model: str, fingerprint: str, *, numbers: bool = False) -> None:
         self._head = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
             "model": model,
             "system_fingerprint": fingerprint,
         }
-        self._texts, self._numbers = texts, numbers
+        self._numbers = numbers
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """See `Form.chunk`."""
@@ -97,8 +93,13 @@ class _Written:
     def _whole(self, choices: list[dict[str, Any]], more: dict[str, Any]) -> dict[str, Any]:
         return {**self._head, "object": self.object, "choices": choices, **more}
 
-    def _name(self, token: int) -> str:
-        return f"token_id:{token}" if self._numbers else self._texts.text(token)
+    def _choice(
+        self, index: int, tokens: Sequence[int], reason: str | None = None, **said: Any
+    ) -> dict[str, Any]:
+        choice = _choice(index, reason, **said)
+        if self._numbers:
+            choice["token_ids"] = list(tokens)
+        return choice
 
 
 class ChatForm(_Written):
@@ -113,9 +114,9 @@ class ChatForm(_Written):
 
     def piece(self, index: int, event: Event) -> dict[str, Any] | None:
         """See `Form.piece`."""
-        if not event.text:
+        if not (event.text or self._numbers):
             return None
-        choice = _choice(index, delta={"content": event.text})
+        choice = self._choice(index, event.tokens, delta={"content": event.text})
         if self.pieces:
             choice["pieces"] = [{"text": p.text, "drafted": p.drafted} for p in event.pieces]
         return choice
@@ -127,8 +128,9 @@ class ChatForm(_Written):
     def whole(self, results: Sequence[Result], **more: Any) -> dict[str, Any]:
         """See `Form.whole`."""
         choices = [
-            _choice(
+            self._choice(
                 index,
+                result.tokens,
                 result.finish_reason,
                 message={"role": "assistant", "content": result.text, "refusal": None},
             )
@@ -148,9 +150,9 @@ class TextForm(_Written):
 
     def piece(self, index: int, event: Event) -> dict[str, Any] | None:
         """See `Form.piece`."""
-        if not event.text:
+        if not (event.text or self._numbers):
             return None
-        return _choice(index, text=event.text)
+        return self._choice(index, event.tokens, text=event.text)
 
     def ending(self, index: int, reason: str) -> dict[str, Any]:
         """See `Form.ending`."""
@@ -159,7 +161,7 @@ class TextForm(_Written):
     def whole(self, results: Sequence[Result], **more: Any) -> dict[str, Any]:
         """See `Form.whole`."""
         choices = [
-            _choice(index, result.finish_reason, text=result.text)
+            self._choice(index, result.tokens, result.finish_reason, text=result.text)
             for index, result in enumerate(results)
         ]
         return self._whole(choices, more)
