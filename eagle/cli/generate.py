@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from eagle.cli import console
 from eagle.cli.compiling import suggest
 from eagle.cli.decoding import (
+    Logprobs,
     MaxNewTokens,
     MinP,
     OwnSeed,
@@ -34,7 +36,7 @@ from eagle.cli.options import Json, Overrides, Template, template_of
 
 if TYPE_CHECKING:
     from eagle.bench.compare import Against, Comparison, Side
-    from eagle.decoding import Decoder, Result
+    from eagle.decoding import Decoder, Result, TokenLogprobs
     from eagle.plugin import SamplingParams
 
 EXAMPLES = console.examples(
@@ -43,6 +45,7 @@ EXAMPLES = console.examples(
     'eagle generate "Once upon a time" --raw --stop "The end"',
     'eagle generate "Why is the sky blue?" --spec chain --set tree.depth=4 --json',
     'eagle generate "What is 7 * 8?" --target ./qwen3 --template enable_thinking=false',
+    'eagle generate "Why is the sky blue?" --logprobs 3',
     'eagle generate "Why is the sky blue?" --compare',
     "eagle generate --compare --prompts mt_bench.jsonl --max-new-tokens 128",
 )
@@ -67,6 +70,7 @@ def generate(
     min_p: MinP = 0.0,
     seed: OwnSeed = None,
     stop: Stop = None,
+    logprobs: Logprobs = None,
     raw: Raw = False,
     template: Template = None,
     as_json: Json = False,
@@ -111,6 +115,7 @@ def generate(
         min_p=min_p,
         seed=seed,
         stop=tuple(stop or ()),
+        logprobs=logprobs,
     )
     given = template_of(template)
     if given and raw:
@@ -124,6 +129,8 @@ def generate(
         drawn = answer.seed if seed is None and temperature > 0 else None
         console.err.print(figures(answer.stats, drawn), style="dim", soft_wrap=True)
         suggest(decoder)
+        if answer.logprobs is not None and not as_json:
+            console.out.print(_logprobs(decoder, answer.logprobs))
     comparison = None
     if compare:
         comparison = _compare(decoder, texts, params, repeats or 1, raw=raw, template=given)
@@ -228,6 +235,8 @@ def _describe(
             "stats": asdict(answer.stats),
             "seed": answer.seed,
         }
+        if answer.logprobs is not None:
+            shown["logprobs"] = [asdict(one) for one in answer.logprobs]
     elif comparison is not None:
         shown |= {"tau": comparison.tau, "rounds": [asdict(r) for r in comparison.rounds]}
     shown |= {
@@ -240,6 +249,22 @@ def _describe(
             "hf": _figures(comparison.against("hf")),
         }
     return shown
+
+
+def _logprobs(decoder: Decoder, found: Sequence[TokenLogprobs]) -> Table:
+    """Return the target's log probabilities, a token a row."""
+    named = decoder.target.tokenizer
+    table = Table(box=None, pad_edge=False)
+    for heading in ("token", "logprob", "likeliest"):
+        table.add_column(heading, justify="right" if heading == "logprob" else "left")
+
+    def text(token: int) -> str:
+        return escape(repr(named.decode([token])) if named else str(token))
+
+    for one in found:
+        top = "  ".join(f"{text(token)} {logprob:.3f}" for token, logprob in one.top)
+        table.add_row(text(one.token), f"{one.logprob:.3f}", top)
+    return table
 
 
 def _figures(against: Against) -> dict[str, Any]:

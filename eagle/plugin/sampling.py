@@ -19,6 +19,7 @@ from torch import Tensor
 from eagle.kernels import argmax, draw
 
 __all__ = [
+    "MOST_LOGPROBS",
     "Draws",
     "Sampling",
     "SamplingParams",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 _FUSED = ("cuda",) if find_spec("triton") else ()  # devices for which there are kernels
+MOST_LOGPROBS = 20
+"""Likeliest tokens whose log probabilities can be asked for."""
 _HOTTEST = 1e30  # temperature; float32 holds it, and what it leaves of scores is nothing
 
 
@@ -48,6 +51,9 @@ class SamplingParams(BaseModel):
     Without one, a request draws its own and its result says which. One seed for several prompts is
     the first one's own, and each of the others has one derived from it (`derived_seed`); where each
     prompt has parameters of its own, their seeds are taken as they are.
+
+    With `logprobs`, every token comes with the log-softmax of the target's own logits, before
+    temperature, filters and processors, and with those of so many likeliest tokens in its place.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +66,7 @@ class SamplingParams(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
+    logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
 
 
 def fresh_seed() -> int:
