@@ -107,11 +107,16 @@ class Service:
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
 
     def _form(self, body: SamplingRequest) -> Form:
-        numbers = bool(body.return_token_ids)
-        if not isinstance(body, ChatRequest):
-            return TextForm(self.model, self.fingerprint, numbers=numbers)
-        form = ChatForm(self.model, self.fingerprint, numbers=numbers)
-        form.pieces = bool(body.return_pieces)
+        kind = ChatForm if isinstance(body, ChatRequest) else TextForm
+        form = kind(
+            self.model,
+            self.fingerprint,
+            self.texts,
+            numbers=bool(body.return_token_ids),
+            named=bool(body.return_tokens_as_token_ids),
+        )
+        if isinstance(form, ChatForm):
+            form.pieces = bool(getattr(body, "return_pieces", None))
         return form
 
     def _check_model(self, name: str | None) -> None:

@@ -158,6 +158,7 @@ class Intake:
             min_p=body.min_p or 0.0,
             stop=body.stops,
             ignore_eos=bool(body.ignore_eos),
+            logprobs=_logprobs(body),
         )
 
     def _processors(self, body: SamplingRequest, prompt: int) -> list[Processor]:
@@ -182,6 +183,14 @@ class Intake:
                     param="logit_bias",
                 )
         return {int(token): bias for token, bias in given.items()}
+
+
+def _logprobs(body: SamplingRequest) -> int | None:
+    """Return of how many candidates the log probabilities are wanted beside the chosen one's."""
+    if isinstance(body, ChatRequest):
+        return (body.top_logprobs or 0) if body.logprobs else None
+    assert isinstance(body, CompletionRequest)
+    return body.logprobs
 
 
 def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:

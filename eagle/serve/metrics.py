@@ -89,14 +89,12 @@ class Metrics:
             self._first.observe(stats.queued + stats.time_to_first_token)
             self._whole.observe(stats.queued + stats.seconds)
             if stats.new_tokens > 1:
-                rest = stats.seconds - stats.time_to_first_token
-                self._each.observe(rest / (stats.new_tokens - 1))
+                self._each.observe(stats.seconds_per_token)
             if stats.cycles:
                 self._tau.observe(stats.tau)
                 self._cycles.observe(stats.cycles)
-                for position in range(1, max(stats.accepted_per_cycle)):
-                    reached = sum(size > position for size in stats.accepted_per_cycle)
-                    self._position.labels(position).inc(reached)
+                for place, count in enumerate(stats.accepted_per_position, 1):
+                    self._position.labels(place).inc(count)
 
     def requested(self, path: str, status: int) -> None:
         """Count a request."""

@@ -62,6 +62,7 @@ class SamplingRequest(_Body):
     seed: _Seed | None = None
     stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
     ignore_eos: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     # What only labels a request changes nothing here, and clients send it unasked.
     user: str | None = None
@@ -131,11 +132,19 @@ class ChatRequest(SamplingRequest):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: _Tokens | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     return_pieces: bool | None = None
+
+    @model_validator(mode="after")
+    def _fields_that_need_each_other(self) -> ChatRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs to be true")
+        return self
 
 
 class CompletionRequest(SamplingRequest):
@@ -147,6 +156,7 @@ class CompletionRequest(SamplingRequest):
         | Annotated[list[str], Field(min_length=1)]
         | Annotated[list[_Ids], Field(min_length=1)]
     )
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
     suffix: Literal[""] | None = None

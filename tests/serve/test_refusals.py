@@ -43,6 +43,8 @@ TALK = [{"role": "user", "content": "hello"}]
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
             "messages[0].content[0].type",
         ),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"top_logprobs": 3}, None),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ],
     ids=str,
