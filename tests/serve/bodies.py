@@ -37,7 +37,8 @@ def of_schema(schema: dict[str, Any], known: dict[str, Any]) -> st.SearchStrateg
         high = schema.get("maximum", schema.get("exclusiveMaximum", 5))
         return st.integers(low - 1, high + 1) | st.integers(low, min(high, low + 40))
     if kind == "number":
-        return st.floats(schema.get("minimum", 0), schema.get("maximum", 10))
+        low = schema.get("minimum", schema.get("exclusiveMinimum", 0))
+        return st.floats(low, schema.get("maximum", 10))
     return {
         "string": TEXT,
         "boolean": st.booleans(),

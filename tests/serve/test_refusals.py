@@ -25,6 +25,7 @@ TALK = [{"role": "user", "content": "hello"}]
         ({"top_p": 0}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"seed": 2**63}, "seed"),
+        ({"repetition_penalty": 1e-200}, "repetition_penalty"),
         ({"stop": ""}, "stop"),
         ({"stop": "a<eos>"}, "stop"),
         ({"logit_bias": {"64": 1}}, "logit_bias"),
