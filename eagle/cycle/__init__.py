@@ -2,7 +2,14 @@
 
 from eagle.cycle.cycle import PHASES, PREFILL, Cycle, Slots
 from eagle.cycle.pieces import Piece, Read
-from eagle.cycle.processing import Bound, Processing, Processor, Processors, processors_of_each
+from eagle.cycle.processing import (
+    Bound,
+    Processing,
+    Processor,
+    Processors,
+    for_request,
+    processors_of_each,
+)
 from eagle.cycle.reports import Report
 
 __all__ = [
@@ -17,5 +24,6 @@ __all__ = [
     "Read",
     "Report",
     "Slots",
+    "for_request",
     "processors_of_each",
 ]

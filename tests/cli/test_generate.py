@@ -60,6 +60,20 @@ def test_log_probabilities_are_a_table_or_in_the_json(generate):
     assert all(one["top"][0] == [one["token"], one["logprob"]] for one in shown["logprobs"])
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--json-schema", "missing.json"], r"--json-schema missing.json: No such file"),
+        (["--json-schema", "missing.json", "--regex", "a"], "follows one of them"),
+        (["--regex", "a", "--compare"], "--regex does not go with --compare"),
+    ],
+)
+def test_what_a_grammar_does_not_go_with_is_said(options, said, generate):
+    ran = generate(PROMPT, *options)
+    assert ran.status != 0
+    assert re.search(said, ran.err)
+
+
 def test_json_is_one_object_with_exactly_these_keys(generate):
     ran = generate(PROMPT, "--json")
     shown = json.loads(ran.out)
