@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["grammar", "json_object", "json_schema", "regex"]
 
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACING: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
 def json_object(tokenizer: Any) -> Grammar:
