@@ -6,7 +6,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from eagle.decoding import Decoder, Engine, EngineStats, Event, Handle, Result, Stats
+    from eagle.decoding import (
+        Decoder,
+        Engine,
+        EngineStats,
+        Event,
+        Handle,
+        Result,
+        Stats,
+        TokenLogprobs,
+    )
     from eagle.errors import EagleError
     from eagle.plugin import SamplingParams
     from eagle.spec import DecoderSpec, load_spec
@@ -22,6 +31,7 @@ __all__ = [
     "Result",
     "SamplingParams",
     "Stats",
+    "TokenLogprobs",
     "__version__",
     "load_spec",
 ]
@@ -42,6 +52,7 @@ _HOMES = {
     "Result": "eagle.decoding",
     "SamplingParams": "eagle.plugin",
     "Stats": "eagle.decoding",
+    "TokenLogprobs": "eagle.decoding",
     "load_spec": "eagle.spec",
 }
 

@@ -12,6 +12,7 @@
     ├── RequestError            a prompt or its sampling parameters are not valid
     │   ├── QueueFullError      an engine has as many requests waiting as it takes
     │   └── ClosedError         an engine was closed, or has broken, before it was asked
+    ├── RemoteError             a server that was asked does not answer, or refuses
     ├── CancelledError          a request was cancelled before it was answered
     ├── DataError               training or evaluation data cannot be used
     ├── CopyError               what exists once was to be copied or pickled; a TypeError, too
@@ -42,6 +43,7 @@ __all__ = [
     "NumericalError",
     "PluginError",
     "QueueFullError",
+    "RemoteError",
     "RequestError",
     "SpecError",
     "TargetError",
@@ -118,6 +120,19 @@ class ClosedError(RequestError):
 
 class CancelledError(EagleError):
     """A request was cancelled before it was answered, so there is no result."""
+
+
+class RemoteError(EagleError):
+    """A server that was asked over HTTP does not answer, refuses, or answers what is no answer.
+
+    Attributes:
+        status: of HTTP, where it refused.
+        param: the field that it refused, where it says so.
+    """
+
+    def __init__(self, message: str, status: int | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.param = status, param
 
 
 class DataError(EagleError):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from eagle.bench.plots import draw_speed, require_matplotlib
     from eagle.bench.products import product_times, products_of
     from eagle.bench.prompts import read_prompts
+    from eagle.bench.remote import verify_served
     from eagle.bench.report import (
         Setting,
         Table,
@@ -67,6 +68,7 @@ _HOMES = {
     "plots": ("draw_speed", "require_matplotlib"),
     "products": ("product_times", "products_of"),
     "prompts": ("read_prompts",),
+    "remote": ("verify_served",),
     "report": (
         "Setting",
         "Table",
@@ -75,8 +77,6 @@ _HOMES = {
         "cycle_table",
         "markdown",
         "products_table",
-        "run_leaderboard",
-        "shipped_prompts",
         "speed_json",
         "speed_table",
         "speedup_table",
@@ -153,6 +153,7 @@ __all__ = [
     "throughput_table",
     "verify_greedy",
     "verify_sampled",
+    "verify_served",
     "write_page",
     "write_sections",
 ]

@@ -34,7 +34,8 @@ def draws_of(
         target: whose passes give the probabilities.
         prompts: ids.
         owners: for each answer, which prompt it belongs to.
-        answers: ids, all of the same length.
+        answers: ids, at least one each. One that ended early is counted as far as it goes: each
+            of its tokens was drawn given the text before it, and nothing was behind the last.
         temperature: at which they were sampled.
         rows: answers in one pass.
         progress: called with the number of answers that were read.
@@ -48,7 +49,8 @@ def draws_of(
         some, texts = owners[start : start + rows], answers[start : start + rows]
         asked = sorted(set(some))
         few, of = [prompts[index] for index in asked], [asked.index(index) for index in some]
-        ids = torch.tensor(texts)
+        longest = max(map(len, texts))
+        ids = torch.tensor([[*text, *[text[-1]] * (longest - len(text))] for text in texts])
         # Whole answers in one pass, and one token at a time, as plain sampling reads them.
         ((_, whole),) = cached_passes(target, few, of, ids, ids.shape[1])
         for place, logits in cached_passes(target, few, of, ids, 1):
@@ -56,6 +58,8 @@ def draws_of(
             best = own.topk(min(_CELLS, own.shape[1])).indices
             other = (logits[:, 0].double() / temperature).softmax(1)
             for row, (prompt, text) in enumerate(zip(some, texts, strict=True)):
+                if place >= len(text):
+                    continue
                 number = contexts.setdefault((prompt, *text[:place]), len(contexts))
                 if number == len(counts):
                     listed.append(best[row].tolist())

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import chat, compiling, console, export, generate, plugins, spec
+from eagle.cli import chat, compiling, console, export, generate, plugins, serve, spec
 from eagle.cli.bench import commands as bench
 from eagle.cli.data import commands as data
 from eagle.cli.train import commands as train
@@ -54,6 +54,7 @@ def _root(
 def _commands() -> None:
     app.command(epilog=generate.EXAMPLES)(generate.generate)
     app.command(epilog=chat.EXAMPLES)(chat.chat)
+    app.command(epilog=serve.EXAMPLES)(serve.serve)
     app.command(epilog=tree.EXAMPLES)(tree.tree)
     app.command(epilog=verify.EXAMPLES)(verify.verify)
     app.command("compile", epilog=compiling.EXAMPLES)(compiling.compile_)

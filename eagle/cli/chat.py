@@ -28,7 +28,8 @@ from eagle.cli.decoding import (
     sampling_params,
     warn_if_lossy,
 )
-from eagle.cli.options import Overrides, Template, template_of
+from eagle.cli.options import Overrides, ServerUrl, Template, template_of
+from eagle.cli.talking import ask, refuse_local, server_of, show_plainly
 
 if TYPE_CHECKING:
     from eagle.decoding import Decoder
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 EXAMPLES = console.examples(
     "eagle chat",
     "eagle chat --temperature 0.7 --max-new-tokens 512",
+    "eagle chat --server http://127.0.0.1:8000",
     'printf "Hello\\nAnd in French?\\n" | eagle chat',
 )
 
@@ -55,8 +57,9 @@ def chat(
     seed: OwnSeed = None,
     stop: Stop = None,
     template: Template = None,
+    server: ServerUrl = None,
 ) -> None:
-    """Talk with the target, in several turns.
+    """Talk with the target, in several turns; with --server, with one that is served elsewhere.
 
     Ctrl-C stops an answer, Ctrl-D or /exit ends the conversation, /reset forgets it. Input that
     is no terminal is read as one turn a line.
@@ -75,10 +78,15 @@ def chat(
         stop=tuple(stop or ()),
     )
     given = template_of(template)
-    decoder = load_decoder(spec, set_, target)
-    conversation = Conversation(decoder, params, given)
-    warn_if_lossy(decoder)
-    _legend()
+    conversation: Conversation
+    if server is None:
+        decoder = load_decoder(spec, set_, target)
+        conversation = LocalConversation(decoder, params, given)
+        warn_if_lossy(decoder)
+    else:
+        refuse_local({"--spec": spec != "eagle", "--set": set_, "--target": target})
+        conversation = ServedConversation(server, params, given)
+    _legend(colours=conversation.coloured)
     for turn in _turns():
         if turn == "/exit":
             return
@@ -90,43 +98,31 @@ def chat(
 
 
 class Conversation:
-    """The turns so far, and the decoder that answers them.
+    """The turns so far, and who answers them.
 
     Args:
-        decoder: the decoder.
         params: of every answer; a seed is the first one's own, and later ones derive theirs.
         template: what the chat template is given beside the turns.
 
-    Raises:
-        RequestError: the target cannot hold a conversation.
+    Attributes:
+        coloured: it is known of each token who drafted it.
     """
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        params: SamplingParams,
-        template: dict[str, Any] | None = None,
-    ) -> None:
-        from eagle.errors import RequestError
+    coloured = True
 
-        if not getattr(decoder.target.tokenizer, "chat_template", None):
-            raise RequestError(
-                f"the target {decoder.target.info.name!r} has no chat template, so it cannot tell "
-                "turns apart; use `eagle generate --raw` with it"
-            )
-        self.decoder, self.params, self.template = decoder, params, template
+    def __init__(self, params: SamplingParams, template: dict[str, Any] | None = None) -> None:
+        self.params, self.template = params, template
         self._answers = 0
         self.messages: list[dict[str, str]] = []
 
     def answer(self, turn: str) -> None:
         """Answer a turn on stdout; a turn that cannot be answered is reported and forgotten."""
-        from eagle.errors import RequestError
+        from eagle.errors import RemoteError, RequestError
 
         self.messages.append({"role": "user", "content": turn})
         try:
-            self._forget_oldest()
             text = self._stream()
-        except RequestError as error:
+        except (RemoteError, RequestError) as error:
             self.messages.pop()
             if not sys.stdin.isatty():
                 raise
@@ -145,6 +141,40 @@ class Conversation:
         return self.params.model_copy(update={"seed": seed})
 
     def _stream(self) -> str:
+        """Show an answer as it comes, and its figures; return its text."""
+        raise NotImplementedError
+
+
+class LocalConversation(Conversation):
+    """A conversation that a decoder answers here.
+
+    Args:
+        decoder: the decoder.
+        params: see `Conversation`.
+        template: see `Conversation`.
+
+    Raises:
+        RequestError: the target cannot hold a conversation.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        params: SamplingParams,
+        template: dict[str, Any] | None = None,
+    ) -> None:
+        from eagle.errors import RequestError
+
+        if not getattr(decoder.target.tokenizer, "chat_template", None):
+            raise RequestError(
+                f"the target {decoder.target.info.name!r} has no chat template, so it cannot tell "
+                "turns apart; use `eagle generate --raw` with it"
+            )
+        super().__init__(params, template)
+        self.decoder = decoder
+
+    def _stream(self) -> str:
+        self._forget_oldest()
         text, tokens, result = "", 0, None
         with _interruptible() as stopped:
             for event in self.decoder.stream(
@@ -152,8 +182,7 @@ class Conversation:
             ):
                 for piece in event.pieces:
                     text += piece.text
-                    style = DRAFTED if piece.drafted else BONUS
-                    console.out.print(Text(piece.text, style), end="", soft_wrap=True)
+                    _show(piece.text, piece.drafted)
                 sys.stdout.flush()
                 tokens, result = tokens + len(event.tokens), event.result
                 if stopped():
@@ -184,6 +213,49 @@ class Conversation:
         if dropped:
             turns = "the oldest turn was" if dropped == 1 else f"the {dropped} oldest turns were"
             _note(f"{turns} forgotten: this decoder holds {capacity} tokens, the answer included")
+
+
+class ServedConversation(Conversation):
+    """A conversation that a server answers.
+
+    Args:
+        url: where it is.
+        params: see `Conversation`.
+        template: see `Conversation`.
+
+    Raises:
+        RemoteError: it does not answer, or has no model.
+    """
+
+    def __init__(
+        self, url: str, params: SamplingParams, template: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__(params, template)
+        self._server, self._model, self.coloured = server_of(url)
+
+    def _stream(self) -> str:
+        with _interruptible() as stopped:
+            answered = ask(
+                self._server,
+                self._model,
+                self.messages,
+                self._params(),
+                self.template,
+                ours=self.coloured,
+                show=_show,
+                stopped=stopped,
+            )
+        print(flush=True)
+        _note(answered.figures or "stopped")
+        return answered.text
+
+
+def _show(text: str, drafted: bool | None) -> None:
+    """Print a piece of an answer in the colour of its origin, if that is known."""
+    if drafted is None:
+        show_plainly(text)
+    else:
+        console.out.print(Text(text, DRAFTED if drafted else BONUS), end="", soft_wrap=True)
 
 
 def _turns() -> Iterator[str]:
@@ -242,9 +314,10 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _legend() -> None:
+def _legend(*, colours: bool) -> None:
+    legend = f"[{DRAFTED}]accepted draft tokens[/] · [{BONUS}]bonus tokens[/] · "
     console.err.print(
-        f"[{DRAFTED}]accepted draft tokens[/] · [{BONUS}]bonus tokens[/] · "
+        f"{legend if colours else ''}"
         "[dim]Ctrl-C stops an answer, Ctrl-D or /exit ends, /reset forgets[/]",
         soft_wrap=True,
     )

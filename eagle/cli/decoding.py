@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from eagle.spec import DecoderSpec
 
 __all__ = [
+    "Logprobs",
     "MaxNewTokens",
     "MinP",
     "OwnSeed",
@@ -85,6 +86,15 @@ TopP = Annotated[
 MinP = Annotated[
     float,
     typer.Option("--min-p", metavar="P", help="Only tokens P times as likely as the likeliest."),
+]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(
+        "--logprobs",
+        metavar="K",
+        help="Also print the target's log probability of each token, and of the K likeliest.",
+        show_default=False,
+    ),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="The same seed, the same answer.")]
 OwnSeed = Annotated[

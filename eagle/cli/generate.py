@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from eagle.cli import console
 from eagle.cli.compiling import suggest
 from eagle.cli.decoding import (
+    Logprobs,
     MaxNewTokens,
     MinP,
     OwnSeed,
@@ -34,7 +36,8 @@ from eagle.cli.options import Json, Overrides, Template, template_of
 
 if TYPE_CHECKING:
     from eagle.bench import Against, Comparison, Side
-    from eagle.decoding import Decoder, Result
+    from eagle.cycle import Processors
+    from eagle.decoding import Decoder, Result, TokenLogprobs
     from eagle.plugin import SamplingParams
 
 EXAMPLES = console.examples(
@@ -43,6 +46,8 @@ EXAMPLES = console.examples(
     'eagle generate "Once upon a time" --raw --stop "The end"',
     'eagle generate "Why is the sky blue?" --spec chain --set tree.depth=4 --json',
     'eagle generate "What is 7 * 8?" --target ./qwen3 --template enable_thinking=false',
+    'eagle generate "Why is the sky blue?" --logprobs 3',
+    'eagle generate "Is the sky blue?" --regex "Yes|No"',
     'eagle generate "Why is the sky blue?" --compare',
     "eagle generate --compare --prompts mt_bench.jsonl --max-new-tokens 128",
 )
@@ -67,6 +72,25 @@ def generate(
     min_p: MinP = 0.0,
     seed: OwnSeed = None,
     stop: Stop = None,
+    logprobs: Logprobs = None,
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            "--json-schema",
+            metavar="FILE",
+            help="Answer with JSON that is valid by this schema.",
+            show_default=False,
+        ),
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            "--regex",
+            metavar="PATTERN",
+            help="Answer with what this regular expression matches as a whole.",
+            show_default=False,
+        ),
+    ] = None,
     raw: Raw = False,
     template: Template = None,
     as_json: Json = False,
@@ -111,7 +135,9 @@ def generate(
         min_p=min_p,
         seed=seed,
         stop=tuple(stop or ()),
+        logprobs=logprobs,
     )
+    schema = _schema(json_schema, regex, compare=compare)
     given = template_of(template)
     if given and raw:
         raise _idle_template()
@@ -120,10 +146,15 @@ def generate(
     warn_if_lossy(decoder)
     answer = None
     if prompts is None:
-        answer = _stream(decoder, texts[0], params, raw=raw, template=given, show=not as_json)
+        rules = _rules(decoder, schema, regex)
+        answer = _stream(
+            decoder, texts[0], params, rules, raw=raw, template=given, show=not as_json
+        )
         drawn = answer.seed if seed is None and temperature > 0 else None
         console.err.print(figures(answer.stats, drawn), style="dim", soft_wrap=True)
         suggest(decoder)
+        if answer.logprobs is not None and not as_json:
+            console.out.print(_logprobs(decoder, answer.logprobs))
     comparison = None
     if compare:
         comparison = _compare(decoder, texts, params, repeats or 1, raw=raw, template=given)
@@ -166,10 +197,41 @@ def _idle_template() -> Exception:
     return RequestError("--template goes with a chat template, which --raw leaves out; drop one")
 
 
+def _schema(file: Path | None, pattern: str | None, *, compare: bool) -> str | None:
+    """Return the text of the schema's file, or say what does not go with a grammar."""
+    from eagle.errors import RequestError
+
+    if file is not None and pattern is not None:
+        raise RequestError("--json-schema and --regex: an answer follows one of them; drop one")
+    if compare and (file is not None or pattern is not None):
+        option = "--regex" if file is None else "--json-schema"
+        raise RequestError(f"{option} does not go with --compare; leave one of them out")
+    if file is None:
+        return None
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise RequestError(f"--json-schema {file}: {why}") from error
+
+
+def _rules(decoder: Decoder, schema: str | None, pattern: str | None) -> Processors | None:
+    """Return what holds an answer to a grammar, if one is asked for."""
+    if schema is None and pattern is None:
+        return None
+    from eagle import structured
+
+    tokenizer = decoder.target.tokenizer
+    if schema is not None:
+        return [structured.json_schema(tokenizer, schema)]
+    return [structured.regex(tokenizer, pattern or "")]
+
+
 def _stream(
     decoder: Decoder,
     prompt: str,
     params: SamplingParams,
+    processors: Processors | None,
     *,
     raw: bool,
     template: dict[str, Any] | None,
@@ -177,7 +239,9 @@ def _stream(
 ) -> Result:
     """Answer a prompt, showing the text as it becomes certain."""
     text, result = "", None
-    for event in decoder.stream(prompt, params, raw=raw, chat_template_kwargs=template):
+    for event in decoder.stream(
+        prompt, params, processors=processors, raw=raw, chat_template_kwargs=template
+    ):
         text, result = event.text or text, event.result
         if show:
             print(event.text, end="", flush=True)
@@ -228,6 +292,8 @@ def _describe(
             "stats": asdict(answer.stats),
             "seed": answer.seed,
         }
+        if answer.logprobs is not None:
+            shown["logprobs"] = [asdict(one) for one in answer.logprobs]
     elif comparison is not None:
         shown |= {"tau": comparison.tau, "rounds": [asdict(r) for r in comparison.rounds]}
     shown |= {
@@ -240,6 +306,22 @@ def _describe(
             "hf": _figures(comparison.against("hf")),
         }
     return shown
+
+
+def _logprobs(decoder: Decoder, found: Sequence[TokenLogprobs]) -> Table:
+    """Return the target's log probabilities, a token a row."""
+    named = decoder.target.tokenizer
+    table = Table(box=None, pad_edge=False)
+    for heading in ("token", "logprob", "likeliest"):
+        table.add_column(heading, justify="right" if heading == "logprob" else "left")
+
+    def text(token: int) -> str:
+        return escape(repr(named.decode([token])) if named else str(token))
+
+    for one in found:
+        top = "  ".join(f"{text(token)} {logprob:.3f}" for token, logprob in one.top)
+        table.add_row(text(one.token), f"{one.logprob:.3f}", top)
+    return table
 
 
 def _figures(against: Against) -> dict[str, Any]:

@@ -15,6 +15,7 @@ __all__ = [
     "ConfigOverrides",
     "Json",
     "Overrides",
+    "ServerUrl",
     "Shapes",
     "SpecName",
     "Template",
@@ -59,6 +60,17 @@ Template = Annotated[
         metavar="KEY=VALUE",
         help="Give the chat template a variable, its value in YAML, as in enable_thinking=false or "
         "tools=[...]; may be repeated.",
+        show_default=False,
+    ),
+]
+
+ServerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--server",
+        metavar="URL",
+        help="An OpenAI-compatible server, as in http://127.0.0.1:8000; its key is read from "
+        "EAGLE_API_KEY or OPENAI_API_KEY.",
         show_default=False,
     ),
 ]

@@ -2,7 +2,15 @@
 
 from eagle.cycle.cycle import PHASES, PREFILL, Cycle, Slots
 from eagle.cycle.pieces import Piece, Read
-from eagle.cycle.processing import Bound, Processing, Processor, Processors, processors_of_each
+from eagle.cycle.processing import (
+    Bound,
+    Processing,
+    Processor,
+    Processors,
+    for_request,
+    processors_of_each,
+)
+from eagle.cycle.reports import Report
 
 __all__ = [
     "PHASES",
@@ -14,6 +22,8 @@ __all__ = [
     "Processor",
     "Processors",
     "Read",
+    "Report",
     "Slots",
+    "for_request",
     "processors_of_each",
 ]

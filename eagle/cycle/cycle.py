@@ -13,6 +13,7 @@ from eagle.cache import BLOCK, Pages, Step
 from eagle.cycle.drafter import CycleDrafter
 from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import Processing
+from eagle.cycle.reports import Report, Reported, report_of
 from eagle.kernels import argmax
 from eagle.plugin import (
     Acceptance,
@@ -63,6 +64,7 @@ class Slots:
             or infinity decided it (1 the target's, 2 the head's, 3 both; plus 4 where logits
             processors left nothing to choose from), and the committed tokens.
         sampling: the slots' parameters, to be changed with `Sampling.become`.
+        report: log probabilities of the outcome's tokens, where a pass is asked for them.
     """
 
     lengths: Tensor
@@ -72,6 +74,7 @@ class Slots:
     uniforms: Tensor
     outcome: Tensor
     sampling: Sampling
+    report: Report
 
     @property
     def carried(self) -> tuple[Tensor, ...]:
@@ -88,6 +91,7 @@ class Slots:
             uniforms=self.uniforms[:count],
             outcome=self.outcome[:count],
             sampling=self.sampling.first(count),
+            report=self.report.first(count),
         )
 
 
@@ -213,6 +217,7 @@ class Cycle:
             uniforms=torch.zeros(slots, self.draws_per_cycle, dtype=torch.float64, device=device),
             outcome=integers(slots, self.depth + 3),
             sampling=Sampling.of([SamplingParams()] * slots, device),
+            report=Report.empty(slots, self.depth + 1, self.target.info.vocab_size, device),
         )
 
     def assign(self, slot: int, blocks: Sequence[int]) -> None:
@@ -267,9 +272,18 @@ class Cycle:
         return min(-(-(committed + self.headroom) // _SPAN) * _SPAN, self.rows)
 
     def run(
-        self, slots: Slots, sampling: Sampling, span: int, processing: Processing | None = None
+        self,
+        slots: Slots,
+        sampling: Sampling,
+        span: int,
+        processing: Processing | None = None,
+        *,
+        reports: bool = False,
     ) -> None:
-        """Draft, verify, accept and commit once, for all slots; `slots.outcome` says what came."""
+        """Draft, verify, accept and commit once, for all slots; `slots.outcome` says what came.
+
+        With *reports*, `slots.report` says what the target gave the tokens.
+        """
         draws = self.draws(slots.uniforms)
         tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
         self._check_draft(tree, slots, draws)
@@ -282,6 +296,9 @@ class Cycle:
         self._mark("commit")
         self.cache.store.compact(slots.lengths, choice.path)
         self.phase("commit", slots, tree, choice, logits, scores, features, span)
+        if reports:
+            follow = self._follow(tree, choice)
+            slots.report.write(report_of(_pick(logits, choice.path), follow))
         self._mark("end")
 
     def _check_draft(self, tree: TokenTree, slots: Slots, draws: Draws) -> None:
@@ -341,9 +358,7 @@ class Cycle:
         span: int,
     ) -> None:
         """Let the head absorb what was accepted, and write the slots' next state."""
-        order = torch.arange(self.shape.depth + 1, device=logits.device)
-        follow = tree.tokens.gather(1, choice.path).roll(-1, 1)
-        follow = torch.where(order == choice.count[:, None], choice.bonus[:, None], follow)
+        follow = self._follow(tree, choice)
         gain = torch.where(slots.active, choice.count + 1, 0)
         committed = Committed(
             tokens=follow,
@@ -362,6 +377,12 @@ class Cycle:
         outcome = torch.cat((torch.stack((gain, bad), 1), follow), 1)
         slots.outcome[:, : outcome.shape[1]].copy_(outcome)
 
+    def _follow(self, tree: TokenTree, choice: Acceptance) -> Tensor:
+        """Return the tokens behind the nodes of accepted paths, int64 ``[B, D + 1]``."""
+        order = torch.arange(self.shape.depth + 1, device=tree.tokens.device)
+        follow = tree.tokens.gather(1, choice.path).roll(-1, 1)
+        return torch.where(order == choice.count[:, None], choice.bonus[:, None], follow)
+
     def _absorb(self, committed: Committed) -> Tensor:
         states = self.head.absorb(committed)
         check_states(states.shape[-1], self._state_size, "absorb")
@@ -378,6 +399,7 @@ class Cycle:
         *,
         start: int = 0,
         end: int | None = None,
+        reports: bool = False,
     ) -> None:
         """Read a prompt into one slot, choose its first token, and make the slot active.
 
@@ -390,6 +412,7 @@ class Cycle:
             processing: the logits processors of the slots, if any has some.
             start: tokens that were read before.
             end: read no further than this; short of the prompt's end, nothing is chosen.
+            reports: say in `slots.report` what the target gave the first token.
         """
         device = self.target.device
         stop = len(prompt) if end is None else end
@@ -400,7 +423,8 @@ class Cycle:
             place = torch.tensor([slot, first, count], device=device)
             last = first + count == len(prompt)
             choose = (sampling, uniform) if last else None
-            self.read(slots, piece, place, self.span(first + count), choose, processing)
+            span = self.span(first + count)
+            self.read(slots, piece, place, span, choose, processing, reports=reports)
 
     def read(
         self,
@@ -410,6 +434,8 @@ class Cycle:
         span: int,
         end: tuple[Sampling, Tensor] | None,
         processing: Processing | None = None,
+        *,
+        reports: bool = False,
     ) -> None:
         """Read one piece of a prompt into one slot.
 
@@ -422,6 +448,7 @@ class Cycle:
             end: for the prompt's last piece, what `prefill` takes: a token is chosen, and the
                 slot becomes active.
             processing: the logits processors of the slots, if any has some.
+            reports: of that token, `slots.report` says what the target gave it.
         """
         slot, start, count = torch.split(place, 1)
         step = Step.chain(start, tokens.shape[1] - 1, span, slot)
@@ -444,6 +471,8 @@ class Cycle:
         state = _pick(self._absorb(committed), final)[:, 0]
         bad = bad + 2 * ~state.isfinite().all(1)
         self._begin(slots, slot, first, state, bad, torch.ones_like(slot, dtype=torch.bool))
+        if reports:
+            slots.report.write_first(slot, report_of(logits[:, None], first[:, None]))
 
     def read_together(
         self, slots: Slots, pieces: Sequence[Piece[Read]], sampling: Sampling, uniforms: Tensor
@@ -472,9 +501,14 @@ class Cycle:
         assert segments is not None
         if self.pages is not None:
             step = replace(step, table=self.pages.table.index_select(0, segments.slots))
-        first, state, bad = self.phase("pack", sent[:1], sent[1:], step, ended, sampling, uniforms)
+        reports = any(one.reports for one in pieces)
+        first, state, bad, found = self.phase(
+            "pack", sent[:1], sent[1:], step, ended, sampling, uniforms, reports
+        )
         slots.lengths.index_copy_(0, segments.slots, step.lengths + segments.offsets.diff())
         self._begin(slots, segments.slots, first, state, bad, ended)
+        if found is not None:
+            slots.report.write_first(segments.slots.long(), found)
 
     def pack(
         self,
@@ -484,7 +518,8 @@ class Cycle:
         ended: Tensor,
         sampling: Sampling,
         uniforms: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        reports: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Reported | None]:
         """Run a packed pass; nothing in it depends on how many slots there are.
 
         Args:
@@ -494,10 +529,11 @@ class Cycle:
             ended: bool ``[S]``, which prompts end with their pieces.
             sampling: the parameters of S requests.
             uniforms: float64 ``[S, 1]``.
+            reports: whether to say what the target gave the tokens.
 
         Returns:
-            The token behind each piece, int64 ``[S]``, the head's states after it ``[S, H]``, and
-            what is wrong with them, as in `Slots.outcome`.
+            The token behind each piece, int64 ``[S]``, the head's states after it ``[S, H]``,
+            what is wrong with them, as in `Slots.outcome`, and what the target gave the tokens.
         """
         assert step.segments is not None
         last, hidden = self._forward(tokens, step)
@@ -511,7 +547,8 @@ class Cycle:
         own = step if self.shares else replace(step, table=None)  # of the target's cache
         count = step.segments.offsets[-1:].long()
         state = self._absorb(Committed(follow, tokens, features, count, own))[0, final]
-        return first, state, bad + 2 * ~state.isfinite().all(1)
+        found = report_of(scores[:, None], first[:, None]) if reports else None
+        return first, state, bad + 2 * ~state.isfinite().all(1), found
 
     @staticmethod
     def _begin(

@@ -47,3 +47,8 @@ class Piece(Generic[R]):
     def last(self) -> bool:
         """Whether the prompt ends with it, so that a first token is chosen."""
         return self.end == len(self.request.prompt)
+
+    @property
+    def reports(self) -> bool:
+        """Whether its request wants to know what the target gives the first token."""
+        return self.last and self.request.params.logprobs is not None

@@ -8,7 +8,7 @@ the slots whose request brought processors; such a cycle runs eagerly and is nev
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any, cast
@@ -21,7 +21,14 @@ from eagle.cycle.snapshot import Snapshot
 from eagle.errors import RequestError, brief
 from eagle.plugin import TokenTree
 
-__all__ = ["Bound", "Processing", "Processor", "Processors", "processors_of_each"]
+__all__ = [
+    "Bound",
+    "Processing",
+    "Processor",
+    "Processors",
+    "for_request",
+    "processors_of_each",
+]
 
 Processor = Callable[[Tensor, Tensor], Tensor]
 """``(input_ids [1, L], scores [1, V]) -> scores [1, V]``, as transformers' `LogitsProcessor` is.
@@ -32,6 +39,11 @@ written. One that keeps state between calls (a count, a cache of the text so far
 classifier-free guidance has it, a generator) is refused where that shows in its attributes, unless
 it says by ``any_prefix = True`` that it may be called for any prefix in any order, as one that only
 remembers what it worked out may. What a function keeps in its closure shows nowhere.
+
+One that says ``rows_apart = True`` treats each row by itself, and gets several texts of one length
+in a call. One with a method ``for_request(prompt, ends)`` is asked for a processor of each
+request's own, given the prompt's token ids and the tokens that end the target's texts: grammars are
+such.
 """
 Processors = Sequence[Processor]
 
@@ -147,7 +159,7 @@ class Bound:
         lengths = getattr(processor, "prompt_ignore_length", None)
         self._by_rows = (
             known and type(processor).__name__ in _BY_ROWS and not isinstance(lengths, Tensor)
-        )
+        ) or getattr(processor, "rows_apart", False) is True
         self._watched = not (
             self._by_rows
             or getattr(processor, "any_prefix", False) is True
@@ -201,6 +213,24 @@ class Bound:
 
 def _name(processor: Processor) -> str:
     return getattr(processor, "__name__", type(processor).__name__)
+
+
+def for_request(
+    processors: Processors, prompt: Sequence[int], ends: Collection[int]
+) -> tuple[Processor, ...]:
+    """Return processors as one request has them, of those that each request has its own of.
+
+    Args:
+        processors: as given.
+        prompt: the request's token ids.
+        ends: tokens that end the target's texts.
+    """
+    return tuple(
+        cast("Processor", make(prompt, ends))
+        if callable(make := getattr(processor, "for_request", None))
+        else processor
+        for processor in processors
+    )
 
 
 def processors_of_each(

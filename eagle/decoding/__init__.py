@@ -6,6 +6,7 @@ from eagle.decoding.decoder import Decoder, resolve_for
 from eagle.decoding.engine import Engine, EngineStats
 from eagle.decoding.handles import Handle
 from eagle.decoding.inputs import Prompt, encode
+from eagle.decoding.logprobs import TokenLogprobs
 from eagle.decoding.requests import Event, Result, Stats
 from eagle.decoding.text import half_surrogate
 from eagle.decoding.trace import Trace, TracedCycle, TracedNode
@@ -19,6 +20,7 @@ __all__ = [
     "Prompt",
     "Result",
     "Stats",
+    "TokenLogprobs",
     "Trace",
     "TracedCycle",
     "TracedNode",

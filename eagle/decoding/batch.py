@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from eagle.cycle import Processing
+from eagle.decoding.logprobs import Logprobs
 from eagle.decoding.requests import Event, Request
 from eagle.errors import NumericalError
 from eagle.plugin import SamplingParams, Seen
@@ -119,13 +120,26 @@ class Batch:
             if request is not None
         )
 
-    def deliver(self, slot: int, outcome: Outcome, *, verified: bool = True) -> Event:
+    @property
+    def reports(self) -> bool:
+        """Whether some request wants to know what the target gives its tokens."""
+        return any(r is not None and r.params.logprobs is not None for r in self.requests)
+
+    def deliver(
+        self,
+        slot: int,
+        outcome: Outcome,
+        *,
+        verified: bool = True,
+        logprobs: Logprobs | None = None,
+    ) -> Event:
         """Give a slot's new tokens to its request, and free the slot if that finishes it.
 
         Args:
             slot: which one; it has a request.
             outcome: its outcome.
             verified: False for the first token, which the prompt's own pass gives.
+            logprobs: of the pass, where some request asked for them.
 
         Raises:
             NumericalError: NaN or infinity decided, or logits processors left no token.
@@ -144,7 +158,9 @@ class Batch:
                 f"from that (its weights may be damaged, or {self._dtype} too narrow for it: try "
                 "target.dtype=float32)"
             )
-        event = request.deliver(tokens[:count], verified=verified)
+        given, asked = tokens[:count], request.params.logprobs
+        found = logprobs.of(slot, given, asked) if logprobs and asked is not None else ()
+        event = request.deliver(given, verified=verified, logprobs=found)
         if event.finish_reason:
             self.requests[slot] = None
         return event

@@ -50,6 +50,11 @@ class EngineStats:
         tokens: tokens given.
         tokens_per_second: tokens given in the last ten seconds, for each of these.
         tau: tokens committed per verification, of all requests so far.
+        cycles: cycles that were started; each verifies for all requests that are decoded then.
+        verified: verifications, of all requests.
+        accepted_per_position: of draft position 1, 2 and so on, in how many of these its token was
+            accepted.
+        prompt_tokens: tokens of the prompts that were read.
     """
 
     waiting: int
@@ -63,6 +68,10 @@ class EngineStats:
     tokens: int
     tokens_per_second: float
     tau: float
+    cycles: int
+    verified: int
+    accepted_per_position: tuple[int, ...]
+    prompt_tokens: int
 
 
 class Engine(Whole):
@@ -282,6 +291,10 @@ class _Driver:
             tokens=tokens,
             tokens_per_second=recent / span,
             tau=loop.committed / loop.verified if loop.verified else 0.0,
+            cycles=loop.cycles,
+            verified=loop.verified,
+            accepted_per_position=tuple(loop.accepted),
+            prompt_tokens=loop.prompt_tokens,
             **counts,
         )
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from eagle.cycle import Bound, Processors, processors_of_each
+from eagle.cycle import Bound, Processors, for_request, processors_of_each
 from eagle.decoding.generation import Defaults
+from eagle.decoding.penalties import penalties
 from eagle.decoding.requests import Request
 from eagle.decoding.text import half_surrogate
 from eagle.errors import RequestError, brief, nearest
@@ -101,8 +102,10 @@ def _request(
     if params.stop and target.tokenizer is None:
         raise RequestError("stop strings need a tokenizer, and this target has none")
     limit, ends = min(params.max_new_tokens, room), target.eos_tokens
-    applied = defaults.processors(ids, limit, () if params.ignore_eos else ends, processors)
-    bound = tuple(map(Bound, applied))
+    own = for_request(processors, ids, ends)
+    applied = defaults.processors(ids, limit, () if params.ignore_eos else ends, own)
+    added = penalties(params, ids, target.info.vocab_size)
+    bound = tuple(map(Bound, (*applied, *added)))
     return Request(index, ids, params, limit, ends, target.tokenizer, bound)
 
 

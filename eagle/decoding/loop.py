@@ -20,6 +20,7 @@ import torch
 
 from eagle.cycle import Cycle, Piece, Processing
 from eagle.decoding.batch import Outcome, failed_last
+from eagle.decoding.logprobs import Logprobs
 from eagle.decoding.reading import apart
 from eagle.decoding.requests import Event, Request
 from eagle.decoding.seats import Seats
@@ -83,6 +84,8 @@ class Loop:
         tokens: tokens that were given.
         verified: verifications, of all requests.
         committed: tokens that these gave.
+        accepted: by draft position, in how many verifications its token was accepted.
+        prompt_tokens: tokens of the prompts that were read, those found in blocks included.
     """
 
     def __init__(
@@ -103,10 +106,13 @@ class Loop:
         self._sampling: Sampling | None = None
         self._processing: Processing | None = None
         self._width = 0  # slots that the sampling parameters on the device are of
+        self._reports = False  # whether the latest cycle says what the target gave its tokens
         self._ahead = False  # whether the next cycle is under way already
         self._read_last = False
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
+        self.prompt_tokens = 0
+        self.accepted = [0] * cycle.depth
 
     @property
     def busy(self) -> bool:
@@ -333,10 +339,11 @@ class Loop:
             groups.append(([one.slot], self._refused[one.slot]))
         self._sampling = None
         outcomes = slots.outcome.tolist() if any(own for own, _ in groups) else []
+        found = Logprobs(slots.report) if any(one.reports for one in pieces) else None
         self.reading += time.perf_counter() - began
         for own, failure in groups:
             for slot, outcome in failed_last((slot, outcomes[slot]) for slot in own):
-                self._deliver(slot, outcome, failure, verified=False)
+                self._deliver(slot, outcome, failure, verified=False, logprobs=found)
 
     def _run(self) -> None:
         """Run a cycle and deliver what came of it; perhaps start the next one before that."""
@@ -344,6 +351,7 @@ class Loop:
         if not self._ahead:
             self._advance()
         outcomes = self._part.outcome.tolist()
+        found = Logprobs(self._part.report) if self._reports else None
         batch.note(outcomes)
         self._stranger.note(batch.seen.committed)
         failures = self._processing.failures if self._processing else {}
@@ -357,7 +365,7 @@ class Loop:
             self._advance()
         for slot, outcome in failed_last(enumerate(outcomes)):
             if slot not in failures and batch.requests[slot] is not None:
-                self._deliver(slot, outcome, None)
+                self._deliver(slot, outcome, None, logprobs=found)
         for slot, failure in failures.items():
             self._deliver(slot, outcomes[slot], failure)
 
@@ -374,15 +382,29 @@ class Loop:
         # A cycle that started ahead may have committed what has not been delivered yet.
         committed = batch.longest + self._cycle.depth + 1
         self._part, self._processing = part, batch.processing()
+        self._reports = batch.reports
         with torch.inference_mode(), self._resolved.blaming():
             tree = self._choose()
             self.cycles += 1
-            self._runtime.run(part, self._sampling, committed, self._processing, tree)
+            self._runtime.run(
+                part,
+                self._sampling,
+                committed,
+                self._processing,
+                tree,
+                reports=self._reports,
+            )
             if not self._sampling.greedy:
                 seats.feed.refill(requests)
 
     def _deliver(
-        self, slot: int, outcome: Outcome, failure: Exception | None, *, verified: bool = True
+        self,
+        slot: int,
+        outcome: Outcome,
+        failure: Exception | None,
+        *,
+        verified: bool = True,
+        logprobs: Logprobs | None = None,
     ) -> None:
         """Give a slot's new tokens to its request, and let the slot idle if that ends it."""
         seats = self.seats
@@ -391,7 +413,7 @@ class Loop:
         event = None
         try:
             if failure is None and not ticket.over:
-                event = seats.batch.deliver(slot, outcome, verified=verified)
+                event = seats.batch.deliver(slot, outcome, verified=verified, logprobs=logprobs)
         except Exception as error:
             failure = error
         if failure is not None:
@@ -407,6 +429,10 @@ class Loop:
                     self.verified + 1,
                     self.committed + len(event.tokens),
                 )
+                for place in range(event.drafted):
+                    self.accepted[place] += 1
+            else:
+                self.prompt_tokens += len(request.prompt)
             if event.finish_reason:
                 del self._tickets[id(request)]
                 self._sampling = None

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from eagle.cycle import Processors
+from eagle.decoding.logprobs import TokenLogprobs
 from eagle.decoding.text import Piece, TextStream
 from eagle.errors import RequestError
 from eagle.plugin import SamplingParams, fresh_seed
@@ -39,10 +40,13 @@ class Stats:
         cycles: verifications.
         tau: tokens committed per verification, the bonus token included.
         accepted_per_cycle: tokens committed by each cycle.
+        accepted_per_position: of draft position 1, 2 and so on, in how many cycles its token was
+            accepted; without what was cut off behind the text's end.
         seconds: from the request's start to its last token.
         tokens_per_second: new_tokens / seconds.
         time_to_first_token: seconds from the request's start to its first token.
         queued: seconds from when the request was made to its start.
+        seconds_per_token: seconds between tokens, from the first to the last; 0 if there is one.
     """
 
     new_tokens: int
@@ -53,6 +57,8 @@ class Stats:
     tokens_per_second: float
     time_to_first_token: float
     queued: float = 0.0
+    accepted_per_position: tuple[int, ...] = ()
+    seconds_per_token: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,9 @@ class Event:
         pieces: the text that became certain, piece by piece.
         finish_reason: None until the request is finished.
         result: the whole result, with the last event only.
+        logprobs: of its tokens, where the request asked for them.
+        drafted: how many of its tokens, the first ones, are accepted draft tokens. One behind them
+            is the cycle's bonus token, or the first token of all, which the prompt's pass gives.
     """
 
     index: int
@@ -72,6 +81,8 @@ class Event:
     pieces: tuple[Piece, ...]
     finish_reason: FinishReason | None = None
     result: Result | None = None
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    drafted: int = 0
 
     @property
     def text(self) -> str:
@@ -90,6 +101,7 @@ class Result:
         stats: figures.
         prompt_tokens: ids of the prompt, the chat template applied.
         seed: of its chance: given by itself, it gives this result again.
+        logprobs: of its tokens, in order, where the request asked for them.
     """
 
     text: str
@@ -98,6 +110,7 @@ class Result:
     stats: Stats
     prompt_tokens: tuple[int, ...]
     seed: int
+    logprobs: tuple[TokenLogprobs, ...] | None = None
 
 
 def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:
@@ -140,6 +153,8 @@ class Request:
     processors: Processors = ()
     tokens: list[int] = field(default_factory=list)
     accepted: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     def __post_init__(self) -> None:
@@ -168,12 +183,19 @@ class Request:
             return True
         return not self._ends.isdisjoint(tokens)
 
-    def deliver(self, tokens: Sequence[int], *, verified: bool = True) -> Event:
+    def deliver(
+        self,
+        tokens: Sequence[int],
+        *,
+        verified: bool = True,
+        logprobs: Sequence[TokenLogprobs] = (),
+    ) -> Event:
         """Take in the tokens of one cycle, up to the one that ends the request.
 
         Args:
             tokens: accepted draft tokens and, last, the bonus token.
             verified: False for the first token, which the prompt's own pass gives.
+            logprobs: of the tokens, where they are asked for.
         """
         given: list[int] = []
         for number, token in enumerate(tokens):
@@ -186,15 +208,20 @@ class Request:
             if self.finish_reason:
                 break
         self.tokens += given
+        drafted = min(len(given), len(tokens) - 1)
         if verified:
             self.accepted.append(len(given))
+            self.drafted.append(drafted)
+        own = None if self.params.logprobs is None else tuple(logprobs[: len(given)])
+        self.logprobs += own or ()
         self._last = time.perf_counter()
         self._first = self._first or self._last
         pieces = self._text.take(final=self.finish_reason is not None)
         if self._text.stopped:  # also by text that only the last token settled
             self.finish_reason = "stop"
         result = self.result() if self.finish_reason else None
-        return Event(self.index, tuple(given), pieces, self.finish_reason, result)
+        reason = self.finish_reason
+        return Event(self.index, tuple(given), pieces, reason, result, own, drafted)
 
     def result(self) -> Result:
         """Return what the request has been given."""
@@ -208,7 +235,17 @@ class Request:
             tokens_per_second=len(self.tokens) / seconds if seconds else 0.0,
             time_to_first_token=self._first - self._started,
             queued=self._started - self._made,
+            accepted_per_position=_by_position(self.drafted),
+            seconds_per_token=(self._last - self._first) / max(len(self.tokens) - 1, 1),
         )
         reason = self.finish_reason or "length"
         prompt = tuple(self.prompt)
-        return Result(self._text.text, tuple(self.tokens), reason, stats, prompt, self.seed)
+        found = None if self.params.logprobs is None else tuple(self.logprobs)
+        return Result(self._text.text, tuple(self.tokens), reason, stats, prompt, self.seed, found)
+
+
+def _by_position(drafted: Sequence[int]) -> tuple[int, ...]:
+    """Return how often each draft position was accepted, of how many were in each cycle."""
+    return tuple(
+        sum(count > place for count in drafted) for place in range(max(drafted, default=0))
+    )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.errors import RequestError
 from eagle.plugin import (
     Acceptance,
     AcceptanceRule,
@@ -31,7 +32,7 @@ from eagle.plugin import (
     probabilities,
 )
 from eagle.spec import DecoderSpec, Resolved
-from eagle.target import load_target
+from eagle.target import Target, load_target
 
 __all__ = ["Trace", "TracedCycle", "TracedNode"]
 
@@ -94,13 +95,31 @@ class Trace:
         self._target: TargetProbs | None = None
         self._choice: Acceptance | None = None
 
-    def decoder(self, spec: DecoderSpec, registry: Registry | None = None) -> Decoder:
-        """Build a watched decoder; see `Decoder.from_spec` for errors."""
-        resolved = resolve_for(spec, registry or default_registry())
-        target = load_target(spec.target, spec.folder)
+    def decoder(
+        self,
+        spec: DecoderSpec,
+        registry: Registry | None = None,
+        *,
+        target: Target | None = None,
+        nodes: int | None = None,
+    ) -> Decoder:
+        """Build a watched decoder; see `Decoder.from_spec` for errors.
+
+        Args:
+            spec: its spec.
+            registry: strategies to choose from.
+            target: a loaded target to use instead of the spec's.
+            nodes: refuse trees that have more.
+        """
+        resolved = resolve_for(spec, registry or default_registry(), target)
+        target = target or load_target(spec.target, spec.folder)
         if isinstance(resolved.tree, FittedTree):
             # A watched cycle is never captured: its costs would not be those of others.
             resolved = Decoder(resolved, target).resolved
+        if nodes is not None and resolved.tree.shape.nodes > nodes:
+            raise RequestError(
+                f"the tree has {resolved.tree.shape.nodes} nodes; at most {nodes} are looked at"
+            )
         return Decoder(self.watch(resolved), target)
 
     def watch(self, resolved: Resolved) -> Resolved:

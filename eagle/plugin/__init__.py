@@ -60,6 +60,7 @@ from eagle.plugin.roles import (
 )
 from eagle.plugin.rotary import rotary_depends_on_length
 from eagle.plugin.sampling import (
+    MOST_LOGPROBS,
     Draws,
     Sampling,
     SamplingParams,
@@ -143,6 +144,7 @@ __all__ = [
     "LM_HEAD",
     "MAP_DTYPES",
     "MAX_NODES",
+    "MOST_LOGPROBS",
     "RATES_FILE",
     "ROLES",
     "ROLE_TITLES",

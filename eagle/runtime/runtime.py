@@ -229,6 +229,8 @@ class Runtime:
         committed: int,
         processing: Processing | None,
         tree: int = 0,
+        *,
+        reports: bool = False,
     ) -> None:
         """Run one cycle, when no slot holds more than *committed* tokens.
 
@@ -238,15 +240,16 @@ class Runtime:
             committed: tokens of the longest text.
             processing: the logits processors of the slots, if any has some.
             tree: which of the cycle's trees is drafted; each is captured by itself.
+            reports: whether `slots.report` is wanted; such cycles are captured by themselves.
         """
         span = self.span(committed)
         self.cycle.use(tree)
         if processing or not self._captured(
-            ("cycle", slots.root.shape[0], tree, span, sampling.greedy, sampling.filtered),
-            lambda: self.cycle.run(slots, sampling, span),
+            ("cycle", slots.root.shape[0], tree, span, sampling.greedy, sampling.filtered, reports),
+            lambda: self.cycle.run(slots, sampling, span, reports=reports),
             slots,
         ):
-            self.cycle.run(slots, sampling, span, processing)
+            self.cycle.run(slots, sampling, span, processing, reports=reports)
 
     def _ask_kernels(self, sampling: Sampling) -> None:
         """Before the first sampled token, leave out kernels that are wrong on this device.
@@ -294,7 +297,9 @@ class Runtime:
         for one, own in zip(pieces, torch.split(uniforms, 1), strict=True):
             sampling = Sampling.of([one.request.params], device)
             prompt, part = one.request.prompt, (one.start, one.end)
-            self.prefill(slots, one.slot, prompt, sampling, own, processing, *part)
+            self.prefill(
+                slots, one.slot, prompt, sampling, own, processing, *part, reports=one.reports
+            )
 
     def prefill(
         self,
@@ -306,12 +311,22 @@ class Runtime:
         processing: Processing | None,
         start: int = 0,
         end: int | None = None,
+        *,
+        reports: bool = False,
     ) -> None:
         """Read a prompt into a slot and choose its first token; see `Cycle.prefill`."""
         self._ask_kernels(sampling)
         if processing or self._inputs is None or not self.graph:
             self.cycle.prefill(
-                slots, slot, prompt, sampling, uniform, processing, start=start, end=end
+                slots,
+                slot,
+                prompt,
+                sampling,
+                uniform,
+                processing,
+                start=start,
+                end=end,
+                reports=reports,
             )
             return
         inputs = self._inputs
@@ -329,7 +344,7 @@ class Runtime:
             inputs.load(piece, length, slot, first, count)
             choose = (inputs.sampling, inputs.uniform) if last else None
             span = self._bucket(first + length)
-            kind = (sampling.greedy, sampling.filtered) if last else ()
+            kind = (sampling.greedy, sampling.filtered, reports) if last else ()
             key = ("read", length, span, last, *kind)
 
             def read(
@@ -338,7 +353,7 @@ class Runtime:
                 choose: tuple[Sampling, Tensor] | None = choose,
             ) -> None:
                 tokens = inputs.tokens[:, : length + 1]
-                self.cycle.read(slots, tokens, inputs.place, span, choose)
+                self.cycle.read(slots, tokens, inputs.place, span, choose, reports=reports)
 
             if not self._captured(key, read, slots):
                 read()
@@ -435,7 +450,7 @@ class _Packed(_Compiled):
     """A packed pass, which is compiled once for any number of tokens and prompts."""
 
     def __call__(self, cycle: Cycle, *args: Any) -> Any:
-        tokens, follow, step, ended, sampling, uniforms = args
+        tokens, follow, step, ended, sampling, uniforms, _ = args
         for tensor in (tokens, follow, step.positions):
             torch._dynamo.mark_dynamic(tensor, 1)
         few = (ended, uniforms, step.lengths, step.tail, step.segments.slots, step.table)

@@ -24,6 +24,8 @@ STATS = {
     "tokens_per_second": float,
     "time_to_first_token": float,
     "queued": float,
+    "accepted_per_position": list,
+    "seconds_per_token": float,
 }
 FIGURES = re.compile(
     r"^\d+ tokens? · [\d.]+ tokens/s · tau [\d.]+ · \d+ cycles? · first token [\d.]+ s$", re.M
@@ -47,6 +49,29 @@ def test_the_answer_is_on_stdout_and_one_line_of_figures_on_stderr(generate):
     assert ran.err.count("\n") == 1
     assert FIGURES.search(ran.err)
     assert ran.err.startswith("12 tokens · ")
+
+
+def test_log_probabilities_are_a_table_or_in_the_json(generate):
+    table = generate(PROMPT, "--logprobs", "2").out.splitlines()[-13:]
+    assert table[0].split() == ["token", "logprob", "likeliest"]
+    assert all(re.fullmatch(r"'w\d+' +-?[\d.]+  ('w\d+' -?[\d.]+ *){2}", row) for row in table[1:])
+    shown = json.loads(generate(PROMPT, "--logprobs", "2", "--json").out)
+    assert [one["token"] for one in shown["logprobs"]] == shown["tokens"]
+    assert all(one["top"][0] == [one["token"], one["logprob"]] for one in shown["logprobs"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--json-schema", "missing.json"], r"--json-schema missing.json: No such file"),
+        (["--json-schema", "missing.json", "--regex", "a"], "follows one of them"),
+        (["--regex", "a", "--compare"], "--regex does not go with --compare"),
+    ],
+)
+def test_what_a_grammar_does_not_go_with_is_said(options, said, generate):
+    ran = generate(PROMPT, *options)
+    assert ran.status != 0
+    assert re.search(said, ran.err)
 
 
 def test_json_is_one_object_with_exactly_these_keys(generate):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -68,7 +69,7 @@ def shell(tmp_path_factory):
     program = home / "eagle"
     program.write_text(server.CLIENT.format(python=sys.executable, path=path))
     program.chmod(0o755)
-    serving = subprocess.Popen([sys.executable, server.__file__, path])
+    serving = subprocess.Popen([sys.executable, server.__file__, path], start_new_session=True)
     while not Path(path).exists():
         assert serving.poll() is None, "the server has ended"
         time.sleep(0.05)
@@ -87,5 +88,5 @@ def shell(tmp_path_factory):
         )
 
     yield run
-    serving.kill()
+    os.killpg(serving.pid, signal.SIGKILL)  # and whatever a page that failed left running
     serving.wait()

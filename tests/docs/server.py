@@ -13,13 +13,16 @@ import socket
 import sys
 
 CLIENT = """#!{python} -SE
-import json, os, socket, sys
+import json, os, signal, socket, sys
 call = {{"words": sys.argv[1:], "folder": os.getcwd(), "env": dict(os.environ)}}
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({path!r})
     socket.send_fds(server, [b"!"], [0, 1, 2])
     server.sendall(json.dumps(call).encode() + b"\\n")
-    sys.exit(int(server.makefile().readline()))
+    told = server.makefile()
+    worker = int(told.readline())
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(worker, signal.SIGTERM))
+    sys.exit(int(told.readline()))
 """
 
 
@@ -40,6 +43,7 @@ def answer(caller: socket.socket) -> None:
         from eagle.cli import main
 
         main(call["words"])
+    caller.sendall(f"{worker}\n".encode())  # so that who ends the caller ends it
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     caller.sendall(f"{status if status >= 0 else 128 - status}\n".encode())
 

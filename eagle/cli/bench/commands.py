@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -20,10 +20,7 @@ from eagle.cli.decoding import (
     sampling_params,
 )
 from eagle.cli.options import Overrides, Shapes, SpecName, numbers, shape_of
-from eagle.cli.verify.command import progress_bar
-
-if TYPE_CHECKING:
-    pass
+from eagle.cli.verify.progress import progress_bar
 
 app = typer.Typer(
     **console.GROUP,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,16 +16,18 @@ from eagle.cli.decoding import (
     sampling_params,
     warn_if_lossy,
 )
-from eagle.cli.options import Json, Overrides
+from eagle.cli.options import Json, Overrides, ServerUrl, settings_of
+from eagle.cli.verify.progress import progress_bar
 from eagle.cli.verify.verdict import describe, show, verdict_of
 
 if TYPE_CHECKING:
-    from eagle.bench import Identity, Progress, Sampled
+    from eagle.bench import Identity, Sampled
 
 EXAMPLES = console.examples(
     "eagle verify",
     "eagle verify --target ./my-model --set head.weights=./my-head --prompts mt_bench.jsonl",
     "eagle verify --temperature 1 --samples 64 --tokens 8",
+    "eagle verify --server http://127.0.0.1:8000 --target ./my-model",
     "eagle verify --spec chain --set target.dtype=float32 --batch 1 --json",
 )
 
@@ -105,15 +105,20 @@ def verify(
     seed: Annotated[
         int, typer.Option("--seed", metavar="N", help="The same seed, the same figures.")
     ] = 0,
+    server: ServerUrl = None,
     as_json: Json = False,
 ) -> None:
-    """Show whether a decoder says what its target would have said.
+    """Show whether a decoder says what its target would have said; with --server, a server.
 
     At temperature 0 its answers are compared with plain decoding and with transformers' generate,
     and each of its tokens with the target's own choice; a difference is told to be a numerical
     tie or a mistake. Above 0 the first tokens of many answers are tested against the target's
-    distribution. Exit status: 0 if it holds, 1 if it does not.
+    distribution; of a server always these, at temperature 1 unless
+    another is given. Exit status: 0 if it holds, 1 if it does not.
     """
+    if server is not None:
+        temperature = temperature or 1.0
+        _refuse_local(spec, batch)
     _refuse_idle(
         temperature,
         {"--max-new-tokens": max_new_tokens},
@@ -129,6 +134,21 @@ def verify(
     # What the generation config makes of logits is not what is verified here.
     settings = ["target.generation_config=ignore", *(set_ or ())]
     settings += [f"runtime.max_batch={batch}"] if batch else []
+    if server is not None:
+        from eagle.cli.verify.served import verify_server
+
+        holds = verify_server(
+            server,
+            [*settings, *settings_of(None, target)],
+            texts,
+            temperature=temperature,
+            samples=samples or _SAMPLES,
+            tokens=tokens or _TESTED,
+            alpha=alpha,
+            seed=seed,
+            as_json=as_json,
+        )
+        raise typer.Exit(0 if holds else 1)
     decoder = load_decoder(spec, settings, target)
     warn_if_lossy(decoder)
     from eagle.bench import verify_greedy, verify_sampled
@@ -160,6 +180,15 @@ def verify(
     raise typer.Exit(0 if found.holds else 1)
 
 
+def _refuse_local(spec: str, batch: int | None) -> None:
+    """Refuse options that say how to decode, which a server has settled."""
+    from eagle.errors import RequestError
+
+    for option, given in (("--spec", spec != "eagle"), ("--batch", batch)):
+        if given:
+            raise RequestError(f"{option} does not go with --server, which decodes as it does")
+
+
 def _refuse_idle(temperature: float, greedy: dict[str, Any], sampled: dict[str, Any]) -> None:
     """Refuse options that would have no effect at this temperature."""
     from eagle.errors import RequestError
@@ -178,25 +207,3 @@ def _prompts(file: Path | None, limit: int | None, alpha: float) -> list[str]:
 
     check_alpha(alpha)
     return (list(PROMPTS) if file is None else read_prompts(file))[:limit]
-
-
-@contextmanager
-def progress_bar() -> Iterator[Progress]:
-    """Show on stderr how far a measurement is, on a terminal only."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    shown = console.err.is_terminal
-    with Bar(*columns, console=console.err, transient=True, disable=not shown) as bar:
-        task = bar.add_task("starting", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            bar.update(task, description=what, completed=done, total=total)
-
-        yield progress

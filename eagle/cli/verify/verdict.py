@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from eagle.bench import Choice, Identity, Sampled
     from eagle.decoding import Decoder
 
-__all__ = ["describe", "show", "verdict_of"]
+__all__ = ["describe", "print_sampled", "show", "verdict_of"]
 
 _SHOWN = 12  # differences listed on the terminal; --json has them all
 
@@ -88,7 +88,7 @@ def show(decoder: Decoder, found: Identity | Sampled, temperature: float) -> Non
     if isinstance(found, Identity):
         _print_identity(decoder, found)
     else:
-        _print_sampled(found)
+        print_sampled(found)
 
 
 def _print_identity(decoder: Decoder, found: Identity) -> None:
@@ -151,7 +151,8 @@ def _token(decoder: Decoder, token: int | None) -> str:
     return f"#{token}" if tokenizer is None else repr(tokenizer.decode([token]))
 
 
-def _print_sampled(found: Sampled) -> None:
+def print_sampled(found: Sampled) -> None:
+    """Print the figures of a test of sampled tokens."""
     test = found.test
     console.out.print(
         f"{_count(test.draws, 'token')}: the first {found.tokens} of {found.samples} answers to "

@@ -1,0 +1,223 @@
+"""Answers on their way to a client: whole, or as server-sent events, until it leaves.
+
+It knows handles and a connection; what an answer looks like is the form's. Whoever leaves has the
+requests cancelled within a cycle; whoever does not read what was sent is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from eagle.decoding import Event, Handle, Result
+from eagle.errors import CancelledError
+from eagle.serve.guard import log
+from eagle.serve.intake import Asked
+from eagle.serve.problems import Problem, encoded, problem_of
+
+__all__ = ["Events", "Whole", "events_of", "gone", "sse"]
+
+_HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
+
+
+def sse(value: Any) -> bytes:
+    """Return a value as one server-sent event."""
+    return b"data: " + encoded(value) + b"\n\n"
+
+
+async def gone(receive: Receive) -> None:
+    """Wait until the client has left."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def events_of(asked: Asked) -> AsyncIterator[tuple[int, Event]]:
+    """Give the events of all answers as they come, each with its answer's number.
+
+    Raises:
+        Problem: what ended them, where that was the server's doing.
+        EagleError: one failed.
+    """
+    try:
+        if len(asked.handles) == 1:
+            async for event in asked.handles[0]:
+                yield 0, event
+        else:
+            async for item in _merged(asked.handles):
+                yield item
+    except CancelledError as error:
+        raise asked.why or problem_of(error) from error
+
+
+async def _merged(handles: Sequence[Handle]) -> AsyncIterator[tuple[int, Event]]:
+    # Bounded, so that who reads slowly does not have everything twice.
+    queue: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue(len(handles))
+
+    async def feed(index: int, handle: Handle) -> None:
+        try:
+            async for event in handle:
+                await queue.put((index, event))
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    tasks = [asyncio.create_task(feed(*numbered)) for numbered in enumerate(handles)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+class _StalledError(Exception):
+    """A client does not read what it is sent."""
+
+
+class _Answer(Response):
+    """A response that ends when the client leaves.
+
+    Args:
+        asked: what is cancelled then.
+        stall: seconds that a client may take to read what it was sent.
+        left: called with the number of requests that were cancelled.
+        done: called when nothing more is to come, whatever the reason.
+    """
+
+    def __init__(
+        self,
+        asked: Asked,
+        stall: float,
+        left: Callable[[int], None],
+        done: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._asked, self._stall, self._left, self._done = asked, stall, left, done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or notice that nobody listens."""
+        work = asyncio.create_task(self._answer(scope, send))
+        leaving = asyncio.create_task(gone(receive))
+        try:
+            await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                scope["state"]["log"]["left"] = True
+                work.cancel()
+                with suppress(asyncio.CancelledError):
+                    await work
+            else:
+                work.result()
+        except _StalledError:
+            await asyncio.sleep(0)  # until the connection knows that it is lost
+        finally:
+            leaving.cancel()
+            if cancelled := self._asked.cancel():
+                self._left(cancelled)
+            self._done()
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        raise NotImplementedError
+
+    async def _send(self, scope: Scope, send: Send, message: dict[str, Any]) -> None:
+        try:
+            async with asyncio.timeout(self._stall):
+                await send(message)
+        except TimeoutError:
+            scope["state"]["log"]["stalled"] = True
+            if abort := scope["state"].get("abort"):
+                abort()  # closing would wait for what is not read
+            raise _StalledError from None
+
+    def _told(self, scope: Scope, error: Exception) -> Problem:
+        """Return what a client is told of a failure, and log what it is not told."""
+        problem = problem_of(error)
+        if problem.status == 500:
+            log.error(
+                "a request failed", exc_info=error, extra={"request": scope["state"].get("id")}
+            )
+        return problem
+
+
+class Whole(_Answer):
+    """An answer in one piece.
+
+    Args:
+        make: the body, of the results.
+        **how: see `_Answer`.
+    """
+
+    def __init__(self, make: Callable[[list[Result]], dict[str, Any]], **how: Any) -> None:
+        super().__init__(**how)
+        self._make = make
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        status, headers = 200, dict[str, str]()
+        try:
+            results = [await handle for handle in self._asked.handles]
+            body = self._make(results)
+        except Exception as error:
+            problem = (isinstance(error, CancelledError) and self._asked.why) or self._told(
+                scope, error
+            )
+            status, headers, body = problem.status, problem.headers, problem.body
+        content = encoded(body)
+        headers |= {"content-type": "application/json", "content-length": str(len(content))}
+        await self._send(scope, send, _start(status, headers))
+        await self._send(scope, send, {"type": "http.response.body", "body": content})
+
+
+class Events(_Answer):
+    """An answer as server-sent events.
+
+    Args:
+        make: gives them, as bytes.
+        **how: see `_Answer`.
+    """
+
+    def __init__(self, make: Callable[[], AsyncIterator[bytes]], **how: Any) -> None:
+        super().__init__(**how)
+        self._make = make
+
+    async def _answer(self, scope: Scope, send: Send) -> None:
+        headers = {"content-type": "text/event-stream; charset=utf-8", **_HEADERS}
+        started = False
+        try:
+            async for piece in self._make():
+                if not started:
+                    await self._send(scope, send, _start(200, headers))
+                    started = True
+                await self._send(
+                    scope, send, {"type": "http.response.body", "body": piece, "more_body": True}
+                )
+        except _StalledError:
+            raise
+        except Exception as error:
+            problem = self._told(scope, error)
+            if not started:  # it may still be said by the status
+                content = encoded(problem.body)
+                plain = {"content-type": "application/json", "content-length": str(len(content))}
+                await self._send(scope, send, _start(problem.status, problem.headers | plain))
+                await self._send(scope, send, {"type": "http.response.body", "body": content})
+                return
+            last = sse(problem.body)
+        else:
+            last = b"data: [DONE]\n\n"
+        await self._send(scope, send, {"type": "http.response.body", "body": last})
+
+
+def _start(status: int, headers: dict[str, str]) -> dict[str, Any]:
+    listed = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": listed}

@@ -1,0 +1,364 @@
+"""The application: which address does what. It knows an engine, and builds the parts around it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import HTTPException
+from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.responses import FileResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from eagle import __version__
+from eagle.decoding import Engine, Result
+from eagle.errors import EagleError
+from eagle.plugin import explain
+from eagle.serve.answering import Events, Whole, events_of, sse
+from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
+from eagle.serve.guard import Gate, Guard
+from eagle.serve.intake import Asked, Intake
+from eagle.serve.metrics import Metrics
+from eagle.serve.problems import Problem, encoded, problem_of, response
+from eagle.serve.schemas import ChatRequest, CompletionRequest, SamplingRequest, TraceRequest
+from eagle.serve.settings import Settings
+from eagle.serve.tokens import TokenTexts
+from eagle.serve.watching import Watcher
+
+__all__ = ["Service", "create_app"]
+
+_BodyT = TypeVar("_BodyT", bound=BaseModel)
+
+PAGE = Path(str(resources.files("eagle.serve"))) / "page"
+"""The folder of the page at ``/``: ``index.html``, and what it asks of ``/page/``."""
+
+
+class Service:
+    """What the application's addresses share.
+
+    Args:
+        engine: what answers.
+        settings: names and limits.
+
+    Attributes:
+        model: the name that clients know the target by.
+        gate: whether requests are let in.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine, self.settings, self.gate = engine, settings, Gate()
+        decoder = engine.decoder
+        # What somebody calls a model may be the path of its folder.
+        self.model = settings.model or Path(decoder.target.info.name).name
+        self.texts = TokenTexts(decoder.target.tokenizer)
+        self.intake, self.metrics = Intake(engine, settings), Metrics(engine)
+        self.watcher = Watcher(engine, settings, self.texts)
+        self.pool = ThreadPoolExecutor(1, "eagle-intake")
+        self.live: set[Asked] = set()
+        said = json.dumps([__version__, decoder.spec.model_dump(mode="json")], sort_keys=True)
+        self.fingerprint = f"eagle-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
+
+    def end(self) -> None:
+        """Tell all who still wait that there will be no answer."""
+        for asked in list(self.live):
+            asked.stop(Problem(503, "the server was shut down before the answer", code="closing"))
+
+    async def answer(self, body: SamplingRequest, request: Request) -> Response:
+        """Answer a chat or a completion."""
+        self._check_model(body.model)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        asked = await loop.run_in_executor(self.pool, self.intake.submit, body)
+        late = Problem(504, f"no answer within {self.settings.timeout:g} seconds", code="timeout")
+        timer = loop.call_later(self.settings.timeout, asked.stop, late)
+        self.live.add(asked)
+        noted = request.state.log
+        noted |= {"prompt_tokens": sum(asked.prompts), "answers": len(asked.handles)}
+
+        def done() -> None:
+            timer.cancel()
+            self.live.discard(asked)
+            results = _answers(asked)
+            self.metrics.answered(results, asked.prompts)
+            cycles = sum(result.stats.cycles for result in results)
+            accepted = sum(sum(result.stats.accepted_per_cycle) for result in results)
+            noted["new_tokens"] = sum(result.stats.new_tokens for result in results)
+            noted["tau"] = round(accepted / cycles, 3) if cycles else None
+            noted["decoding"] = round(loop.time() - began, 4)
+
+        how = {
+            "asked": asked,
+            "stall": self.settings.stall,
+            "left": self.metrics.abandoned,
+            "done": done,
+        }
+        form = self._form(body)
+        if body.stream:
+            return Events(lambda: self._stream(form, asked, body), **how)
+        return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
+
+    def _form(self, body: SamplingRequest) -> Form:
+        kind = ChatForm if isinstance(body, ChatRequest) else TextForm
+        form = kind(
+            self.model,
+            self.fingerprint,
+            self.texts,
+            numbers=bool(body.return_token_ids),
+            named=bool(body.return_tokens_as_token_ids),
+        )
+        if isinstance(form, ChatForm):
+            form.pieces = bool(getattr(body, "return_pieces", None))
+        return form
+
+    def _check_model(self, name: str | None) -> None:
+        if name is not None and name != self.model:
+            raise Problem(
+                404,
+                f"the model {name[:100]!r} is not here; this server has {self.model!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _figures(self, asked: Asked) -> dict[str, Any]:
+        results = [handle.result() for handle in asked.handles]
+        tokens = sum(result.stats.new_tokens for result in results)
+        tree = self.engine.decoder.resolved.tree
+        return {"usage": usage(asked.prompts, tokens), "metrics": acceptance(results, tree)}
+
+    async def _stream(
+        self, form: Form, asked: Asked, body: SamplingRequest
+    ) -> AsyncIterator[bytes]:
+        # With usage, OpenAI has the field in every piece, and says in the last what it is.
+        none: dict[str, Any] = {"usage": None} if body.wants_usage else {}
+        opened: set[int] = set()
+        left = len(asked.handles)
+        async for index, event in events_of(asked):
+            choices = []
+            if index not in opened:
+                opened.add(index)
+                choices.append(form.opening(index))
+            choices.append(form.piece(index, event))
+            if event.finish_reason:
+                left -= 1
+                choices.append(form.ending(index, event.finish_reason))
+            pieces = [form.chunk([choice], **none) for choice in choices if choice]
+            if not left:
+                figures = self._figures(asked)
+                if body.wants_usage:
+                    pieces.append(form.chunk([], **figures))
+                else:
+                    pieces[-1]["metrics"] = figures["metrics"]
+            # In one write: a packet each costs more than what is in it.
+            if pieces:
+                yield b"".join(map(sse, pieces))
+
+    async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
+        """Answer a conversation cycle by cycle."""
+
+        async def pieces() -> AsyncIterator[bytes]:
+            async for told in self.watcher.watch(body, plain=plain):
+                yield sse(told)
+
+        return Events(
+            pieces,
+            asked=Asked([], []),
+            stall=self.settings.stall,
+            left=lambda count: None,
+            done=lambda: None,
+        )
+
+
+def create_app(
+    engine: Engine, settings: Settings | None = None, *, service: Service | None = None
+) -> Any:
+    """Return an ASGI application that answers by an engine.
+
+    Args:
+        engine: what answers; whoever made it closes it.
+        settings: names and limits.
+        service: what it is built on, where somebody keeps that.
+    """
+    service = service or Service(engine, settings or Settings())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.pool.shutdown(wait=False, cancel_futures=True)
+        service.watcher.close()
+
+    # The pages of FastAPI come from elsewhere, and this works offline.
+    app = FastAPI(
+        title="eagle", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
+    )
+    _add_answers(app, service)
+    _add_looks(app, service)
+    _add_errors(app)
+    app.openapi = lambda: _openapi(app, FastAPI.openapi)  # type: ignore[method-assign]
+    return Guard(_Counted(app, service.metrics), service.settings, service.gate)
+
+
+def _add_answers(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
+    async def chat_completions(request: Request) -> Response:
+        return await service.answer(await _checked(ChatRequest, request), request)
+
+    @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        return await service.answer(await _checked(CompletionRequest, request), request)
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        return _json({"object": "list", "data": [_model(service)]})
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service._check_model(name)
+        return _json(_model(service))
+
+    @app.get("/health")
+    async def health() -> Response:
+        if service.gate.closing or service.engine.closed:
+            raise Problem(503, "the server is shutting down", code="closing")
+        return _json({"status": "ok"})
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(service.metrics.text(), headers={"content-type": kind})
+
+
+def _add_looks(app: FastAPI, service: Service) -> None:
+    @app.get("/eagle/info")
+    async def info() -> Response:
+        limits = {"capacity": service.engine.decoder.capacity}
+        return _json({"model": service.model, **service.watcher.choices(), **limits})
+
+    @app.post("/eagle/trace", openapi_extra=_body_of(TraceRequest))
+    async def trace(request: Request) -> Response:
+        return await service.look_on(await _checked(TraceRequest, request), plain=False)
+
+    @app.post("/eagle/plain", openapi_extra=_body_of(TraceRequest))
+    async def plain(request: Request) -> Response:
+        return await service.look_on(await _checked(TraceRequest, request), plain=True)
+
+    @app.get("/")
+    async def root() -> Response:
+        if (PAGE / "index.html").is_file():
+            return FileResponse(PAGE / "index.html")
+        paths = sorted(path for path in app.openapi()["paths"] if path != "/")
+        return _json({"name": "eagle", "version": __version__, "paths": paths})
+
+    if PAGE.is_dir():
+        app.mount("/page", StaticFiles(directory=PAGE))
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def told(request: Request, error: Exception) -> Response:
+        return response(problem_of(error))
+
+    async def other(request: Request, error: Exception) -> Response:
+        assert isinstance(error, StarletteHTTPException)
+        texts = {
+            404: "there is nothing at this address",
+            405: "this method is not for this address",
+        }
+        text = texts.get(error.status_code, "the request is not valid")
+        return response(Problem(error.status_code, text, headers=error.headers))
+
+    app.add_exception_handler(Problem, told)
+    app.add_exception_handler(Exception, told)  # which is logged above
+    app.add_exception_handler(HTTPException, other)
+    app.add_exception_handler(StarletteHTTPException, other)
+
+
+class _Counted:
+    """Counts requests by address and status, of the addresses that there are."""
+
+    def __init__(self, app: FastAPI, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        status = 500
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        finally:
+            if scope["type"] == "http":
+                route = scope.get("route")
+                self._metrics.requested(getattr(route, "path", "other"), status)
+
+
+async def _checked(model: type[_BodyT], request: Request) -> _BodyT:
+    """Return a request's body as a model of it.
+
+    Raises:
+        Problem: it is not JSON, or a field is wrong.
+    """
+    try:
+        data = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, "the body is not valid JSON", code="invalid_json") from error
+    if not isinstance(data, dict):
+        raise Problem(400, "the body should be a JSON object")
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        path, text = next(iter(explain(error, model, data).items()))
+        name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
+        unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+        raise Problem(
+            400,
+            f"{name}: {text}" if name else text,
+            param=name or None,
+            code="unknown_field" if unknown else None,
+        ) from error
+
+
+def _answers(asked: Asked) -> list[Result]:
+    """Return what was answered, whatever became of the rest."""
+    found = []
+    for handle in asked.handles:
+        if handle.done:
+            with suppress(EagleError):
+                found.append(handle.result())
+    return found
+
+
+def _model(service: Service) -> dict[str, Any]:
+    own = {"id": service.model, "object": "model", "created": 0, "owned_by": "eagle-decoding"}
+    return {**own, "max_model_len": service.engine.decoder.capacity}
+
+
+def _json(value: Any) -> Response:
+    return Response(encoded(value), media_type="application/json")
+
+
+def _body_of(model: type[BaseModel]) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _openapi(app: FastAPI, plain: Callable[[FastAPI], dict[str, Any]]) -> dict[str, Any]:
+    """Return the schema of all addresses, with those of the bodies that are checked here."""
+    schema = plain(app)
+    kept = schema.setdefault("components", {}).setdefault("schemas", {})
+    for model in (ChatRequest, CompletionRequest, TraceRequest):
+        own = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        kept |= own.pop("$defs", {})
+        kept[model.__name__] = own
+    return schema

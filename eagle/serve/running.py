@@ -1,0 +1,172 @@
+"""A server from its first to its last moment: the socket, signals, and what is still under way.
+
+It knows uvicorn; what is answered is the application's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from eagle.decoding import Engine
+from eagle.errors import EagleError
+from eagle.serve.app import Service, create_app
+from eagle.serve.guard import JsonLines
+from eagle.serve.settings import Settings
+
+__all__ = ["Running", "log_to", "reserved", "run"]
+
+_CONNECTIONS = 1024
+_KEEP_ALIVE = 30  # seconds that an idle connection is kept
+
+
+def reserved(host: str, port: int) -> socket.socket:
+    """Return a socket that has an address, and does not listen yet.
+
+    Raises:
+        EagleError: the address cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if sys.platform != "win32":  # a port that was just left can be had again
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise _unavailable(host, port, error) from error
+    return made
+
+
+def _unavailable(host: str, port: int, error: OSError) -> EagleError:
+    if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+        return EagleError(f"--host {host}: this machine has no such address")
+    known = {errno.EADDRINUSE: "is in use", errno.EACCES: "is for the administrator alone"}
+    why = known.get(error.errno or 0, f"cannot be had ({error.strerror})")
+    return EagleError(f"port {port} of {host} {why}; choose another with --port")
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed unless a request comes soon, and can be cut off."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, "abort": transport.abort}
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
+
+
+class Running(uvicorn.Server):
+    """A server that lets requests under way end, and says so where it cannot.
+
+    Args:
+        service: what the application is built on.
+        app: the application.
+        told: called with what a person should know.
+    """
+
+    def __init__(self, service: Service, app: Any, told: Callable[[str], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Connection,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                date_header=True,
+                proxy_headers=False,
+                limit_concurrency=_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE,
+            )
+        )
+        self._service, self._told = service, told
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more requests, and end when none is left or time is up."""
+        service, loop = self._service, asyncio.get_running_loop()
+        service.gate.closing = True
+        if service.live:
+            grace = service.settings.grace
+            self._told(
+                f"{len(service.live)} requests are under way; they have {grace:g} seconds "
+                "(again, and they are cut off)"
+            )
+            loop.call_later(grace, service.end)
+        await super().shutdown(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End at the first signal when all is answered, at the second at once."""
+        if self.should_exit:
+            loop = asyncio.get_running_loop()
+            loop.call_soon_threadsafe(self._service.end)
+        self.should_exit = True
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Have signals end the server, and not be raised once more behind it."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        kinds = (signal.SIGINT, signal.SIGTERM)
+        before = {kind: signal.signal(kind, self.handle_exit) for kind in kinds}
+        try:
+            yield
+        finally:
+            for kind, handler in before.items():
+                signal.signal(kind, handler)
+
+
+def run(
+    engine: Engine,
+    settings: Settings,
+    sockets: list[socket.socket],
+    *,
+    told: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Serve until a signal ends it, and close the engine.
+
+    Args:
+        engine: what answers.
+        settings: names and limits.
+        sockets: to listen on.
+        told: called with what a person should know.
+    """
+    for made in sockets:
+        host, port = made.getsockname()[:2]
+        try:
+            made.listen(_CONNECTIONS)  # several may have reserved a port; only one listens
+        except OSError as error:
+            raise _unavailable(host, port, error) from error
+        shown = f"[{host}]" if ":" in host else host
+        told(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
+    service = Service(engine, settings)
+    running = Running(service, create_app(engine, service=service), told)
+    try:
+        running.run(sockets)
+    finally:
+        engine.close(drain=False)
+
+
+def log_to(stream: Any) -> None:
+    """Have requests, and what goes wrong, written to a stream, a line of JSON each."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonLines())
+    for name, level in (("eagle.serve", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level)

@@ -1,0 +1,136 @@
+"""``eagle serve`` as a process, ``eagle chat --server``, and what cannot be served."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from eagle.cli import main
+from tests.serve.conftest import until
+
+
+@pytest.fixture
+def eagle(capsys):
+    """Run the command line in this process; return its status and what it printed."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        return exit_.value.code, *capsys.readouterr()
+
+    return run
+
+
+def options(home, pair):
+    words = ["--target", str(home), "--set", f"head.weights={pair[1]}"]
+    return [*words, "--set", "target.dtype=float32", "--set", "tree={name: chain, depth: 3}"]
+
+
+def test_a_process_tells_what_it_loads_answers_and_ends_when_told(home, pair, decoder):
+    words = [sys.executable, "-m", "eagle.cli", "serve", "--port", "0", *options(home, pair)]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    try:
+        # Whatever else is installed may say something first.
+        loaded = next(line for line in process.stderr if line.startswith("loaded "))
+        serving = process.stderr.readline()
+        assert "tiny-model (float32, cpu)" in loaded
+        assert re.search(r"spec eagle: head auto, tree chain.* 8 slots.* in \d+\.\d s", loaded)
+        port = int(re.match(r"serving http://127\.0\.0\.1:(\d+)/v1", serving)[1])
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        body = {"prompt": "hello", "max_tokens": 300, "temperature": 0, "ignore_eos": True}
+        connection.request(
+            "POST",
+            "/v1/completions",
+            json.dumps({**body, "stream": True}),
+            {"content-type": "application/json", "x-request-id": "mine"},
+        )
+        response = connection.getresponse()
+        assert response.status == 200
+        process.send_signal(signal.SIGTERM)
+        events = [line[6:] for line in response.read().decode().split("\n\n") if line]
+        connection.close()
+        text = "".join(json.loads(e)["choices"][0]["text"] for e in events[:-1])
+        expected = decoder.generate("hello", raw=True, max_new_tokens=300, ignore_eos=True)
+        assert text == expected.text
+        assert process.wait(30) == 0
+        *logged, last = process.stderr.read().splitlines()
+        assert last == "ended"
+        (line,) = [json.loads(line) for line in logged if line.startswith("{")]
+        assert line["request_id"] == "mine"
+        assert (line["event"], line["status"], line["new_tokens"]) == ("request", 200, 300)
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_a_port_in_use_is_told_before_anything_is_loaded(eagle):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        status, _, err = eagle("serve", "--port", str(port), "--target", "nowhere-at-all")
+    assert status == 2
+    assert err == f"error: port {port} of 127.0.0.1 is in use; choose another with --port\n"
+
+
+def test_an_address_of_another_machine_is_told_so(eagle):
+    status, _, err = eagle("serve", "--host", "192.0.2.1")
+    assert (status, err) == (2, "error: --host 192.0.2.1: this machine has no such address\n")
+
+
+def test_a_missing_extra_is_one_sentence(eagle, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("eagle.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    monkeypatch.delattr("eagle.serve", raising=False)
+    status, _, err = eagle("serve")
+    assert status == 2
+    assert "fastapi, which is not installed: pip install 'eagle-decoding[serve]'" in err
+
+
+@pytest.mark.parametrize("key", ["", " ", "a\nb"])
+def test_a_key_that_no_header_can_carry_is_refused(eagle, key):
+    status, _, err = eagle("serve", "--port", "0", "--api-key", key)
+    assert status == 2
+    assert err.startswith("error: --api-key")
+
+
+@pytest.fixture
+def chat(eagle, monkeypatch):
+    def run(url, *turns, options=()):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(turn + "\n" for turn in turns)))
+        return eagle("chat", "--server", url, "--max-new-tokens", "8", *options)
+
+    return run
+
+
+def test_a_chat_with_a_server_keeps_the_turns_before(chat, site, decoder):
+    status, out, err = chat(site.url, "hello", "and now")
+    assert status == 0
+    first = decoder.generate("hello", max_new_tokens=8).text
+    talk = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "and now"},
+    ]
+    assert out.splitlines() == [first, decoder.generate(talk, max_new_tokens=8).text]
+    assert len(re.findall(r"^8 tokens · .* tokens/s · tau \d\.\d\d · first text", err, re.M)) == 2
+
+
+def test_a_chat_ends_where_the_server_refuses_or_is_not_there(chat, site):
+    status, _, err = chat(site.url, "hello " * 200)
+    assert status == 2
+    assert "answers 400: this model's maximum context length" in err
+    status, _, err = chat("http://127.0.0.1:9", "hello")
+    assert status == 2
+    assert "does not answer" in err
+    status, _, err = chat(site.url, "hello", options=("--target", "x"))
+    assert (status, "--target does not go with --server" in err) == (2, True)
+    until(lambda: site.engine.stats().active == 0)
