@@ -116,7 +116,7 @@ class Decoder(Whole):
         elif not isinstance(overrides, Sequence) or len(overrides):
             raise SpecError("overrides go with a spec's name or path; a DecoderSpec is complete")
         resolved = resolve_for(spec, registry or default_registry(), target)
-        return cls(resolved, target or load_target(spec.target, spec.folder))
+        return cls(resolved, target or load_target(spec.target, spec.folder, spec.runtime.quantize))
 
     @property
     def spec(self) -> DecoderSpec:

@@ -97,7 +97,7 @@ class Trace:
     def decoder(self, spec: DecoderSpec, registry: Registry | None = None) -> Decoder:
         """Build a watched decoder; see `Decoder.from_spec` for errors."""
         resolved = resolve_for(spec, registry or default_registry())
-        target = load_target(spec.target, spec.folder)
+        target = load_target(spec.target, spec.folder, spec.runtime.quantize)
         if isinstance(resolved.tree, FittedTree):
             # A watched cycle is never captured: its costs would not be those of others.
             resolved = Decoder(resolved, target).resolved

@@ -103,6 +103,7 @@ def cost_key(
         "versions": versions(),
         "target": {size: getattr(config, size, None) for size in _SIZES},
         "dtype": str(dtype),
+        "quantized": runtime.quantize or _method(config),
         "placement": spec.target.model_dump(include={"device_map", "tp_plan"}),
         "strategies": strategies,
         "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
@@ -111,6 +112,13 @@ def cost_key(
         key["passes"] = made(config, dtype)  # compiled, they take half the time
     found: dict[str, Any] = json.loads(json.dumps(key, default=str))
     return found
+
+
+def _method(config: Any) -> str:
+    """Return how the files of a target are quantized, or nothing."""
+    own = getattr(config, "quantization_config", None)
+    found = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    return str(getattr(found, "value", found) or "")
 
 
 def _describe_head(resolved: Resolved) -> Any:

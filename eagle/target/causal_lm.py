@@ -21,8 +21,9 @@ from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, left_alone
 from eagle.plugin import AttentionBackend
 from eagle.spec import TargetSpec
 from eagle.target import interfaces as bridge
-from eagle.target import loading, probing
+from eagle.target import loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
+from eagle.target.memory import check_memory
 from eagle.target.rotary import settle_rotary
 from eagle.target.tokens import check_same_tokens
 
@@ -45,6 +46,9 @@ class Target(Whole):
         dtype: of its weights.
         spread: whether it is on several devices: then it has features and logits, but no cycles.
         body: the model without its LM head.
+        precision: how its numbers are kept: its dtype, and what quantizes its weights, if any.
+        plain: whether the weights of its body are plain tensors, which can be cut, stacked,
+            copied and handed to compiled code.
         layout: of its linear layers.
         turn: which thread may run passes or change the layout.
     """
@@ -63,7 +67,7 @@ class Target(Whole):
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        self.info = replace(loading.info_of(name, self.config), vocab_size=head.weight.shape[0])
+        self.info = replace(loading.info_of(name, self.config), vocab_size=loading.width_of(head))
         self.device = loading.device_of(model.get_output_embeddings())
         self.dtype = model.dtype
         self.spread = loading.is_spread(model)
@@ -76,6 +80,8 @@ class Target(Whole):
         if isinstance(self.body, nn.Linear):  # ModernBERT calls its LM head the decoder
             self.body = model.base_model
         settle_rotary(self.body)
+        self.precision = quantizing.precision(model, self.dtype)
+        self.plain = quantizing.is_plain(self.body)
         self._head = model.get_output_embeddings()
         self._int8_head: Int8Linear | None = None
         self._int8_of: tuple[int, int] | None = None
@@ -389,12 +395,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
+def load_target(
+    spec: TargetSpec, folder: Path | None = None, quantize: quantizing.Quantize | None = None
+) -> Target:
     """Load the target of a spec, on its device or devices and in its dtype.
 
     Args:
         spec: the target.
         folder: of the spec file, where a relative path is looked for first.
+        quantize: what its linear layers become, if they are to be quantized.
 
     Raises:
         TargetError: it cannot be found, loaded or served.
@@ -405,5 +414,16 @@ def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
     _, text = loading.describe(source)
     if spec.tp_plan:
         loading.check_split(source.name, text)
-    model = loading.load_model(source, resolve_dtype(spec.dtype, device), device, spec)
+    dtype = resolve_dtype(spec.dtype, device)
+    if spec.device_map is None:
+        check_memory(
+            loading.folder_of(source.path, spec.revision),
+            text,
+            source.name,
+            dtype=dtype,
+            device=device,
+            kind=None if source.adapter else quantize,
+            processes=loading.processes() if spec.tp_plan else 1,
+        )
+    model = loading.load_model(source, dtype, device, spec, quantize)
     return Target(model, loading.load_tokenizer(source), spec.model)

@@ -70,7 +70,7 @@ def ranks(
     resolved = resolve_for(loaded, default_registry())
     head, folder = resolved.head, _folder(resolved)
     with working(f"loading {loaded.target.model}"):
-        model = load_target(loaded.target, loaded.folder)
+        model = load_target(loaded.target, loaded.folder, loaded.runtime.quantize)
         head.load(model, resolved.attention)
 
     def say(what: str) -> None:
