@@ -76,6 +76,8 @@ def chat(
     )
     given = template_of(template)
     decoder = load_decoder(spec, set_, target)
+    if decoder.target.together is not None:
+        raise RequestError("a chat is for one process: leave target.tp_plan out, or use generate")
     conversation = Conversation(decoder, params, given)
     warn_if_lossy(decoder)
     _legend()

@@ -49,6 +49,8 @@ class Decoder(Whole):
             self._make(resolved, target)
 
     def _make(self, resolved: Resolved, target: Target) -> None:
+        if target.together is not None:
+            target.together.agree("spec", resolved.spec.model_dump(mode="json"))
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
         resolved = fit_tree(resolved, target)
@@ -274,6 +276,12 @@ class Decoder(Whole):
                 defaults=self.defaults,
                 capacity=self.capacity,
             )
+        if (together := self.target.together) is not None:
+            together.agree("request", [[r.prompt, r.params.model_dump()] for r in requests])
+            for request, seed in zip(
+                requests, together.share([r.seed for r in requests]), strict=True
+            ):
+                request.draw_from(seed)
         for request in requests:
             self.loop.seats.check(request)
         return single, requests

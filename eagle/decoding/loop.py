@@ -105,6 +105,7 @@ class Loop:
         self._width = 0  # slots that the sampling parameters on the device are of
         self._ahead = False  # whether the next cycle is under way already
         self._read_last = False
+        self._together, self._passes = cycle.target.together, 0
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
 
@@ -184,7 +185,8 @@ class Loop:
             else:
                 self._ahead = False
         except Exception as error:
-            self._give_up(error)
+            lost = self._together.lost(error) if self._together is not None else None
+            self._give_up(lost or error)
         except BaseException:  # Ctrl-C, in the middle of a pass
             self._give_up(EagleError("the thread that decoded this with others was interrupted"))
             raise
@@ -327,6 +329,7 @@ class Loop:
             groups.append(([one.slot], self._refused[one.slot]))
         self._sampling = None
         outcomes = slots.outcome.tolist() if any(own for own, _ in groups) else []
+        self._compare(outcomes)
         self.reading += time.perf_counter() - began
         for own, failure in groups:
             for slot, outcome in failed_last((slot, outcomes[slot]) for slot in own):
@@ -338,6 +341,7 @@ class Loop:
         if not self._ahead:
             self._advance()
         outcomes = self._part.outcome.tolist()
+        self._compare(outcomes)
         batch.note(outcomes)
         self._stranger.note(batch.seen.committed)
         failures = self._processing.failures if self._processing else {}
@@ -354,6 +358,12 @@ class Loop:
                 self._deliver(slot, outcome, None)
         for slot, failure in failures.items():
             self._deliver(slot, outcomes[slot], failure)
+
+    def _compare(self, outcomes: list[Outcome]) -> None:
+        """Hold outcomes against those of the processes that hold the target with this one."""
+        if self._together is not None:
+            self._passes += 1
+            self._together.same(self._passes, outcomes)
 
     def _advance(self) -> None:
         """Start one cycle for all slots; what the next one draws is sent behind it."""

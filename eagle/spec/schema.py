@@ -64,8 +64,8 @@ class TargetSpec(_Model):
         device_map: in training only: spread the target's layers over the devices that the one
             process sees, as transformers' `from_pretrained` does: ``auto``, ``balanced``,
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
-        tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
-            the model's own plan in transformers for tensor parallelism.
+        tp_plan: ``auto`` cuts every layer of the target over all processes that `torchrun` has
+            started, by the model's own plan in transformers for tensor parallelism.
         adapter: the folder of a PEFT adapter, merged into the weights when they are loaded.
         trust_remote_code: run Python code that comes with the model, which can do whatever the
             user can. Nobody is ever asked: without this such a model is refused.
@@ -160,16 +160,25 @@ class DecoderSpec(_Model):
     acceptance: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ACCEPTANCE])
     runtime: RuntimeSpec = RuntimeSpec()
 
+    @model_validator(mode="after")
+    def _quantizes_whole_weights(self) -> DecoderSpec:
+        if self.target.tp_plan is not None and self.runtime.quantize is not None:
+            raise ValueError(
+                "runtime.quantize should be left out with target.tp_plan: weights are quantized "
+                "whole, and cut before that; give a target of more processes, or quantize alone"
+            )
+        return self
+
     _document: Document = PrivateAttr(default_factory=lambda: Document("spec"))
 
     @field_validator("target")
     @classmethod
-    def _decodes_on_one_device(cls, target: TargetSpec) -> TargetSpec:
-        if target.spread:
+    def _decodes_without_a_map(cls, target: TargetSpec) -> TargetSpec:
+        if target.device_map is not None:
             raise ValueError(
-                f"should have no {'device_map' if target.device_map else 'tp_plan'}: a cycle, its "
-                "caches and its draft head are on one device, so a target is decoded on one; "
-                "`eagle train` alone takes a target that is spread over several"
+                "should have no device_map: a cycle, its caches and its draft head are on one "
+                "device; target.tp_plan: auto decodes on several, and `eagle train` alone takes a "
+                "device_map"
             )
         return target
 

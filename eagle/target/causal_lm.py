@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from eagle.cache import Pages, Step, TreeCache
 from eagle.errors import TargetError, reason
-from eagle.host import Turn, Whole, in_turn
+from eagle.host import Turn, Whole, in_turn, versions
 from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, left_alone
 from eagle.plugin import AttentionBackend
 from eagle.spec import TargetSpec
@@ -25,6 +25,7 @@ from eagle.target import loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
 from eagle.target.memory import check_memory
 from eagle.target.rotary import settle_rotary
+from eagle.target.together import Together
 from eagle.target.tokens import check_same_tokens
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
@@ -44,7 +45,9 @@ class Target(Whole):
         config: its text configuration.
         device: where it is; of one that is spread over devices, where its LM head is.
         dtype: of its weights.
-        spread: whether it is on several devices: then it has features and logits, but no cycles.
+        spread: whether it is on several devices. By a device map it has features and logits then,
+            but no cycles; cut over processes, it has both.
+        together: the processes that hold it with this one, each a part of every layer, or None.
         body: the model without its LM head.
         precision: how its numbers are kept: its dtype, and what quantizes its weights, if any.
         plain: whether the weights of its body are plain tensors, which can be cut, stacked,
@@ -71,6 +74,7 @@ class Target(Whole):
         self.device = loading.device_of(model.get_output_embeddings())
         self.dtype = model.dtype
         self.spread = loading.is_spread(model)
+        self.together = Together.joined() if loading.is_cut(model) else None
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
         self.layout, self.turn = Switch(), Turn()
@@ -343,11 +347,11 @@ class Target(Whole):
             TargetError: they differ, so that the output would not be the target's; or the backend
                 cannot serve this target.
         """
-        if self.spread:
+        if self.spread and self.together is None:
             raise TargetError(
-                f"the target {self.info.name!r} is spread over several devices or processes, and a "
-                "cycle, its caches and its draft head are on one; load it without a device_map and "
-                "a tp_plan to decode it"
+                f"the target {self.info.name!r} is spread over several devices, and a cycle, its "
+                "caches and its draft head are on one; load it without a device_map, or cut it "
+                "over processes with target.tp_plan: auto, to decode it"
             )
         asked = self.asked
         missing = asked.modifiers - getattr(attention, "modifiers", frozenset())
@@ -414,6 +418,10 @@ def load_target(
     _, text = loading.describe(source)
     if spec.tp_plan:
         loading.check_split(source.name, text)
+        if not torch.distributed.is_initialized():  # not to train
+            together = Together.join()
+            together.agree("target", spec.model_dump(mode="json"))
+            together.agree("version", versions())
     dtype = resolve_dtype(spec.dtype, device)
     if spec.device_map is None:
         check_memory(

@@ -29,6 +29,7 @@ __all__ = [
     "device_of",
     "folder_of",
     "info_of",
+    "is_cut",
     "is_spread",
     "load_model",
     "load_tokenizer",
@@ -281,7 +282,12 @@ def is_spread(model: Any) -> bool:
     """Return whether a model's layers are on several devices, offloaded, or cut over processes."""
     placed = getattr(model, "hf_device_map", None) or {}
     several = len(set(placed.values())) > 1 or "disk" in placed.values()
-    return several or (getattr(model, "_tp_size", None) or 1) > 1
+    return several or is_cut(model)
+
+
+def is_cut(model: Any) -> bool:
+    """Return whether a model's layers are cut over processes."""
+    return (getattr(model, "_tp_size", None) or 1) > 1
 
 
 def device_of(layer: Any) -> torch.device:

@@ -110,9 +110,10 @@ def check_memory(
     if asked * together <= free:
         return
     ways = []
-    for other in ("int8", "int4"):
+    others: tuple[Quantize, ...] = ("int8", "int4")
+    for other in others:
         plain = getattr(text, "quantization_config", None) is None and kind is None
-        less = needed(folder, dtype, other, processes) if plain else None  # type: ignore[arg-type]
+        less = needed(folder, dtype, other, processes) if plain else None
         if less is not None and less * together <= free:
             ways.append(f"runtime.quantize={other} ({_size(less)})")
     heads = text.num_attention_heads

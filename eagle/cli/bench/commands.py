@@ -226,7 +226,10 @@ def _load(specs: Sequence[str], settings: Sequence[str], target: str | None) -> 
         from eagle.spec import load_spec
 
         given = settings_of(settings, target)
-        return [load_spec(spec, given) for spec in specs]
+        loaded = [load_spec(spec, given) for spec in specs]
+        for one in loaded:
+            console.follow(one.target.tp_plan)
+        return loaded
 
 
 def _prepare(specs: Sequence[DecoderSpec], shape: Shape | None) -> Subjects:

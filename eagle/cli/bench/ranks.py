@@ -58,6 +58,7 @@ def ranks(
         from eagle.spec import load_spec, resolve
 
         loaded = load_spec(spec, settings)
+        console.follow(loaded.target.tp_plan)
         resolve(loaded, default_registry())
         from eagle.bench.prompts import read_prompts
         from eagle.decoding import encode, resolve_for
