@@ -1,16 +1,16 @@
 """A target cut over two processes says what it says in one, and they part with one clear error."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
+import signal
 
 import pytest
 import torch
 
 from eagle import Decoder, DecoderSpec, Engine
+from eagle.cli import console
 from eagle.errors import PartedError, RequestError, SpecError, TargetError
 from eagle.spec import load_spec
+from eagle.target import together
 from eagle.target.together import Together, _difference
 from eagle.testing import tiny_pair
 from tests.train.together import run_together
@@ -108,53 +108,31 @@ def test_processes_of_different_specs_are_refused_in_all(pair):
     run_together(_mismatched, pair)
 
 
-LOSES = """
-import os, signal, sys
-from eagle.cli import console
-from tests.target.test_together import answers, spec_of
-from eagle import Decoder
-from eagle.target import together
-how = sys.argv[3]
-together._LOST = 3.0  # seconds without a beat; 20 by default
-decoder = Decoder.from_spec(spec_of(sys.argv[1:3], tp_plan="auto"))
-def command(**_):
-    for number, event in enumerate(decoder.stream([5, 9, 13], max_new_tokens=400, ignore_eos=True)):
-        if number == 3 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), getattr(signal, how))
-command.main = command
-sys.exit(console.run(command, []))
-"""
+def _lose(pair, how, path):
+    """Lose one of two processes, in the middle of a text; the other one runs a command."""
+    rank = os.environ["RANK"]
+    os.dup2(os.open(f"{path}.{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    together._LOST = 3.0  # seconds without a beat; 20 by default
+    decoder = Decoder.from_spec(spec_of(pair, tp_plan="auto"))
+
+    def command(**_):
+        stream = decoder.stream([5, 9, 13], max_new_tokens=400, ignore_eos=True)
+        for number, _event in enumerate(stream):
+            if number == 3 and rank == "1":
+                os.kill(os.getpid(), how)
+
+    command.main = command
+    os._exit(console.run(command, []))
 
 
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-def test_a_lost_process_ends_the_job_with_one_clear_error(pair, how):
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOSES, *map(str, pair), how],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        _, said = started[0].communicate(timeout=90)
-        assert started[0].returncode == 2, said
-        errors = [line for line in said.splitlines() if line.startswith("error:")]
-        assert len(errors) == 1, said
-        assert "process 1 is lost, and with it a part of every layer" in errors[0]
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_job_with_one_clear_error(pair, how, tmp_path):
+    run_together(_lose, pair, how, tmp_path / "said", exits=(2, None))
+    said = (tmp_path / "said.0").read_text()
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, said
+    assert "process 1 is lost, and with it a part of every layer" in errors[0]
+    assert together._LOST + 2 * together._BEAT < 30, "by default, too"
 
 
 def test_specs_that_cannot_be_cut_are_refused():
