@@ -6,6 +6,7 @@
     ├── PluginError             a plug-in is broken, ambiguous or misbehaves
     │   └── UnknownStrategyError  nobody provides that name
     ├── TargetError             the target model cannot be loaded or served
+    │   └── PartedError         processes that hold it were given, or decided, different things
     ├── CheckpointError         a draft head's files do not fit or are damaged
     ├── CompileError            a target's pass cannot be compiled, or what was is not the pass
     ├── AssetError              a file could not be fetched, verified or stored
@@ -41,6 +42,7 @@ __all__ = [
     "EagleError",
     "IncompatibleError",
     "NumericalError",
+    "PartedError",
     "PluginError",
     "QueueFullError",
     "RemoteError",
@@ -92,6 +94,10 @@ class UnknownStrategyError(PluginError, SpecError):
 
 class TargetError(EagleError):
     """The target model cannot be found, loaded, or served without changing what it says."""
+
+
+class PartedError(TargetError):
+    """Processes that hold a target were given, or decided, different things; all raise it."""
 
 
 class CheckpointError(EagleError):

@@ -14,7 +14,14 @@ from eagle.decoding import Decoder, resolve_for
 from eagle.errors import EagleError, RequestError, reason
 from eagle.plugin import MeasuredHead, RankRates, default_registry
 from eagle.spec import NONE, ComponentSpec, DecoderSpec
-from eagle.target import Target, load_target, loading, resolve_device, resolve_dtype
+from eagle.target import (
+    Target,
+    load_target,
+    loading,
+    quantizing,
+    resolve_device,
+    resolve_dtype,
+)
 
 __all__ = ["Subjects", "prepare"]
 
@@ -68,7 +75,7 @@ def prepare(
     resolve_for(first, default_registry())  # before any weight is loaded
     progress(f"loading {first.target.model}")
     if shape is None:
-        target = load_target(first.target, first.folder)
+        target = load_target(first.target, first.folder, first.runtime.quantize)
         decoders = build.all(named, lambda spec: Decoder.from_spec(spec, target=target))
         return Subjects(first.target.model, {name: named[name] for name in decoders}, decoders)
 
@@ -79,6 +86,8 @@ def prepare(
     progress(f"building the {shape.name} shape")
     # Before the source is a target itself, which rearranges its weights.
     wide_model = widen_model(model, shape)
+    if first.runtime.quantize is not None:
+        quantizing.quantize(wide_model, first.runtime.quantize)
     narrow = Target(model, tokenizer, first.target.model)
     title = label(first.target.model, shape)
     wide = Target(wide_model, tokenizer, title)
@@ -115,11 +124,11 @@ class _Builder:
     def check(self, spec: DecoderSpec) -> None:
         """Refuse a spec of another target."""
         first = self._first
-        if spec.target != first.target:
+        if (spec.target, spec.runtime.quantize) != (first.target, first.runtime.quantize):
             raise RequestError(
                 f"one run compares specs of one target; {first.name!r} has "
                 f"{first.target.model!r} and {spec.name!r} {spec.target.model!r}, or another "
-                "dtype or device; --target gives all of them the same"
+                "dtype, device or runtime.quantize; --target gives all of them the same"
             )
 
 

@@ -78,7 +78,7 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
             "was never measured; begin with `eagle bench ranks`"
         )
     with working(f"loading {spec.target.model}"):
-        target = load_target(spec.target, spec.folder)
+        target = load_target(spec.target, spec.folder, spec.runtime.quantize)
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
     return resolved, account(resolved, measure_costs(resolved, target))

@@ -81,6 +81,10 @@ def chat(
     conversation: Conversation
     if server is None:
         decoder = load_decoder(spec, set_, target)
+        if decoder.target.together is not None:
+            raise RequestError(
+                "a chat is for one process: leave target.tp_plan out, or use generate"
+            )
         conversation = LocalConversation(decoder, params, given)
         warn_if_lossy(decoder)
     else:

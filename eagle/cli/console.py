@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -15,9 +16,20 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from eagle.errors import EagleError, clipped, reason
+from eagle.errors import EagleError, PartedError, RequestError, SpecError, clipped, reason
 
-__all__ = ["GROUP", "emit_json", "err", "examples", "fail", "help_if_bare", "out", "run"]
+__all__ = [
+    "GROUP",
+    "emit_json",
+    "err",
+    "examples",
+    "fail",
+    "follow",
+    "following",
+    "help_if_bare",
+    "out",
+    "run",
+]
 
 out = Console(highlight=False, emoji=False)
 """For results."""
@@ -41,7 +53,26 @@ _NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|not enough memory|size calculation overflowed", re.I
 )
 
+# Where torchao is installed transformers imports it, which tells of kernels that nobody asked for.
+_CHATTY = ("torchao", "torch.utils._pytree")
+
 USER_ERROR, OWN_ERROR, INTERRUPTED = 2, 1, 130
+
+
+def follow(tp_plan: str | None) -> None:
+    """Say no more in this process, where another one of those that hold a target speaks for all.
+
+    Args:
+        tp_plan: of the target; None leaves everything as it is.
+    """
+    if tp_plan is not None and os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+        out.file, err.quiet = sys.stdout, True
+
+
+def following() -> bool:
+    """Whether another process speaks for this one; see `follow`."""
+    return err.quiet
 
 
 def examples(*lines: str) -> str:
@@ -80,6 +111,8 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         status = command.main(args=list(arguments), prog_name="eagle", standalone_mode=False)
         if sys.stdout is not None:  # None where it was closed before the start
@@ -121,6 +154,9 @@ def _explain(error: Exception) -> int:
         if context := getattr(error, "ctx", None):
             err.print(f"Try '{context.command_path} --help'.", style="dim", soft_wrap=True)
         return USER_ERROR
+    if following():
+        # What is wrong with the command is wrong for all, and the first one says it.
+        err.quiet = isinstance(error, SpecError | RequestError | PartedError)
     if isinstance(error, EagleError):
         fail(str(error))
         return USER_ERROR

@@ -198,6 +198,7 @@ def load_decoder(
         from eagle.spec import load_spec, resolve
 
         loaded = load_spec(spec, settings)
+        console.follow(loaded.target.tp_plan)
         resolve(loaded, default_registry())
         from eagle.target import loading
     # The first time ever it fetches, with a progress bar of its own.

@@ -48,6 +48,8 @@ class Decoder(Whole):
             self._make(resolved, target)
 
     def _make(self, resolved: Resolved, target: Target) -> None:
+        if target.together is not None:
+            target.together.agree("spec", resolved.spec.model_dump(mode="json"))
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
         resolved = fit_tree(resolved, target)
@@ -114,7 +116,7 @@ class Decoder(Whole):
         elif not isinstance(overrides, Sequence) or len(overrides):
             raise SpecError("overrides go with a spec's name or path; a DecoderSpec is complete")
         resolved = resolve_for(spec, registry or default_registry(), target)
-        return cls(resolved, target or load_target(spec.target, spec.folder))
+        return cls(resolved, target or load_target(spec.target, spec.folder, spec.runtime.quantize))
 
     @property
     def spec(self) -> DecoderSpec:
@@ -282,6 +284,12 @@ class Decoder(Whole):
                 defaults=self.defaults,
                 capacity=self.capacity,
             )
+        if (together := self.target.together) is not None:
+            together.agree("request", [[r.prompt, r.params.model_dump()] for r in requests])
+            for request, seed in zip(
+                requests, together.share([r.seed for r in requests]), strict=True
+            ):
+                request.draw_from(seed)
         for request in requests:
             self.loop.seats.check(request)
         return single, requests

@@ -101,6 +101,12 @@ class Engine(Whole):
             )
         if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
             raise RequestError(f"queue is how many requests may wait, at least 1, not {queue!r}")
+        if decoder.target.together is not None:
+            raise RequestError(
+                "an Engine takes requests at any time, and the processes that hold this target "
+                "take them in step; use the decoder's generate or stream, the same in each, or "
+                "hold the target in one process"
+            )
         self.decoder, self.queue = decoder, queue
         decoder.loop.seats.steady = True
         self._driver = _Driver(decoder.loop)

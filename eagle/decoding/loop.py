@@ -109,6 +109,7 @@ class Loop:
         self._reports = False  # whether the latest cycle says what the target gave its tokens
         self._ahead = False  # whether the next cycle is under way already
         self._read_last = False
+        self._together, self._passes = cycle.target.together, 0
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
         self.prompt_tokens = 0
@@ -196,7 +197,8 @@ class Loop:
             else:
                 self._ahead = False
         except Exception as error:
-            self._give_up(error)
+            lost = self._together.lost(error) if self._together is not None else None
+            self._give_up(lost or error)
         except BaseException:  # Ctrl-C, in the middle of a pass
             self._give_up(EagleError("the thread that decoded this with others was interrupted"))
             raise
@@ -339,6 +341,7 @@ class Loop:
             groups.append(([one.slot], self._refused[one.slot]))
         self._sampling = None
         outcomes = slots.outcome.tolist() if any(own for own, _ in groups) else []
+        self._compare(outcomes)
         found = Logprobs(slots.report) if any(one.reports for one in pieces) else None
         self.reading += time.perf_counter() - began
         for own, failure in groups:
@@ -351,6 +354,7 @@ class Loop:
         if not self._ahead:
             self._advance()
         outcomes = self._part.outcome.tolist()
+        self._compare(outcomes)
         found = Logprobs(self._part.report) if self._reports else None
         batch.note(outcomes)
         self._stranger.note(batch.seen.committed)
@@ -368,6 +372,12 @@ class Loop:
                 self._deliver(slot, outcome, None, logprobs=found)
         for slot, failure in failures.items():
             self._deliver(slot, outcomes[slot], failure)
+
+    def _compare(self, outcomes: list[Outcome]) -> None:
+        """Hold outcomes against those of the processes that hold the target with this one."""
+        if self._together is not None:
+            self._passes += 1
+            self._together.same(self._passes, outcomes)
 
     def _advance(self) -> None:
         """Start one cycle for all slots; what the next one draws is sent behind it."""

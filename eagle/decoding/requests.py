@@ -163,11 +163,15 @@ class Request:
         if not self.params.ignore_eos:
             self._ends |= self.eos
         seed = self.params.seed
-        self.seed = fresh_seed() if seed is None else seed
-        # Not torch.Generator, for which seeds that are equal modulo 2**32 are one.
-        self._generator = np.random.Generator(np.random.PCG64(self.seed))
+        self.draw_from(fresh_seed() if seed is None else seed)
         self._made = self._started = time.perf_counter()
         self._first = self._last = 0.0
+
+    def draw_from(self, seed: int) -> None:
+        """Begin the source of randomness anew, from a seed."""
+        self.seed = seed
+        # Not torch.Generator, for which seeds that are equal modulo 2**32 are one.
+        self._generator = np.random.Generator(np.random.PCG64(seed))
 
     def start(self) -> None:
         """Start the clock: the request's prompt is about to be read."""

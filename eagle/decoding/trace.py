@@ -112,7 +112,7 @@ class Trace:
             nodes: refuse trees that have more.
         """
         resolved = resolve_for(spec, registry or default_registry(), target)
-        target = target or load_target(spec.target, spec.folder)
+        target = target or load_target(spec.target, spec.folder, spec.runtime.quantize)
         if isinstance(resolved.tree, FittedTree):
             # A watched cycle is never captured: its costs would not be those of others.
             resolved = Decoder(resolved, target).resolved

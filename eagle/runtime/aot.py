@@ -39,6 +39,7 @@ try:
 except Exception as error:
     sys.exit(" ".join(str(error).split()))
 """
+_UNPLAIN = "what is compiled ahead multiplies plain weights, and the target's are {}"
 _SPACE = 400_000_000  # bytes that compiling needs for a moment, most of them precompiled headers
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 
@@ -70,6 +71,10 @@ def ahead(
         layers: hidden states wanted beside the last.
         make: whether to compile where that has not been done.
     """
+    if not target.plain:  # nobody compiled for weights that are somebody else's business
+        if make:
+            log.warning("passes run uncompiled: %s", _UNPLAIN.format(target.precision))
+        return None
     if not make and not made(target.config, target.dtype):
         return None
     found = AheadPass(target, attention, layers)
@@ -159,6 +164,8 @@ class AheadPass:
             raise CompileError(
                 "the attention backend reads the device on the host (not capturable)"
             )
+        if not self._target.plain:
+            raise CompileError(_UNPLAIN.format(self._target.precision))
         if compiler() is None:
             raise CompileError("compiling needs a C++ compiler (g++, or what CXX names)")
         path = self.path

@@ -176,6 +176,7 @@ class TracedPass(nn.Module):
         key = {
             "format": [_FORMAT, _OPTIONS],
             "versions": versions(),
+            "precision": target.precision,
             "processor": instructions(),
             "config": {name: config[name] for name in sorted(config) if _matters(name)},
             "layers": self._layers,

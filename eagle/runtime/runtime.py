@@ -191,7 +191,10 @@ class Runtime:
 
     def _room(self) -> int:
         """Return how many blocks there is free memory for."""
-        return int(_SHARE * free_memory(self.cycle.target.device)) // self.cycle.block_bytes
+        target = self.cycle.target
+        room = int(_SHARE * free_memory(target.device)) // self.cycle.block_bytes
+        # Processes that hold a target together seat the same texts.
+        return room if target.together is None else target.together.least(room)
 
     def holds(self, total: int, wanted: Sequence[int], slots: int) -> bool:
         """Return whether *total* blocks suffice for texts, or are all that there is memory for."""

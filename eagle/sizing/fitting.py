@@ -36,7 +36,7 @@ from eagle.plugin import (
 from eagle.runtime import made
 from eagle.sizing.costing import measure_costs
 from eagle.spec import Resolved
-from eagle.target import Target
+from eagle.target import Target, loading
 
 __all__ = ["Account", "account", "cost_key", "fit_tree", "measure", "rates_of", "recall"]
 
@@ -103,7 +103,8 @@ def cost_key(
         "versions": versions(),
         "target": {size: getattr(config, size, None) for size in _SIZES},
         "dtype": str(dtype),
-        "placement": spec.target.model_dump(include={"device_map", "tp_plan"}),
+        "quantized": runtime.quantize or _method(config),
+        "placement": [spec.target.tp_plan, loading.processes() if spec.target.tp_plan else 1],
         "strategies": strategies,
         "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
     }
@@ -111,6 +112,13 @@ def cost_key(
         key["passes"] = made(config, dtype)  # compiled, they take half the time
     found: dict[str, Any] = json.loads(json.dumps(key, default=str))
     return found
+
+
+def _method(config: Any) -> str:
+    """Return how the files of a target are quantized, or nothing."""
+    own = getattr(config, "quantization_config", None)
+    found = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", None)
+    return str(getattr(found, "value", found) or "")
 
 
 def _describe_head(resolved: Resolved) -> Any:
@@ -157,6 +165,8 @@ def measure(resolved: Resolved, target: Target) -> Costs:
     """
     with resolved.blaming():
         costs = measure_costs(resolved, target, lambda what: notify(f"  {what}"))
+    if target.together is not None:
+        costs = target.together.share(costs)
     _keep(cost_key(resolved, target.config, target.dtype, target.device), costs)
     return costs
 
@@ -227,6 +237,8 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
         )
         return resolved
     known = recall(cost_key(resolved, target.config, target.dtype, target.device))
+    if target.together is not None:
+        known = target.together.share(known)  # all have the same tree
     if known is None:
         notify("Measuring what a cycle costs on this machine, to choose the tree's size (once) ...")
     fit = _ask(resolved, Budget(rates, known or measure(resolved, target)))

@@ -64,8 +64,9 @@ class TargetSpec(_Model):
         device_map: in training only: spread the target's layers over the devices that the one
             process sees, as transformers' `from_pretrained` does: ``auto``, ``balanced``,
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
-        tp_plan: in training only: ``auto`` cuts every layer of the target over all processes, by
-            the model's own plan in transformers for tensor parallelism.
+        tp_plan: ``auto`` cuts every layer of the target over all processes that `torchrun` has
+            started, by the model's own plan in transformers for tensor parallelism.
+        adapter: the folder of a PEFT adapter, merged into the weights when they are loaded.
         trust_remote_code: run Python code that comes with the model, which can do whatever the
             user can. Nobody is ever asked: without this such a model is refused.
     """
@@ -77,6 +78,7 @@ class TargetSpec(_Model):
     generation_config: Literal["apply", "ignore"] = "apply"
     device_map: DeviceMap | None = None
     tp_plan: Literal["auto"] | None = None
+    adapter: Annotated[str, Field(min_length=1)] | None = None
     trust_remote_code: bool = False
 
     @property
@@ -100,6 +102,11 @@ class TargetSpec(_Model):
                 "should have a device_map (one process, its layers on several devices) or a "
                 "tp_plan (one process for each device, every layer cut), not both"
             )
+        if self.spread and self.adapter is not None:
+            raise ValueError(
+                "should have no adapter with a device_map or a tp_plan: it is merged into whole "
+                "weights on one device; merge it once (peft's merge_and_unload) and give the result"
+            )
         if self.spread and self.device != "auto":
             raise ValueError(
                 f"device should stay 'auto', not {self.device!r}, with a device_map or a tp_plan, "
@@ -122,12 +129,15 @@ class RuntimeSpec(_Model):
             tokens as there is free memory for, up to 256, and 8 on a CPU.
         max_length: longest text of a slot, prompt and answer, in tokens; ``auto`` follows the
             requests up to what the target was made for.
+        quantize: ``int8`` or ``int4``: quantize the linear layers of a plain checkpoint when it is
+            loaded, by torchao, their weights alone. The target is that quantized model then.
     """
 
     compile: bool | Literal["auto"] = "auto"
     cuda_graph: bool | Literal["auto"] = "auto"
     max_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    quantize: Literal["int8", "int4"] | None = None
 
     def capacity(self, served: int) -> int:
         """Return the longest text of a slot, where the target serves at most *served* tokens."""
@@ -150,16 +160,25 @@ class DecoderSpec(_Model):
     acceptance: ComponentSpec = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ACCEPTANCE])
     runtime: RuntimeSpec = RuntimeSpec()
 
+    @model_validator(mode="after")
+    def _quantizes_whole_weights(self) -> DecoderSpec:
+        if self.target.tp_plan is not None and self.runtime.quantize is not None:
+            raise ValueError(
+                "runtime.quantize should be left out with target.tp_plan: weights are quantized "
+                "whole, and cut before that; give a target of more processes, or quantize alone"
+            )
+        return self
+
     _document: Document = PrivateAttr(default_factory=lambda: Document("spec"))
 
     @field_validator("target")
     @classmethod
-    def _decodes_on_one_device(cls, target: TargetSpec) -> TargetSpec:
-        if target.spread:
+    def _decodes_without_a_map(cls, target: TargetSpec) -> TargetSpec:
+        if target.device_map is not None:
             raise ValueError(
-                f"should have no {'device_map' if target.device_map else 'tp_plan'}: a cycle, its "
-                "caches and its draft head are on one device, so a target is decoded on one; "
-                "`eagle train` alone takes a target that is spread over several"
+                "should have no device_map: a cycle, its caches and its draft head are on one "
+                "device; target.tp_plan: auto decodes on several, and `eagle train` alone takes a "
+                "device_map"
             )
         return target
 

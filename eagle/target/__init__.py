@@ -2,7 +2,7 @@
 acceptance.
 """
 
-from eagle.target import loading
+from eagle.target import loading, quantizing
 from eagle.target.attention_calls import Layers
 from eagle.target.causal_lm import Forward, Target, load_target, resolve_device, resolve_dtype
 from eagle.target.interfaces import PassCache
@@ -17,6 +17,7 @@ __all__ = [
     "device_of",
     "load_target",
     "loading",
+    "quantizing",
     "resolve_device",
     "resolve_dtype",
     "template_text",

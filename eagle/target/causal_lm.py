@@ -16,14 +16,16 @@ from torch import Tensor, nn
 
 from eagle.cache import Pages, Step, TreeCache
 from eagle.errors import TargetError, reason
-from eagle.host import Turn, Whole, in_turn
+from eagle.host import Turn, Whole, in_turn, versions
 from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, left_alone
 from eagle.plugin import AttentionBackend
 from eagle.spec import TargetSpec
 from eagle.target import interfaces as bridge
-from eagle.target import loading, probing
+from eagle.target import loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
+from eagle.target.memory import check_memory
 from eagle.target.rotary import settle_rotary
+from eagle.target.together import Together
 from eagle.target.tokens import check_same_tokens
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
@@ -43,8 +45,13 @@ class Target(Whole):
         config: its text configuration.
         device: where it is; of one that is spread over devices, where its LM head is.
         dtype: of its weights.
-        spread: whether it is on several devices: then it has features and logits, but no cycles.
+        spread: whether it is on several devices. By a device map it has features and logits then,
+            but no cycles; cut over processes, it has both.
+        together: the processes that hold it with this one, each a part of every layer, or None.
         body: the model without its LM head.
+        precision: how its numbers are kept: its dtype, and what quantizes its weights, if any.
+        plain: whether the weights of its body are plain tensors, which can be cut, stacked,
+            copied and handed to compiled code.
         layout: of its linear layers.
         turn: which thread may run passes or change the layout.
     """
@@ -63,10 +70,11 @@ class Target(Whole):
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        self.info = replace(loading.info_of(name, self.config), vocab_size=head.weight.shape[0])
+        self.info = replace(loading.info_of(name, self.config), vocab_size=loading.width_of(head))
         self.device = loading.device_of(model.get_output_embeddings())
         self.dtype = model.dtype
         self.spread = loading.is_spread(model)
+        self.together = Together.joined() if loading.is_cut(model) else None
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
         self.layout, self.turn = Switch(), Turn()
@@ -76,6 +84,8 @@ class Target(Whole):
         if isinstance(self.body, nn.Linear):  # ModernBERT calls its LM head the decoder
             self.body = model.base_model
         settle_rotary(self.body)
+        self.precision = quantizing.precision(model, self.dtype)
+        self.plain = quantizing.is_plain(self.body)
         self._head = model.get_output_embeddings()
         self._int8_head: Int8Linear | None = None
         self._int8_of: tuple[int, int] | None = None
@@ -337,11 +347,11 @@ class Target(Whole):
             TargetError: they differ, so that the output would not be the target's; or the backend
                 cannot serve this target.
         """
-        if self.spread:
+        if self.spread and self.together is None:
             raise TargetError(
-                f"the target {self.info.name!r} is spread over several devices or processes, and a "
-                "cycle, its caches and its draft head are on one; load it without a device_map and "
-                "a tp_plan to decode it"
+                f"the target {self.info.name!r} is spread over several devices, and a cycle, its "
+                "caches and its draft head are on one; load it without a device_map, or cut it "
+                "over processes with target.tp_plan: auto, to decode it"
             )
         asked = self.asked
         missing = asked.modifiers - getattr(attention, "modifiers", frozenset())
@@ -389,12 +399,15 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
-def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
+def load_target(
+    spec: TargetSpec, folder: Path | None = None, quantize: quantizing.Quantize | None = None
+) -> Target:
     """Load the target of a spec, on its device or devices and in its dtype.
 
     Args:
         spec: the target.
         folder: of the spec file, where a relative path is looked for first.
+        quantize: what its linear layers become, if they are to be quantized.
 
     Raises:
         TargetError: it cannot be found, loaded or served.
@@ -405,5 +418,20 @@ def load_target(spec: TargetSpec, folder: Path | None = None) -> Target:
     _, text = loading.describe(source)
     if spec.tp_plan:
         loading.check_split(source.name, text)
-    model = loading.load_model(source, resolve_dtype(spec.dtype, device), device, spec)
+        if not torch.distributed.is_initialized():  # not to train
+            together = Together.join()
+            together.agree("target", spec.model_dump(mode="json"))
+            together.agree("version", versions())
+    dtype = resolve_dtype(spec.dtype, device)
+    if spec.device_map is None:
+        check_memory(
+            loading.folder_of(source.path, spec.revision),
+            text,
+            source.name,
+            dtype=dtype,
+            device=device,
+            kind=None if source.adapter else quantize,
+            processes=loading.processes() if spec.tp_plan else 1,
+        )
+    model = loading.load_model(source, dtype, device, spec, quantize)
     return Target(model, loading.load_tokenizer(source), spec.model)

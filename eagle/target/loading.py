@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from eagle.errors import TargetError, clipped, reason
 from eagle.host import expanded, is_there, without_bars
 from eagle.plugin import TargetInfo, rotary_depends_on_length
 from eagle.spec import TargetSpec
+from eagle.target import adapters, quantizing
 from eagle.target.sizes import check_files, check_sizes, whole
 
 __all__ = [
@@ -28,12 +29,14 @@ __all__ = [
     "device_of",
     "folder_of",
     "info_of",
+    "is_cut",
     "is_spread",
     "load_model",
     "load_tokenizer",
     "locate",
     "processes",
     "refuse",
+    "width_of",
 ]
 
 _LONGEST_ID = 200  # of a Hub id, with room to spare
@@ -57,16 +60,21 @@ class Source:
         path: a folder, or a Hub id.
         options: further arguments.
         cached: whether the folder is in this package's cache, and made anew where it is missing.
+        adapter: the folder of an adapter that goes onto it, if one does.
     """
 
     name: str
     path: str
     options: dict[str, Any]
     cached: bool = False
+    adapter: Path | None = None
 
 
 def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
-    """Resolve an embedded model, a folder, a GGUF file or a Hub id.
+    """Resolve an embedded model, a folder, a GGUF file or a Hub id, and an adapter's folder.
+
+    A folder that holds an adapter and no model stands for the model that it was made for, with
+    the adapter.
 
     Args:
         spec: the target.
@@ -76,6 +84,48 @@ def locate(spec: TargetSpec, folder: Path | None = None) -> Source:
         TargetError: a path that does not exist.
         AssetError: the embedded model is not in the cache and cannot be fetched.
     """
+    adapter = _adapter(spec, folder)
+    if adapter is not None:
+        own = spec.model_copy(update={"adapter": None})
+        if spec.adapter is None:
+            own = own.model_copy(update={"model": _base(adapter)})
+        try:
+            return replace(_locate(own, folder), name=spec.model, adapter=adapter)
+        except TargetError as error:
+            if spec.adapter is not None:
+                raise
+            raise TargetError(
+                f"target.model: {adapter} is an adapter for {own.model!r}, which is not there "
+                f"({error}); give its model as target.model, and the adapter as target.adapter"
+            ) from error
+    return _locate(spec, folder)
+
+
+def _adapter(spec: TargetSpec, folder: Path | None) -> Path | None:
+    """Return the folder of a spec's adapter, or None where it has none."""
+    given = spec.adapter or spec.model
+    path = expanded(given)
+    beside = (folder or Path()) / path
+    path = beside if is_there(beside) else path
+    if spec.adapter is None:
+        return path if is_there(path) and path.is_dir() and adapters.is_adapter(path) else None
+    if not is_there(path) or not path.is_dir():
+        raise TargetError(
+            f"target.adapter: there is no folder {clipped(str(path))}; give the folder of a PEFT "
+            "adapter"
+        )
+    adapters.base_of(path)
+    return path
+
+
+def _base(adapter: Path) -> str:
+    """Return what an adapter's base is, a path that starts at the adapter's folder if it is one."""
+    base = adapters.base_of(adapter)
+    beside = adapter / base
+    return str(beside) if is_there(beside) else base
+
+
+def _locate(spec: TargetSpec, folder: Path | None) -> Source:
     from eagle import assets
 
     # Said to every loader, since transformers asks on standard input where nothing is said.
@@ -232,7 +282,12 @@ def is_spread(model: Any) -> bool:
     """Return whether a model's layers are on several devices, offloaded, or cut over processes."""
     placed = getattr(model, "hf_device_map", None) or {}
     several = len(set(placed.values())) > 1 or "disk" in placed.values()
-    return several or (getattr(model, "_tp_size", None) or 1) > 1
+    return several or is_cut(model)
+
+
+def is_cut(model: Any) -> bool:
+    """Return whether a model's layers are cut over processes."""
+    return (getattr(model, "_tp_size", None) or 1) > 1
 
 
 def device_of(layer: Any) -> torch.device:
@@ -244,8 +299,18 @@ def device_of(layer: Any) -> torch.device:
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
+def width_of(head: Any) -> int:
+    """Return how many logits an LM head gives, however its weight is kept."""
+    found: int = getattr(head, "out_features", None) or head.weight.shape[0]
+    return found
+
+
 def load_model(
-    source: Source, dtype: torch.dtype, device: torch.device, spec: TargetSpec | None = None
+    source: Source,
+    dtype: torch.dtype,
+    device: torch.device,
+    spec: TargetSpec | None = None,
+    quantize: quantizing.Quantize | None = None,
 ) -> Any:
     """Load a target's weights, frozen, in evaluation mode.
 
@@ -254,21 +319,33 @@ def load_model(
         dtype: theirs.
         device: where they go, unless the spec spreads them.
         spec: whose `device_map` or `tp_plan` spreads them over devices, if it has one.
+        quantize: what linear layers become, if they are to be quantized.
 
     Raises:
-        TargetError: it is no causal language model, its files are damaged, or it cannot be
-            spread like that.
+        TargetError: it is no causal language model, its files are damaged, its adapter is not one
+            of its own, or it cannot be spread or quantized like that.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    options = dict(source.options)
-    spread = spec is not None and spec.spread
+    # Each weight goes to its device as it is read: no second copy of all lies in the host's memory.
+    options = {"device_map": {"": str(device)}} | source.options
+    at_once = quantize if source.adapter is None else None  # what is quantized is not added to
     if spec is not None and spec.device_map is not None:
         options["device_map"] = spec.device_map
     elif spec is not None and spec.tp_plan is not None:
         from transformers.distributed import DistributedConfig
 
+        del options["device_map"]
         options["distributed_config"] = DistributedConfig(tp_size=processes())
+    if quantize is not None:
+        if "gguf_file" in options:
+            raise TargetError(
+                f"runtime.quantize: {quantize} is for plain checkpoints, and a GGUF file is "
+                "dequantized when it is read; leave it out"
+            )
+        config = AutoConfig.from_pretrained(source.path, **source.options)
+        given = quantizing.options(quantize, config, dtype, device)
+        options |= given if at_once else {}
     if "gguf_file" in options:
         options |= gguf_options()
     try:
@@ -282,7 +359,10 @@ def load_model(
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
     _check_report(source.name, report)
-    model = model if spread else model.to(device)
+    if source.adapter is not None:
+        model = adapters.apply(model, source.adapter, source.path)
+        if quantize is not None:
+            quantizing.quantize(model, quantize)
     return model.eval().requires_grad_(False)
 
 
@@ -316,6 +396,8 @@ def load_tokenizer(source: Source) -> Any:
     """Load a target's tokenizer, or return None for a folder without one (tokens only, then)."""
     from transformers import AutoTokenizer
 
+    if source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file():
+        source = replace(source, path=str(source.adapter))  # trained with the adapter
     try:
         return AutoTokenizer.from_pretrained(source.path, **source.options)
     except Exception as error:

@@ -62,8 +62,11 @@ def _be(rank, count, port, function, args):
     function(*args)
 
 
-def run_together(function, *args, count=2):
-    """Run a function of a module in several processes; an error in any of them is one here."""
+def run_together(function, *args, count=2, exits=(0, 0)):
+    """Run a function of a module in several processes; an error in any of them is one here.
+
+    *exits* are the exit codes that are right; None for a process that is killed at the end.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["eagle.train.run", "eagle_plugins", "transformers"])
     with socket.socket() as probe:
@@ -75,9 +78,12 @@ def run_together(function, *args, count=2):
     ]
     for process in started:
         process.start()
-    for process in started:
-        process.join(60)
-    assert [process.exitcode for process in started] == [0] * count
+    for process, code in zip(started, exits, strict=True):
+        process.join(60) if code is not None else process.kill()
+    found = [process.exitcode for process in started]
+    assert [None if code is None else own for own, code in zip(found, exits, strict=True)] == [
+        *exits
+    ]
 
 
 def _train(spec, resume):

@@ -126,6 +126,8 @@ def write(
     from eagle.bench import markdown
     from eagle.host import write_text
 
+    if console.following():
+        return
     if as_markdown is not None:
         write_text(as_markdown, markdown(setting, note, tables))
     if as_json is not None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.markup import escape
 
+from eagle.cli import console
 from eagle.cli.decoding import warn_if_lossy, working
 from eagle.cli.options import settings_of
 
@@ -25,7 +26,10 @@ def load_all(
         from eagle.spec import load_spec
 
         given = settings_of(settings, target)
-        return [load_spec(spec, given) for spec in specs]
+        loaded = [load_spec(spec, given) for spec in specs]
+        for one in loaded:
+            console.follow(one.target.tp_plan)
+        return loaded
 
 
 def prepare_all(

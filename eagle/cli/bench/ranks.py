@@ -85,6 +85,7 @@ def ranks(
         from eagle.spec import load_spec, resolve
 
         loaded = load_spec(spec, settings)
+        console.follow(loaded.target.tp_plan)
         resolve(loaded, default_registry())
         from eagle.decoding import resolve_for
         from eagle.target import load_target, loading
@@ -106,7 +107,7 @@ def ranks(
     resolved = resolve_for(loaded, default_registry())
     head, folder = resolved.head, _folder(resolved) if keep else None
     with working(f"loading {loaded.target.model}"):
-        model = load_target(loaded.target, loaded.folder)
+        model = load_target(loaded.target, loaded.folder, loaded.runtime.quantize)
         head.load(model, resolved.attention)
 
     def say(what: str) -> None:

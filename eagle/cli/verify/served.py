@@ -53,7 +53,7 @@ def verify_server(
     model = str(server.model().get("id", ""))  # before anything is loaded for nobody
     spec = load_spec("plain", settings)
     with working(f"loading {spec.target.model}"):
-        target = load_target(spec.target, spec.folder)
+        target = load_target(spec.target, spec.folder, spec.runtime.quantize)
     with progress_bar() as progress:
         found = verify_served(
             target,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
@@ -25,7 +27,8 @@ def fingerprint(target: Target) -> str:
         DataError: parts of the target are offloaded, so that their weights are not at hand.
     """
     state = hashlib.sha256(str(target.dtype).encode())
-    for name, tensor in sorted(target.model.state_dict().items()):
+    state.update(target.precision.encode() if not target.plain else b"")
+    for name, tensor in _plain(target.model.state_dict()):
         if tensor.is_meta:
             raise DataError(
                 f"{name} of the target {target.info.name!r} is offloaded, so that what is computed "
@@ -38,3 +41,16 @@ def fingerprint(target: Target) -> str:
         state.update(f"{name} {tuple(tensor.shape)}".encode())
         state.update(chosen.view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
+
+
+def _plain(tensors: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield tensors by name, in order, and those that quantized ones are made of in their place."""
+    for name, tensor in sorted(tensors.items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue  # what a layer keeps of its own besides tensors
+        inner = getattr(tensor, "__tensor_flatten__", None)
+        if inner is None:
+            yield name, tensor
+        else:
+            parts = {f"{name}.{part}": getattr(tensor, part) for part in inner()[0]}
+            yield from _plain({key: part for key, part in parts.items() if part is not None})

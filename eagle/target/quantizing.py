@@ -1,0 +1,135 @@
+"""Weights of fewer bits: a plain checkpoint quantized by torchao while it is loaded.
+
+Knows torchao's formats and what each needs; how a quantized weight multiplies is torchao's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from eagle.errors import TargetError
+
+__all__ = ["BITS", "Quantize", "is_plain", "options", "precision", "quantize"]
+
+Quantize = Literal["int8", "int4"]
+
+BITS = {"int8": 8.0, "int4": 4.25}
+"""Bits that a number of a weight takes, its share of the scales included."""
+
+_GROUPS = (128, 64, 32)  # numbers of a row that share a scale, in int4: as few scales as fit
+_WIDTHS = ("hidden_size", "intermediate_size", "moe_intermediate_size")
+
+
+def options(
+    kind: Quantize, config: Any, dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    """Return what `from_pretrained` is told, to quantize each weight as it comes from the files.
+
+    Args:
+        kind: ``int8`` or ``int4``.
+        config: the target's configuration.
+        dtype: of what stays as it is: embeddings, norms, LM head, activations.
+        device: where the weights go.
+
+    Raises:
+        TargetError: torchao is not there, the checkpoint is quantized already, or its sizes or the
+            dtype do not allow it.
+    """
+    from transformers import TorchAoConfig
+
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+        raise TargetError(
+            f"runtime.quantize: {kind} is for plain checkpoints, and this one is quantized already "
+            f"({getattr(method, 'value', method)}); leave it out, and it is served as it is"
+        )
+    return {
+        "quantization_config": TorchAoConfig(
+            _config(kind, _widths(config.get_text_config()), dtype, device)
+        )
+    }
+
+
+@torch.no_grad()
+def quantize(model: nn.Module, kind: Quantize) -> None:
+    """Quantize the linear layers of a model but its LM head, in place, as `options` does at load.
+
+    Raises:
+        TargetError: see `options`.
+    """
+    text, head = model.config.get_text_config(), model.get_output_embeddings()  # type: ignore
+    weight = model.get_input_embeddings().weight  # type: ignore[operator]
+    config = _config(kind, _widths(text), weight.dtype, weight.device)
+    from torchao.quantization import quantize_
+
+    quantize_(model, config, lambda module, name: type(module) is nn.Linear and module is not head)
+
+
+def _widths(text: Any) -> list[int]:
+    heads, size = text.num_attention_heads, getattr(text, "head_dim", None)
+    found = [getattr(text, name, None) for name in _WIDTHS]
+    return [width for width in (*found, heads * size if size else None) if width]
+
+
+def _config(kind: Quantize, widths: Iterable[int], dtype: torch.dtype, device: torch.device) -> Any:
+    """Return torchao's configuration of a kind; PyTorch's own settings stay as they are."""
+    try:
+        from torchao.quantization import Int4WeightOnlyConfig, Int8WeightOnlyConfig
+    except ImportError as error:
+        raise TargetError(
+            f"runtime.quantize: {kind} needs torchao, which is not installed; install this package "
+            "with its extra 'quantize'"
+        ) from error
+    if kind == "int8":
+        return Int8WeightOnlyConfig(set_inductor_config=False)
+    group = next((g for g in _GROUPS if all(width % g == 0 for width in widths)), None)
+    if group is None:
+        raise TargetError(
+            "runtime.quantize: int4 shares a scale among at least "
+            f"{_GROUPS[-1]} numbers, and this target's widths ({', '.join(map(str, widths))}) are "
+            "not all multiples of that; int8 has one for each row"
+        )
+    if device.type == "cuda":
+        if dtype != torch.bfloat16:
+            raise TargetError(
+                "runtime.quantize: int4 multiplies bfloat16 alone on a GPU, and target.dtype is "
+                f"{str(dtype).removeprefix('torch.')}; leave it 'auto', or take int8"
+            )
+        return Int4WeightOnlyConfig(
+            group_size=group,
+            int4_packing_format="tile_packed_to_4d",
+            set_inductor_config=False,
+        )
+    try:
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
+    except ImportError as error:
+        raise TargetError(
+            "runtime.quantize: int4 on a CPU needs torchao 0.18 or newer; update it, or take int8"
+        ) from error
+    return PrototypeInt4WeightOnlyConfig(group_size=group, set_inductor_config=False)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether all weights of a module are plain tensors of floating point numbers."""
+    return all(
+        type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point()
+        for tensor in module.parameters()
+    ) and not any(hasattr(child, "qweight") for child in module.modules())
+
+
+def precision(model: Any, dtype: torch.dtype) -> str:
+    """Return how a model keeps its numbers: its dtype, and what quantizes its weights, if any.
+
+    Two models of one architecture take the same code and time only where this is the same.
+    """
+    body = model.get_decoder()
+    kinds = {type(p).__name__ for p in body.parameters()} - {"Parameter", "Tensor"}
+    own = getattr(model.config, "quantization_config", None)
+    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "")
+    named = {str(getattr(method, "value", method) or "")} - {""}
+    return " ".join((str(dtype), *sorted(kinds | named)))

@@ -1,0 +1,161 @@
+"""Targets whose weights are no plain tensors: what is served is the quantized model, exactly."""
+
+import logging
+import sys
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from eagle import Decoder, DecoderSpec
+from eagle.errors import CompileError, TargetError
+from eagle.runtime.aot import AheadPass, ahead
+from eagle.spec.schema import TargetSpec
+from eagle.target import causal_lm, load_target, loading, quantizing
+from eagle.testing import tiny_head, tiny_target
+
+torchao = pytest.importorskip("torchao")
+PROMPT = [5, 9, 17, 3, 40]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    found = tmp_path_factory.mktemp("plain")
+    tiny_target("llama-gqa").model.save_pretrained(found)
+    return found
+
+
+def load(folder, kind=None, dtype="float32", **changes):
+    spec = TargetSpec(model=str(folder), device="cpu", dtype=dtype, **changes)
+    return load_target(spec, None, kind)
+
+
+def decoder(target, head, **runtime):
+    spec = DecoderSpec(
+        head={"name": "eagle", "weights": str(head)},
+        tree={"name": "static", "branching": [3, 2]},
+        runtime=runtime,
+    )
+    return Decoder.from_spec(spec, target=target)
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory):
+    found = tmp_path_factory.mktemp("head")
+    tiny_head(tiny_target("llama-gqa")).save(found)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_quantized_target_is_probed_and_says_what_it_says_by_itself(folder, head, kind, dtype):
+    target = load(folder, kind, dtype)
+    assert not target.plain
+    assert "torchao" in target.precision
+    assert type(target.model.lm_head.weight) is torch.nn.Parameter
+    said = decoder(target, head).generate(PROMPT, max_new_tokens=24).tokens
+    if dtype == "float32":
+        with target.stock() as model:
+            out = model.generate(torch.tensor([PROMPT]), max_new_tokens=24, do_sample=False)
+        assert list(said) == out[0, len(PROMPT) :].tolist()
+
+
+def test_quantizing_changes_what_the_target_is(folder):
+    one, other = load(folder), load(folder, "int8")
+    tokens = torch.tensor([PROMPT])
+    with one.stock() as plain, other.stock() as quantized:
+        first, second = plain(tokens).logits, quantized(tokens).logits
+    assert 1e-5 < (first - second).norm() / first.norm() < 0.05
+    assert one.precision != other.precision
+
+
+def test_a_checkpoint_that_torchao_has_quantized_is_served_as_it_is(folder, head, tmp_path):
+    from torchao.quantization import Int8WeightOnlyConfig
+    from transformers import TorchAoConfig
+
+    config = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=config
+    )
+    model.save_pretrained(tmp_path / "int8")
+    target = load(tmp_path / "int8", dtype="bfloat16")
+    assert type(target.model.model.layers[0].mlp.up_proj.weight).__name__ == "Int8Tensor"
+    decoder(target, head).generate(PROMPT, max_new_tokens=4)
+    with pytest.raises(TargetError, match=r"quantized already .torchao.; leave it out"):
+        load(tmp_path / "int8", "int8", dtype="bfloat16")
+
+
+def test_what_is_compiled_ahead_is_not_made_of_quantized_weights(folder, head, caplog):
+    target = load(folder, "int8")
+    attention = decoder(target, head).resolved.attention
+    with caplog.at_level(logging.WARNING):
+        assert ahead(target, attention, (), make=True) is None
+    assert "passes run uncompiled: what is compiled ahead multiplies plain weights" in caplog.text
+    with pytest.raises(CompileError, match="plain weights"):
+        AheadPass(target, attention, ()).make()
+
+
+def test_features_of_a_quantized_target_are_told_from_those_of_the_plain_one(folder):
+    from eagle.train.data import fingerprint
+
+    found = {fingerprint(load(folder, kind)) for kind in (None, "int8", "int4")}
+    assert len(found) == 3
+    assert fingerprint(load(folder, "int8")) in found
+
+
+def test_quantizing_without_torchao_is_one_clear_sentence(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    with pytest.raises(TargetError, match=r"needs torchao, which is not installed; .* 'quantize'"):
+        load(folder, "int8")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_pytorchs_settings_are_left_as_they_are(folder, kind):
+    before = torch.get_float32_matmul_precision()
+    load(folder, kind)
+    assert torch.get_float32_matmul_precision() == before
+
+
+def test_int4_needs_widths_that_share_scales(tmp_path):
+    tiny_target("llama-gqa", intermediate_size=72).model.save_pretrained(tmp_path)
+    with pytest.raises(TargetError, match="int4 shares a scale among at least 32 numbers"):
+        load(tmp_path, "int4")
+
+
+def test_int4_on_a_gpu_is_bfloat16():
+    with pytest.raises(TargetError, match="int4 multiplies bfloat16 alone on a GPU"):
+        quantizing._config("int4", [64], torch.float16, torch.device("cuda"))
+
+
+def test_a_spec_names_known_formats():
+    with pytest.raises(ValueError, match="quantize"):
+        DecoderSpec(runtime={"quantize": "int3"})
+
+
+def test_a_target_that_memory_cannot_hold_is_refused_with_what_would_fit(folder, monkeypatch):
+    from eagle.target import memory
+
+    whole = memory.needed(folder, torch.float32)
+    held = sum(p.nbytes for p in load(folder).model.parameters())
+    assert whole == held
+    less = memory.needed(folder, torch.float32, "int8")
+    assert less is not None
+    assert less < whole
+    monkeypatch.setattr(memory, "free_memory", lambda device: less)
+    monkeypatch.setattr(
+        causal_lm.loading, "load_model", lambda *args: pytest.fail("something was loaded")
+    )
+    with pytest.raises(TargetError, match=r"for its weights, and cpu has .* free; .*quantize=int8"):
+        load(folder)
+    half = memory.needed(folder, torch.float32, processes=2)
+    monkeypatch.setattr(memory, "free_memory", lambda device: half)
+    config = loading.describe(loading.locate(TargetSpec(model=str(folder))))[1]
+    with pytest.raises(TargetError, match=r"target.tp_plan=auto over 2 such GPUs"):
+        memory.check_memory(
+            folder, config, "tiny", dtype=torch.float32, device=torch.device("cuda")
+        )
+
+
+def test_adapters_and_spreading_do_not_go_together():
+    with pytest.raises(ValueError, match="merge it once"):
+        TargetSpec(tp_plan="auto", adapter="x")

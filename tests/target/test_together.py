@@ -1,0 +1,150 @@
+"""A target cut over two processes says what it says in one, and they part with one clear error."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from eagle import Decoder, DecoderSpec, Engine
+from eagle.cli import console
+from eagle.errors import PartedError, RequestError, SpecError, TargetError
+from eagle.spec import load_spec
+from eagle.target import together
+from eagle.target.together import Together, _difference
+from eagle.testing import tiny_pair
+from tests.train.together import run_together
+
+PROMPTS = [[5, 9, 13, 17], list(range(3, 40)), [60, 3, 7, 10, 12]]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    target, head = tiny_pair()
+    folder = tmp_path_factory.mktemp("cut")
+    target.model.save_pretrained(folder / "target")
+    return folder / "target", head
+
+
+def spec_of(pair, tree="static", **target):
+    model, head = map(str, pair)
+    trees = {
+        "static": {"name": "static", "branching": [3, 2, 1]},
+        "dynamic": {"name": "dynamic", "nodes": 12, "depth": 4, "top_k": 4},
+    }
+    return DecoderSpec(
+        target={"model": model, "dtype": "float32", **target},
+        head={"name": "eagle", "weights": head},
+        tree=trees[tree],
+    )
+
+
+def answers(spec):
+    decoder = Decoder.from_spec(spec)
+    greedy = decoder.generate(PROMPTS, max_new_tokens=40, ignore_eos=True)
+    sampled = decoder.generate(PROMPTS, max_new_tokens=40, temperature=0.9, seed=3, ignore_eos=True)
+    found = [(r.tokens, r.stats.accepted_per_cycle) for r in (*greedy, *sampled)]
+    return decoder, found
+
+
+def _cut(specs, wanted):
+    for spec, expected in zip(specs, wanted, strict=True):
+        decoder, found = answers(spec)
+        target = decoder.target
+        assert target.kv_heads == 1
+        assert target.model.model.layers[0].mlp.up_proj.weight.to_local().shape[0] == 64
+        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in expected]
+        assert max(max(cycles) for _, cycles in found) > 2, "nothing was accepted"
+        assert sum(len(cycles) for _, cycles in found) > 40
+        with target.stock() as model, torch.no_grad():
+            out = model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=20, do_sample=False)
+        own = found[0][0][: out.shape[1] - len(PROMPTS[0])]
+        assert out[0, len(PROMPTS[0]) :].tolist() == list(own)
+    # Seeds that nobody gave are the first process's.
+    free = decoder.generate(PROMPTS[0], max_new_tokens=8, temperature=1)
+    seeds = target.together.share(free.seed)
+    assert free.seed == seeds
+    with pytest.raises(RequestError, match="one process"):
+        Engine(decoder)
+    _part(decoder)
+
+
+def _part(decoder):
+    """Let one process choose another token than the other: both notice in that cycle."""
+    rank, batch = int(os.environ["RANK"]), decoder.loop
+    run, passes = batch._compare, []
+
+    def compare(outcomes):
+        passes.append(outcomes)
+        if rank == 1 and len(passes) == 3:
+            outcomes = [[*outcomes[0][:2], outcomes[0][2] + 1, *outcomes[0][3:]], *outcomes[1:]]
+        run(outcomes)
+
+    batch._compare = compare
+    with pytest.raises(PartedError, match="have parted in pass"):
+        decoder.generate(PROMPTS[0], max_new_tokens=40, ignore_eos=True)
+    assert len(passes) == 3
+    batch._compare = run
+    assert len(decoder.generate(PROMPTS[0], max_new_tokens=4, ignore_eos=True).tokens) == 4
+
+
+def test_two_processes_say_what_one_says_and_notice_where_they_part(pair):
+    wanted = [answers(spec_of(pair, tree))[1] for tree in ("static", "dynamic")]
+    run_together(
+        _cut, [spec_of(pair, tree, tp_plan="auto") for tree in ("static", "dynamic")], wanted
+    )
+
+
+def _mismatched(pair):
+    rank = int(os.environ["RANK"])
+    with pytest.raises(PartedError, match="process 1 has another spec than process 0: tree"):
+        Decoder.from_spec(spec_of(pair, ["static", "dynamic"][rank], tp_plan="auto"))
+    changed = {"generation_config": ["apply", "ignore"][rank]}
+    with pytest.raises(PartedError, match=r"another target .*generation_config is 'ignore'"):
+        Together.join().agree("target", spec_of(pair, **changed).target.model_dump())
+
+
+def test_processes_of_different_specs_are_refused_in_all(pair):
+    run_together(_mismatched, pair)
+
+
+def _lose(pair, how, path):
+    """Lose one of two processes, in the middle of a text; the other one runs a command."""
+    rank = os.environ["RANK"]
+    os.dup2(os.open(f"{path}.{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    together._LOST = 3.0  # seconds without a beat; 20 by default
+    decoder = Decoder.from_spec(spec_of(pair, tp_plan="auto"))
+
+    def command(**_):
+        stream = decoder.stream([5, 9, 13], max_new_tokens=400, ignore_eos=True)
+        for number, _event in enumerate(stream):
+            if number == 3 and rank == "1":
+                os.kill(os.getpid(), how)
+
+    command.main = command
+    os._exit(console.run(command, []))
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_process_ends_the_job_with_one_clear_error(pair, how, tmp_path):
+    run_together(_lose, pair, how, tmp_path / "said", exits=(2, None))
+    said = (tmp_path / "said.0").read_text()
+    errors = [line for line in said.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1, said
+    assert "process 1 is lost, and with it a part of every layer" in errors[0]
+    assert together._LOST + 2 * together._BEAT < 30, "by default, too"
+
+
+def test_specs_that_cannot_be_cut_are_refused():
+    with pytest.raises(SpecError, match=r"runtime.quantize should be left out"):
+        load_spec("eagle", ["target.tp_plan=auto", "runtime.quantize=int8"])
+    with pytest.raises(TargetError, match="one process for each device; start it with torchrun"):
+        Decoder.from_spec("eagle", ["target.tp_plan=auto"])
+
+
+def test_where_two_values_differ_is_said():
+    one = {"target": {"model": "a", "dtype": "x"}, "tree": 1}
+    assert _difference(one, one | {"tree": 2}) == "tree is 2, not 1"
+    assert (
+        _difference(one, {"target": {"model": "b"}, "tree": 1}) == "target.dtype is None, not 'x'"
+    )
