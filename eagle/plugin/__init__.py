@@ -24,6 +24,8 @@ from eagle.plugin.capabilities import (
     MeasuredHead,
     NamesLayers,
     NeedsTopology,
+    OfferingHead,
+    OfferingPart,
     OwnVocabulary,
     ParallelHead,
     RequestAware,
@@ -83,6 +85,7 @@ from eagle.plugin.tree import Acceptance, TokenTree, TreeShape, ancestor_mask
 # Last: they are made of what is above.
 # isort: split
 from eagle.plugin.blocks import (
+    INTEGER,
     MAX_NODES,
     CausalDrafter,
     Level,
@@ -95,8 +98,10 @@ from eagle.plugin.blocks import (
     draw_level,
     keep_best,
     likeliest,
+    pack_integers,
     scalar_speculative,
     tree_of,
+    unpack_integers,
 )
 
 __all__ = [
@@ -104,6 +109,7 @@ __all__ = [
     "ENTRY_POINT_GROUP",
     "EVERY_LAW",
     "HOOKS",
+    "INTEGER",
     "KNOWN_LAWS",
     "MAX_NODES",
     "RATES_FILE",
@@ -147,6 +153,8 @@ __all__ = [
     "NamesLayers",
     "NeedsTopology",
     "NumericalError",
+    "OfferingHead",
+    "OfferingPart",
     "Option",
     "Origin",
     "OwnVocabulary",
@@ -208,6 +216,7 @@ __all__ = [
     "listed",
     "multiprocessors",
     "nearest",
+    "pack_integers",
     "padded",
     "probabilities",
     "rotary_depends_on_length",
@@ -217,4 +226,5 @@ __all__ = [
     "steady",
     "top_k",
     "tree_of",
+    "unpack_integers",
 ]

@@ -8,11 +8,13 @@ from eagle.plugin.blocks.assembly import keep_best, tree_of
 from eagle.plugin.blocks.causal import CausalDrafter
 from eagle.plugin.blocks.drawing import draw_level, likeliest
 from eagle.plugin.blocks.indices import LevelIndex, TreeIndex
+from eagle.plugin.blocks.integers import INTEGER, pack_integers, unpack_integers
 from eagle.plugin.blocks.scalar import ScalarDraws, ScalarNode, scalar_speculative
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import MAX_NODES, Level, Topology
 
 __all__ = [
+    "INTEGER",
     "MAX_NODES",
     "CausalDrafter",
     "Level",
@@ -25,6 +27,8 @@ __all__ = [
     "draw_level",
     "keep_best",
     "likeliest",
+    "pack_integers",
     "scalar_speculative",
     "tree_of",
+    "unpack_integers",
 ]
