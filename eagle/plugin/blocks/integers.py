@@ -36,5 +36,6 @@ def pack_integers(numbers: Tensor, dtype: torch.dtype) -> Tensor:
 
 def unpack_integers(state: Tensor) -> Tensor:
     """Return the numbers, int64 ``[..., K]``, of what `pack_integers` made."""
-    digits = state.long().unflatten(-1, (-1, INTEGER))
-    return (digits[..., 0] * _BASE + digits[..., 1]) * _BASE + digits[..., 2]
+    digits = state.long().view(*state.shape[:-1], state.shape[-1] // INTEGER, INTEGER)
+    found: Tensor = (digits[..., 0] * _BASE + digits[..., 1]) * _BASE + digits[..., 2]
+    return found

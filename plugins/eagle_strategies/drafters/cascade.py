@@ -134,7 +134,7 @@ class Cascade:
 
     def extended(self, drafted: Drafted, heads: Sequence[DraftHead]) -> Tensor:
         """Extend some of the drafters; the states of the others stay what they were."""
-        parts = drafted.states.split(self._sizes, 2)
+        parts = torch.split(drafted.states, self._sizes, 2)
         return torch.cat(
             [
                 head.extend(replace(drafted, states=part)) if head in heads else part
@@ -145,7 +145,7 @@ class Cascade:
 
     def chosen(self, states: Tensor, heads: Sequence[DraftHead]) -> Tensor:
         """Return the logits of each slot's drafter, if among some, or else of the last of these."""
-        parts = states.split(self._sizes, 2)
+        parts = torch.split(states, self._sizes, 2)
         chosen = self._chosen[: len(states), None, None]
         found: Tensor | None = None
         for number in reversed(range(len(self._heads))):

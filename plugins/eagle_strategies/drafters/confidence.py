@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 __all__ = ["Confidence", "Reader", "Told"]
 
@@ -30,6 +30,9 @@ class Reader(Protocol):
         ...
 
 
+ReaderT = TypeVar("ReaderT", bound=Reader)
+
+
 class Confidence:
     """A share of right guesses for each length of match."""
 
@@ -44,12 +47,17 @@ class Confidence:
         self._seen[kind] = self._seen[kind] * _KEPT + 1
 
     def rate(self, length: int) -> float:
-        """Return how often a guess from such a match is right, one half where nothing is known."""
+        """Return how often a guess from such a match is right.
+
+        Where little is known of this length, by what is known of all; one half where that is
+        nothing. A guess costs nothing to look at, so the first wrong ones may stop others.
+        """
         kind = min(length, _LENGTHS)
-        return (self._right[kind] + _WEIGHT / 2) / (self._seen[kind] + _WEIGHT)
+        pooled = (sum(self._right) + _WEIGHT / 2) / (sum(self._seen) + _WEIGHT)
+        return (self._right[kind] + _WEIGHT * pooled) / (self._seen[kind] + _WEIGHT)
 
 
-class Told:
+class Told(Generic[ReaderT]):
     """The host's side of a drafter that looks text up: it reads along, and says how sure it is.
 
     Args:
@@ -58,10 +66,10 @@ class Told:
 
     def __init__(self, sure: float) -> None:
         self._sure = sure
-        self._readers: dict[int, Reader] = {}
+        self._readers: dict[int, ReaderT] = {}
         self._confidence: dict[int, Confidence] = {}
 
-    def reader(self, slot: int, prompt: Sequence[int]) -> Reader:
+    def reader(self, slot: int, prompt: Sequence[int]) -> ReaderT:
         """Return what reads a new text, its prompt read."""
         raise NotImplementedError
 

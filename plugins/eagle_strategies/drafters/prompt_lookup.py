@@ -22,6 +22,7 @@ from eagle.plugin import (
     Committed,
     Drafted,
     DraftHead,
+    Pages,
     Strategy,
     StrategyConfig,
     TargetInfo,
@@ -58,7 +59,7 @@ class PromptLookupConfig(StrategyConfig):
         return self
 
 
-class PromptLookup(Told):
+class PromptLookup(Told["_Index"]):
     """Reads on from where the last tokens occurred before: longest match first, then the latest.
 
     A state is where the text ends, how many tokens were drafted since, and the place behind each
@@ -85,7 +86,7 @@ class PromptLookup(Told):
         self._device, self._dtype = target.device, target.dtype
         self._vocab = target.info.vocab_size
 
-    def allocate(self, slots: int, rows: int) -> None:
+    def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate the texts: one place more than rows, since the root has no row yet."""
         self._text = torch.zeros(slots, rows + 1, dtype=torch.int64, device=self._device)
 

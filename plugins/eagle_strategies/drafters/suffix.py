@@ -67,7 +67,7 @@ class _Trie:
     depth: int = 0
 
 
-class Suffix(Told):
+class Suffix(Told["_Text"]):
     """Drafts from counts: each continuation is as likely as it was frequent there.
 
     A state is the number of a node of the slot's continuations.

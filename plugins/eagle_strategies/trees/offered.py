@@ -70,7 +70,7 @@ class Offered:
                     "of a fixed shape"
                 )
         trees.sort(key=lambda tree: tree.shape.depth)
-        self._depths = [tree.shape.depth for tree in trees]
+        self._depths: list[int] = [tree.shape.depth for tree in trees]
         self._share = config.share
         self.alternatives: Sequence[TreeBuilder] = [otherwise, *map(_Taken, trees)]
         self._usual = self.alternatives[1]
