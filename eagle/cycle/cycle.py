@@ -23,6 +23,7 @@ from eagle.plugin import (
     DraftHead,
     Draws,
     FeatureExtractor,
+    OfferingPart,
     OwnVocabulary,
     ParallelHead,
     Role,
@@ -107,6 +108,7 @@ class Cycle:
         ahead: the target's pass compiled ahead of time, in place of its `forward`.
         trees: the tree builders to choose from; one, except with a `VaryingTree`.
         tree: the one that the next cycle drafts with; see `use`.
+        drafting: the head, or the part of it that drafts for this tree.
         shape: of its trees.
         depth: D of the deepest trees.
     """
@@ -145,6 +147,9 @@ class Cycle:
         """Draft with the tree builder of that number from now on."""
         self.tree = self.trees[number]
         self.shape = self.tree.shape
+        self.drafting = self.head
+        if getattr(self.tree, "offered", False) and isinstance(self.head, OfferingPart):
+            self.drafting = self.head.offering
 
     @property
     def paged(self) -> bool:
@@ -323,7 +328,7 @@ class Cycle:
     def draft(self, slots: Slots, sampling: Sampling, span: int, draws: Draws) -> TokenTree:
         """Return a token tree for every slot."""
         drafter = CycleDrafter(
-            self.head,
+            self.drafting,
             slots.root,
             slots.state,
             slots.lengths,

@@ -91,13 +91,21 @@ class Batch:
         self.requests[target], self.requests[source] = self.requests[source], None
         self._committed[target], self._committed[source] = self._committed[source], None
 
-    @property
-    def seen(self) -> Seen:
-        """What the next cycle's tree may be chosen by."""
+    def seen(self, offered: Sequence[int] = ()) -> Seen:
+        """Return what the next cycle's tree may be chosen by.
+
+        Args:
+            offered: what the head offers in the first slots, if it says so.
+        """
         known = zip(self.requests, self._committed, strict=True)
+        own = [*offered, *[0] * (len(self.requests) - len(offered))] if offered else []
         return Seen(
             active=sum(request is not None for request in self.requests),
             committed=tuple(count if request else None for request, count in known),
+            offered=tuple(
+                levels if request else None
+                for request, levels in zip(self.requests, own, strict=False)
+            ),
         )
 
     def goes_on(self, outcomes: Sequence[Outcome], *, waiting: bool) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -26,7 +26,7 @@ from eagle.decoding.requests import Event, Request
 from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
 from eagle.errors import EagleError, RequestError
-from eagle.plugin import Breach, RequestAware, Role, Sampling, VaryingTree
+from eagle.plugin import Breach, OfferingHead, RequestAware, Role, Sampling, VaryingTree
 from eagle.runtime import Runtime
 from eagle.spec import Resolved
 
@@ -100,6 +100,7 @@ class Loop:
         self._tickets: dict[int, Ticket] = {}  # of those with a slot, by their request's id
         parts = resolved.components.values()
         self._aware = [part for part in parts if isinstance(part, RequestAware)]
+        self._offering = resolved.head if isinstance(resolved.head, OfferingHead) else None
         self._stranger = Stranger(resolved)
         self._refused: dict[int, Exception] = {}  # by slot, whose beginning failed
         self._told: dict[int, Request] = {}  # by slot, what components know to have begun
@@ -288,12 +289,22 @@ class Loop:
                 for part in self._aware:
                     part.end_request(slot, [*request.prompt, *request.tokens])
 
+    def _follow(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
+        """Tell a head that offers candidates what was read back, before the next cycle begins."""
+        if self._offering is None:
+            return
+        with self._resolved.blaming():
+            for slot, (count, bad, *tokens) in outcomes:
+                if count and not bad and self.seats.batch.requests[slot] is not None:
+                    self._offering.follow(slot, tokens[:count])
+
     def _choose(self) -> int:
         """Return which tree the next cycle drafts, by what has been read back already."""
         tree = self._resolved.tree
+        offered = self._offer() if self._offering is not None else ()
         if not isinstance(tree, VaryingTree):
             return 0
-        chosen = tree.choose(self.seats.batch.seen)
+        chosen = tree.choose(self.seats.batch.seen(offered))
         if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
             raise Breach(
                 Role.TREE,
@@ -301,6 +312,16 @@ class Loop:
                 "alternatives",
             )
         return chosen
+
+    def _offer(self) -> Sequence[int]:
+        assert self._offering is not None
+        offered = self._offering.offer(self._width)
+        if len(offered) != self._width:
+            raise Breach(
+                Role.HEAD,
+                f"offer({self._width}) returned {len(offered)} numbers, not one for each slot",
+            )
+        return offered
 
     def _read(self, pieces: list[Piece[Request]]) -> None:
         """Read pieces of prompts, and deliver the first tokens of those that end.
@@ -345,6 +366,8 @@ class Loop:
         found = Logprobs(slots.report) if any(one.reports for one in pieces) else None
         self.reading += time.perf_counter() - began
         for own, failure in groups:
+            if failure is None:
+                self._follow((slot, outcomes[slot]) for slot in own)
             for slot, outcome in failed_last((slot, outcomes[slot]) for slot in own):
                 self._deliver(slot, outcome, failure, verified=False, logprobs=found)
 
@@ -357,8 +380,9 @@ class Loop:
         self._compare(outcomes)
         found = Logprobs(self._part.report) if self._reports else None
         batch.note(outcomes)
-        self._stranger.note(batch.seen.committed)
+        self._stranger.note(batch.seen().committed)
         failures = self._processing.failures if self._processing else {}
+        self._follow(one for one in enumerate(outcomes) if one[0] not in failures)
         self._ahead = (
             self._runtime.graph
             and not self.seats.reader

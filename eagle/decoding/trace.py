@@ -272,6 +272,10 @@ class _WatchedTree:
     def uniforms(self) -> int:
         return self._builder.uniforms
 
+    @property
+    def offered(self) -> bool:
+        return getattr(self._builder, "offered", False)
+
     def build(self, drafter: Drafter, draws: Draws) -> TokenTree:
         self._trace.begin()
         return self._builder.build(_WatchedDrafter(drafter, self._trace), draws)

@@ -28,6 +28,8 @@ __all__ = [
     "MeasuredHead",
     "NamesLayers",
     "NeedsTopology",
+    "OfferingHead",
+    "OfferingPart",
     "OwnVocabulary",
     "ParallelHead",
     "RequestAware",
@@ -52,6 +54,41 @@ class RequestAware(Protocol):
 
     def end_request(self, slot: int, text: Sequence[int]) -> None:
         """Take note of a whole text, prompt and answer: its request is over, or given up."""
+        ...
+
+
+@runtime_checkable
+class OfferingHead(RequestAware, Protocol):
+    """A draft head that knows on the host, before a cycle, for which slots it has candidates.
+
+    It is told of text as soon as it is read back, and so it may also look candidates up on the
+    host: what `offer` copies into tensors at fixed addresses is drafted in the cycle behind it,
+    captured or not. What it offers must follow from committed text alone.
+    """
+
+    def follow(self, slot: int, tokens: Sequence[int]) -> None:
+        """Take note of what a slot's text goes on with, from the first token behind its prompt."""
+        ...
+
+    def offer(self, slots: int) -> Sequence[int]:
+        """Return for how many levels there are candidates in each of the first slots; 0: none.
+
+        Called once before every cycle. A tree that varies may go by it (`Seen.offered`).
+        """
+        ...
+
+
+@runtime_checkable
+class OfferingPart(Protocol):
+    """An `OfferingHead` of several parts, some of which need not run where all was offered.
+
+    A tree builder that declares ``offered = True`` takes candidates that were offered and no
+    others: in its cycles this part drafts, while the whole head absorbs what is committed.
+    """
+
+    @property
+    def offering(self) -> DraftHead:
+        """What drafts then: its `extend` and `logits` take and give the whole head's states."""
         ...
 
 
@@ -139,10 +176,13 @@ class Seen:
         active: how many slots have a request.
         committed: for every slot, how many tokens the last cycle that was read back committed;
             None where the slot is free, or its request has had no cycle yet.
+        offered: for every slot, for how many levels the head has candidates
+            (`OfferingHead.offer`); None where the slot is free. Empty where it does not say.
     """
 
     active: int
     committed: tuple[int | None, ...]
+    offered: tuple[int | None, ...] = ()
 
 
 @runtime_checkable

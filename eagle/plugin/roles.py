@@ -156,8 +156,13 @@ class DraftHead(Component, Protocol):
     told where to write and what to see by a `Step`; it never decides that itself.
 
     Its states are its own business: what it predicts from, and what it is given back in `extend`.
-    They need only be of one size, and finite, since what is not is taken for damage. Draft logits
-    may be -inf, for what a head does not propose.
+    They need only be of one size, and finite, since what is not is taken for damage. They have the
+    target's dtype, in which whole numbers above 256 may be rounded (`eagle.plugin.pack_integers`).
+    Draft logits may be -inf, for what a head does not propose, but not all of a row: what has
+    nothing to propose proposes anything.
+
+    In `extend` and `logits` the B slots are the first ones of those that were allocated; in
+    `absorb` they are what ``step.slots`` says.
 
     A head may declare more than this. One with ``paged = True`` remembers nothing of a text but by
     rows of an `eagle.cache.TreeCache`, so that rows may lie in blocks and texts share them: what

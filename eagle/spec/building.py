@@ -36,6 +36,7 @@ from eagle.plugin import (
     MeasuredHead,
     NamesLayers,
     NeedsTopology,
+    OfferingHead,
     Registered,
     Registry,
     Role,
@@ -396,6 +397,18 @@ def _check_pairing(resolved: Resolved) -> None:
             Role.TREE,
             f"{resolved.strategies[Role.TREE]} drafts {depth} levels, but the head "
             f"{NONE!r} drafts nothing; use `tree: {NONE}` with it, or another head",
+        )
+    trees = (
+        resolved.tree.alternatives if isinstance(resolved.tree, VaryingTree) else [resolved.tree]
+    )
+    by_offer = any(getattr(one, "offered", False) for one in trees)
+    if by_offer and not isinstance(resolved.head, OfferingHead):
+        raise _incompatible(
+            resolved,
+            Role.TREE,
+            f"{resolved.strategies[Role.TREE]} goes by what a head says that it has candidates "
+            f"for, but {resolved.strategies[Role.HEAD]} says nothing of that; use it with a head "
+            "that looks text up, or name the tree to draft always",
         )
 
 

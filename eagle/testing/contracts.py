@@ -23,6 +23,7 @@ from eagle.plugin import (
     DraftHead,
     FeatureExtractor,
     Law,
+    OfferingHead,
     OwnVocabulary,
     ParallelHead,
     RequestAware,
@@ -198,6 +199,12 @@ def check_draft_head(
         if isinstance(head, RequestAware):
             for slot in range(slots):
                 head.begin_request(slot, text[slot].tolist())
+        if isinstance(head, OfferingHead):
+            for slot in range(slots):
+                head.follow(slot, [])
+            offered = head.offer(slots)
+            assert len(offered) == slots, f"offer({slots}) returned {len(offered)} numbers"
+            assert min(offered) >= 0, "a head offers less than no level"
 
     begin()
     whole = absorb(0, 9)
@@ -206,7 +213,9 @@ def check_draft_head(
     own = head.draft_vocab if isinstance(head, OwnVocabulary) else None
     vocab = info.vocab_size if own is None else len(own)
     if not isinstance(head, ParallelHead):
-        assert head.logits(whole).shape == (2, 9, vocab), "draft logits are not [B, W, V]"
+        logits = head.logits(whole)
+        assert logits.shape == (2, 9, vocab), "draft logits are not [B, W, V]"
+        _check_finite(logits)
     begin()
     absorb(0, 6, real=4)  # two entries too many, as padding: they are written again
     close(absorb(4, 5), whole[:, 4:], "absorbing in pieces changes the states")
@@ -231,6 +240,7 @@ def check_draft_head(
         parallel = head
         logits = parallel.draft(tokens[:, -1], whole[:, -1], Step.chain(lengths, 3, 16))
         assert logits.shape == (2, 3, vocab), "draft logits of all levels are not [B, D, V]"
+        _check_finite(logits)
         return
     drafts = torch.randint(info.vocab_size, (2, 2), generator=generator)
     above = whole[:, -1:].expand(-1, 2, -1)
@@ -241,6 +251,15 @@ def check_draft_head(
     step = Step(rows[:, :1], rows[:, :1], lengths, only, 16)
     first = head.extend(Drafted(drafts[:, 1:], above[:, 1:], 1, step))
     close(siblings[:, 1:], first, "a drafted node's state depends on its sibling")
+
+
+def _check_finite(logits: Tensor) -> None:
+    """Check that each row of draft logits is a distribution: -inf throughout makes NaN of it."""
+    assert not (logits.isnan() | (logits == torch.inf)).any(), "a draft logit is NaN or +inf"
+    assert (logits > -torch.inf).any(-1).all(), (
+        "the draft logits of a node are -inf throughout, of which no distribution can be made; a "
+        "head that has nothing to propose gives any finite logits, zeros say"
+    )
 
 
 def check_tree_builder(
@@ -257,9 +276,10 @@ def check_tree_builder(
         for other in builder.alternatives:
             check_tree_builder(other, vocab_size=vocab_size, slots=slots, cycles=cycles)
         for committed in ([None] * slots, [1] * slots):
-            seen = Seen(active=slots, committed=tuple(committed))
-            chosen = builder.choose(seen)
-            assert 0 <= chosen < len(builder.alternatives), "choose() returned none of them"
+            for offered in ((), (0,) * slots, (3,) * slots):
+                seen = Seen(active=slots, committed=tuple(committed), offered=offered)
+                chosen = builder.choose(seen)
+                assert 0 <= chosen < len(builder.alternatives), "choose() returned none of them"
     shape = builder.shape
     for temperatures in ([0.0] * slots, [1.0] * slots, [float(i % 2) for i in range(slots)]):
         params = [SamplingParams(temperature=t) for t in temperatures]

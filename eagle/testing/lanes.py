@@ -22,6 +22,7 @@ from eagle.plugin import (
     Acceptance,
     AcceptanceRule,
     Draws,
+    OfferingHead,
     Sampling,
     SamplingParams,
     TargetProbs,
@@ -166,6 +167,7 @@ class _World:
         self.slots = cycle.allocate(slots, rows)
         self.span = cycle.span(rows)
         self.sampling = Sampling.of([params] * slots, cycle.target.device)
+        self.offering = cycle.head if isinstance(cycle.head, OfferingHead) else None
         self.states: dict[Key, _State] = {}
         self.memory: dict[tuple[int, Text], Tensor] = {}
 
@@ -248,6 +250,9 @@ class _World:
         scripts = torch.full((len(queues), _SCRIPT), -1)
         for slot, lane in lanes.items():
             scripts[slot], lane.text = lane.script, lane.state.key[1][:1]
+            if self.offering:
+                self.offering.begin_request(slot, self.prompts[lane.state.key[0]])
+                self.offering.follow(slot, lane.text)
         oracle = EnumeratingDraws(scripts)
         number = 0
         while lanes:
@@ -281,6 +286,8 @@ class _World:
         texts = {
             slot: [*self.prompts[lane.state.key[0]], *lane.text] for slot, lane in lanes.items()
         }
+        if self.offering:
+            self.offering.offer(len(active))
         self.cycle.acceptance = cast("AcceptanceRule", rule)
         try:
             processing = self._processing(texts)
@@ -296,6 +303,8 @@ class _World:
             gain, nan, *tokens = outcome[slot]
             assert not nan, f"the cycle reports {nan} after {list(texts[slot])}"
             lane.text += tuple(tokens[:gain])
+            if self.offering:
+                self.offering.follow(slot, tokens[:gain])
         return rule.paths()
 
     def _settle(self, slot: int, lane: _Lane, path: Text, chance: float) -> Key:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import eagle_plugins
 from eagle.plugin.blocks.causal import CausalDrafter
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
@@ -487,7 +488,8 @@ class Toys:
 
 
 def registry():
-    """Return the installed strategies with the toys."""
-    made = Registry.discover()
+    """Return the reference strategies with the toys, some of which are named as the field's are."""
+    made = Registry()
+    made.register(eagle_plugins, "reference", "eagle-decoding")
     made.register(Toys(), "toys", "toys", "1")
     return made

@@ -42,12 +42,14 @@ from eagle.plugin.blocks.heads import (
     write_checkpoint,
 )
 from eagle.plugin.blocks.indices import LevelIndex, TreeIndex
+from eagle.plugin.blocks.integers import INTEGER, pack_integers, unpack_integers
 from eagle.plugin.blocks.scalar import ScalarDraws, ScalarNode, scalar_speculative
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import MAX_NODES, Level, Topology
 
 __all__ = [
     "EMBEDDING",
+    "INTEGER",
     "LM_HEAD",
     "MAP_DTYPES",
     "MAX_NODES",
@@ -82,6 +84,7 @@ __all__ = [
     "most_frequent",
     "normed",
     "own_embedding",
+    "pack_integers",
     "read_json",
     "read_tensors",
     "read_weights",
@@ -91,6 +94,7 @@ __all__ = [
     "stored_in",
     "stored_vocabulary",
     "tree_of",
+    "unpack_integers",
     "weights_of",
     "write_checkpoint",
 ]

@@ -20,6 +20,7 @@ from eagle.plugin import (
     Committed,
     Drafted,
     LanguageModel,
+    Pages,
     Step,
     TargetError,
     TargetInfo,
@@ -103,7 +104,7 @@ class CausalDrafter:
         self._model, self._vocab, self._attention = model, vocab, attention
         self._logits: Callable[[Tensor], Tensor] = model.logits
 
-    def allocate(self, slots: int, rows: int) -> None:
+    def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate the model's cache: one row more, since it has token 0 too."""
         self._cache: Any = self._model.make_cache(slots, rows + 1)
         self._logits = self._model.draft_logits()

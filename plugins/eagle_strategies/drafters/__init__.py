@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from eagle.plugin import DraftHead, Strategy
 from eagle_strategies.drafters.block_drafter import BlockDrafter
+from eagle_strategies.drafters.cascade import CASCADE
+from eagle_strategies.drafters.draft_model import DRAFT_MODEL
 from eagle_strategies.drafters.medusa import MedusaConfig, MedusaHead
 from eagle_strategies.drafters.parallel import parallel_drafter
 from eagle_strategies.drafters.parallel_settings import ParallelConfig
+from eagle_strategies.drafters.prompt_lookup import PROMPT_LOOKUP
+from eagle_strategies.drafters.suffix import SUFFIX
 
 __all__ = ["STRATEGIES", "BlockDrafter", "MedusaConfig", "MedusaHead", "ParallelConfig"]
 
 STRATEGIES: list[Strategy[DraftHead]] = [
+    PROMPT_LOOKUP,
+    SUFFIX,
+    DRAFT_MODEL,
+    CASCADE,
     Strategy(
         name="medusa",
         config=MedusaConfig,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from eagle.plugin import Strategy, TreeBuilder
+from eagle_strategies.trees.offered import OFFERED
 
 __all__ = ["STRATEGIES"]
 
-STRATEGIES: list[Strategy[TreeBuilder]] = []
+STRATEGIES: list[Strategy[TreeBuilder]] = [OFFERED]
