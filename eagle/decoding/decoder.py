@@ -17,7 +17,7 @@ from eagle.errors import EagleError, PluginError, SpecError, TargetError, again,
 from eagle.host import Whole
 from eagle.plugin import BuildContext, Registry, SamplingParams, default_registry
 from eagle.runtime import Runtime
-from eagle.sizing import fit_tree
+from eagle.sizing import fit_tree, learn_costs
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
 from eagle.target import Target, load_target, loading, resolve_device
 
@@ -77,6 +77,7 @@ class Decoder(Whole):
             resolved,
             limit=self.max_batch,
             capacity=self.capacity,
+            sized=lambda slots: learn_costs(resolved, target, slots),
         )
         self._checking = threading.Lock()  # a tokenizer is one thread's at a time
 

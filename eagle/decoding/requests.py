@@ -5,6 +5,7 @@ Everything here runs on the host, once per cycle, on the few tokens that a cycle
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class Request:
 
     Attributes:
         seed: of that source: the parameters' own, or one that the operating system drew.
+        key: of the noise of the text's positions, which follows from the seed.
     """
 
     index: int
@@ -149,6 +151,8 @@ class Request:
             self._ends |= self.eos
         seed = self.params.seed
         self.seed = fresh_seed() if seed is None else seed
+        digest = hashlib.sha256(f"{self.seed}/noise".encode()).digest()
+        self.key = int.from_bytes(digest[:8], signed=True)
         # Not torch.Generator, for which seeds that are equal modulo 2**32 are one.
         self._generator = np.random.Generator(np.random.PCG64(self.seed))
         self._made = self._started = time.perf_counter()

@@ -7,7 +7,7 @@ blocks, a text in a high slot is moved to a low one when that lets cycles be nar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eagle.cache import Blocks, Held
 from eagle.cycle import Cycle, Slots
@@ -29,6 +29,7 @@ class Seats:
         runtime: what allocates them.
         limit: slots at most.
         capacity: tokens of a text at most.
+        sized: told how many slots are about to be allocated.
 
     Attributes:
         slots: the tensors; None until something is decoded.
@@ -41,8 +42,15 @@ class Seats:
 
     feed: Feed
 
-    def __init__(self, cycle: Cycle, runtime: Runtime, limit: int, capacity: int) -> None:
-        self._cycle, self._runtime = cycle, runtime
+    def __init__(
+        self,
+        cycle: Cycle,
+        runtime: Runtime,
+        limit: int,
+        capacity: int,
+        sized: Callable[[int], None] = lambda slots: None,
+    ) -> None:
+        self._cycle, self._runtime, self._sized = cycle, runtime, sized
         self.limit, self.capacity, self.steady = limit, capacity, False
         self.let_go()
 
@@ -111,6 +119,7 @@ class Seats:
         ):
             return
         self.let_go()  # first, so that an interruption leaves nothing half done
+        self._sized(count)
         blocks = runtime.blocks(needs, count) if needs else None
         self.slots = runtime.allocate(count, rows, blocks)
         self.feed, self._rows = Feed(self.slots.uniforms), rows
@@ -135,6 +144,8 @@ class Seats:
             if shared and self.slots is not None:
                 # Cycles write behind the rows of a slot that idles: not into what others read.
                 self.slots.lengths[slot] = shared
+        assert self.slots is not None
+        self.slots.keys[slot] = request.key
         request.start()
         self.reader.add(slot, request, shared)
         return True

@@ -44,7 +44,7 @@ def measured(monkeypatch):
     """Spare the measuring; the list has an entry for each time."""
     times = []
 
-    def measure(resolved, target, tell):
+    def measure(resolved, target, tell, slots=1):
         times.append(resolved.spec.tree.name)
         tell("measuring")
         return Costs(

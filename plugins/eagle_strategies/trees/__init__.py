@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from eagle.plugin import Strategy, TreeBuilder
+from eagle_strategies.trees.best_first import BEST_FIRST
 
 __all__ = ["STRATEGIES"]
 
-STRATEGIES: list[Strategy[TreeBuilder]] = []
+STRATEGIES: list[Strategy[TreeBuilder]] = [BEST_FIRST]
