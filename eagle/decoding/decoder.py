@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +16,7 @@ from eagle.decoding.loop import Loop, Ticket
 from eagle.decoding.requests import Event, Request, Result
 from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief
 from eagle.host import Whole
-from eagle.plugin import BuildContext, Registry, SamplingParams, default_registry
+from eagle.plugin import BuildContext, LearnsCosts, Registry, SamplingParams, default_registry
 from eagle.runtime import Runtime
 from eagle.sizing import fit_tree, learn_costs
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
@@ -77,7 +78,9 @@ class Decoder(Whole):
             resolved,
             limit=self.max_batch,
             capacity=self.capacity,
-            sized=lambda slots: learn_costs(resolved, target, slots),
+            sized=partial(learn_costs, resolved, target)
+            if isinstance(resolved.tree, LearnsCosts)
+            else None,
         )
         self._checking = threading.Lock()  # a tokenizer is one thread's at a time
 

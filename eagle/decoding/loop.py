@@ -74,7 +74,7 @@ class Loop:
         resolved: the spec's components, for whom to blame.
         limit: requests decoded at once, at most.
         capacity: tokens of a text, at most.
-        sized: told how many slots are about to be allocated, while nobody is seated.
+        sized: see `eagle.decoding.seats.Seats`.
 
     Attributes:
         seats: slots and blocks, and who has them.
@@ -94,7 +94,7 @@ class Loop:
         *,
         limit: int,
         capacity: int,
-        sized: Callable[[int], None] = lambda slots: None,
+        sized: Callable[[int], None] | None = None,
     ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
         self.seats = Seats(cycle, runtime, limit, capacity, sized)

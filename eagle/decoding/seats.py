@@ -29,7 +29,8 @@ class Seats:
         runtime: what allocates them.
         limit: slots at most.
         capacity: tokens of a text at most.
-        sized: told how many slots are about to be allocated.
+        sized: told how many requests are about to be decoded at once, when they are more than
+            before and nothing is allocated.
 
     Attributes:
         slots: the tensors; None until something is decoded.
@@ -48,9 +49,9 @@ class Seats:
         runtime: Runtime,
         limit: int,
         capacity: int,
-        sized: Callable[[int], None] = lambda slots: None,
+        sized: Callable[[int], None] | None = None,
     ) -> None:
-        self._cycle, self._runtime, self._sized = cycle, runtime, sized
+        self._cycle, self._runtime, self._sized, self._most = cycle, runtime, sized, 0
         self.limit, self.capacity, self.steady = limit, capacity, False
         self.let_go()
 
@@ -108,6 +109,10 @@ class Seats:
             moderate = min(MODERATE, self.capacity)
             wanted, longest = max(wanted, self.limit), max(longest, moderate)
             needs += [cycle.blocks(moderate)] * (self.limit - len(needs)) if needs else []
+        if self._sized is not None and (most := min(wanted, self.limit)) > self._most:
+            self.let_go()
+            self._sized(most)
+            self._most = most
         rows = runtime.rows(longest, self.capacity)
         count = runtime.slots(wanted, self.limit, rows)
         have = len(self.batch.requests)
@@ -119,7 +124,6 @@ class Seats:
         ):
             return
         self.let_go()  # first, so that an interruption leaves nothing half done
-        self._sized(count)
         blocks = runtime.blocks(needs, count) if needs else None
         self.slots = runtime.allocate(count, rows, blocks)
         self.feed, self._rows = Feed(self.slots.uniforms), rows

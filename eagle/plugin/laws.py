@@ -80,7 +80,7 @@ class Law:
         Raises:
             ValueError: there is none.
         """
-        known = [*KNOWN_LAWS, *among]
+        known = [*KNOWN_LAWS, Law.SHARED_NOISE, *among]
         for law in known:
             if law.name == name:
                 return law
@@ -111,8 +111,8 @@ class _SharedNoise(Law):
 Law.TOP_K, Law.WITHOUT_REPLACEMENT, Law.IID = _TopK(), _WithoutReplacement(), _Iid()
 Law.SHARED_NOISE = _SharedNoise()
 
-KNOWN_LAWS = (Law.TOP_K, Law.WITHOUT_REPLACEMENT, Law.IID, Law.SHARED_NOISE)
-"""The laws that come with this package."""
+KNOWN_LAWS = (Law.TOP_K, Law.WITHOUT_REPLACEMENT, Law.IID)
+"""The laws that come with this package and go by a cycle's uniforms: all but shared noise."""
 
 
 class _EveryLaw(frozenset[Law]):

@@ -52,6 +52,10 @@ def following() -> FollowingTree:
 # --- proofs ---------------------------------------------------------------------------------------
 
 
+def test_speculative_is_lossless_under_shared_noise():
+    assert_lossless(SpeculativeRule(), Law.SHARED_NOISE, settings=FEW)
+
+
 @pytest.mark.parametrize("paths", [[[0], [1]], [[0], [1], [0, 0], [1, 0]]], ids=str)
 def test_static_tree_of_shared_noise_is_lossless(paths):
     tree = StaticTree(Topology.from_paths(paths), Law.SHARED_NOISE)

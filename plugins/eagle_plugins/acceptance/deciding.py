@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from eagle.plugin import (
+    KNOWN_LAWS,
     Acceptance,
     Law,
     TargetProbs,
@@ -21,7 +22,6 @@ __all__ = ["accept", "serves"]
 _BLOCK = 1024  # weights that are added up before the sum is noted
 _TILE = 8  # blocks that a program goes through at once
 _WARPS = 32
-_LAWS = frozenset({Law.TOP_K, Law.WITHOUT_REPLACEMENT, Law.IID})
 
 
 def serves(tree: TokenTree) -> bool:
@@ -30,7 +30,7 @@ def serves(tree: TokenTree) -> bool:
     They know one law for all nodes, of those that are known here, and the target's vocabulary.
     """
     mapped = tree.draft_vocab is not None and tree.draft_probs is not None
-    return not mapped and not tree.laws and tree.law in _LAWS
+    return not mapped and not tree.laws and tree.law in KNOWN_LAWS
 
 
 def accept(

@@ -27,6 +27,7 @@ __all__ = ["FollowingTree"]
 
 _SIZES = (2, 3, 4, 6, 9, 13, 18, 26, 40, 61)  # nodes, the root included, of trees to choose from
 _MEMORY = 0.97  # of what was seen, how much still counts a cycle later
+_IDLE_MEMORY = 0.995  # and where cycles draft nothing
 _PRIOR = 8.0  # cycles of one slot that the head's measured acceptance counts for
 _STAY = 1.03  # another tree is taken where it promises so much more: each is captured by itself
 _STEPS = 12  # of halving an interval
@@ -141,18 +142,18 @@ class FollowingTree:
     def _note(self, seen: Seen) -> None:
         """Take note of what the tree chosen last has brought."""
         counts = [count for count in seen.committed if count is not None]
-        # Idle evidence fades towards what was measured of the head.
-        self._gained = _MEMORY * self._gained + (1 - _MEMORY) * self._prior
-        self._cycles = [_MEMORY * count for count in self._cycles]
-        self._cycles[0] += (1 - _MEMORY) * _PRIOR
-        if counts and self._last_drafts:
+        drafted = self._choices[self._last].builder.shape.depth > 0
+        kept = _MEMORY if drafted else _IDLE_MEMORY
+        self._gained *= kept
+        self._cycles = [kept * count for count in self._cycles]
+        if not drafted:
+            # Nothing to learn from: back towards what was measured of the head.
+            self._gained += (1 - kept) * self._prior
+            self._cycles[0] += (1 - kept) * _PRIOR
+        elif counts:
             self._gained += sum(counts) - len(counts)
             self._cycles[self._last] += len(counts)
         self._share = self._fitted()
-
-    @property
-    def _last_drafts(self) -> bool:
-        return self._choices[self._last].builder.shape.depth > 0
 
     def _fitted(self) -> float:
         """Return the share by which the trees of late would bring what they brought."""
