@@ -63,7 +63,8 @@ class StaticConfig(StrategyConfig):
         if self.size == "by-slots" and self.sampling != Law.SHARED_NOISE.name:
             raise ValueError(
                 "'size: by-slots' needs 'sampling: shared-noise', by which a text does not depend "
-                f"on how many share the batch; with 'sampling: {self.sampling}' it would"
+                f"on how many share the batch; with 'sampling: {self.sampling}' it would, so leave out "
+                "'size' (or say 'size: null')"
             )
         if self.size == "auto" and (self.tree, self.branching) != (None, None):
             given = "tree" if self.tree is not None else "branching"
