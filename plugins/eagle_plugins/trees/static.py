@@ -60,12 +60,6 @@ class StaticConfig(StrategyConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> StaticConfig:
-        if self.size == "by-slots" and self.sampling != Law.SHARED_NOISE.name:
-            raise ValueError(
-                "'size: by-slots' needs 'sampling: shared-noise', by which a text does not depend "
-                f"on how many share the batch; with 'sampling: {self.sampling}' it would, so leave out "
-                "'size' (or say 'size: null')"
-            )
         if self.size == "auto" and (self.tree, self.branching) != (None, None):
             given = "tree" if self.tree is not None else "branching"
             raise ValueError(
@@ -123,7 +117,8 @@ class StaticBySlots(StaticTree):
 def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
     if config.size == "auto":
         return FittedStatic(config, context)
-    if config.size == "by-slots":
+    # By any other law a text would depend on how many share the batch.
+    if config.size == "by-slots" and config.sampling == Law.SHARED_NOISE.name:
         tree = StaticBySlots(config.topology(context.device), Law.SHARED_NOISE)
         if context.target is not None:
             tree.check_vocab(context.target.vocab_size)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-
-from eagle.plugin import Budget, BuildContext, Costs, Curve, Law, RankRates, Seen, Topology
+from eagle.plugin import (
+    Budget,
+    BuildContext,
+    Costs,
+    Curve,
+    FollowsSlots,
+    Law,
+    RankRates,
+    Seen,
+    Topology,
+)
 from eagle.testing import check_tree_builder
 from eagle_plugins.trees.following import FollowingTree
 from eagle_plugins.trees.static import STATIC, StaticConfig
@@ -101,9 +109,9 @@ def test_size_auto_follows_the_slots_under_shared_noise_and_only_there():
         assert fit.builder.laws <= builder.laws
 
 
-def test_by_slots_is_refused_where_texts_would_depend_on_the_batch():
-    with pytest.raises(ValueError, match="'size: by-slots' needs 'sampling: shared-noise'"):
-        StaticConfig(size="by-slots")
+def test_by_slots_keeps_one_size_where_texts_would_depend_on_the_batch():
+    fixed = STATIC.build(StaticConfig(size="by-slots", branching=(2, 1)), BuildContext())
+    assert not isinstance(fixed, FollowsSlots)
     config = StaticConfig(size="by-slots", sampling="shared-noise", branching=(2, 1))
     builder = STATIC.build(config, BuildContext())
     assert builder.sampling == Law.SHARED_NOISE
