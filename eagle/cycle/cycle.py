@@ -61,6 +61,7 @@ class Slots:
         state: ``[B, S]``, the head's state after the root.
         active: bool ``[B]``; an idle slot stays where it is.
         uniforms: float64 ``[B, U]``, the randomness of the next cycle.
+        keys: int64 ``[B]``, of the noise of the slots' texts (`eagle.plugin.Draws.race`).
         outcome: int64 ``[B, D + 3]``, the one thing read back: tokens committed, whether NaN
             or infinity decided it (1 the target's, 2 the head's, 3 both; plus 4 where logits
             processors left nothing to choose from), and the committed tokens.
@@ -73,6 +74,7 @@ class Slots:
     state: Tensor
     active: Tensor
     uniforms: Tensor
+    keys: Tensor
     outcome: Tensor
     sampling: Sampling
     report: Report
@@ -90,6 +92,7 @@ class Slots:
             state=self.state[:count],
             active=self.active[:count],
             uniforms=self.uniforms[:count],
+            keys=self.keys[:count],
             outcome=self.outcome[:count],
             sampling=self.sampling.first(count),
             report=self.report.first(count),
@@ -220,6 +223,7 @@ class Cycle:
             state=torch.zeros(slots, self._state_size, dtype=self.target.dtype, device=device),
             active=torch.zeros(slots, dtype=torch.bool, device=device),
             uniforms=torch.zeros(slots, self.draws_per_cycle, dtype=torch.float64, device=device),
+            keys=integers(slots),
             outcome=integers(slots, self.depth + 3),
             sampling=Sampling.of([SamplingParams()] * slots, device),
             report=Report.empty(slots, self.depth + 1, self.target.info.vocab_size, device),
@@ -238,7 +242,7 @@ class Cycle:
         The slot that it leaves idles; see `shares` for where this can be done.
         """
         assert self.pages is not None
-        for part in (*slots.carried, slots.uniforms, self.pages.table):
+        for part in (*slots.carried, slots.uniforms, slots.keys, self.pages.table):
             part[target].copy_(part[source])
         self.idle(slots, source)
         self.assign(source, ())
@@ -290,6 +294,8 @@ class Cycle:
         With *reports*, `slots.report` says what the target gave the tokens.
         """
         draws = self.draws(slots.uniforms)
+        if isinstance(draws, UniformDraws):
+            draws.at(slots.keys, slots.lengths)
         tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
         self._check_draft(tree, slots, draws)
         logits, features = self._phase("verify", slots, tree, span)

@@ -47,7 +47,7 @@ class CycleDrafter:
     ) -> None:
         self.root, self.sampling = root, sampling
         self._head, self._lengths, self._span, self._depth = head, lengths, span, depth
-        self._parallel, self._vocab, self._level = parallel, vocab, 0
+        self._parallel, self.draft_vocab, self._level = parallel, vocab, 0
         self._levels: Tensor | None = None
         # Entry 0 is the root, entry e + 1 the e-th expanded node.
         self._states = state[:, None]
@@ -94,11 +94,11 @@ class CycleDrafter:
 
     def finish(self, tree: TokenTree) -> TokenTree:
         """Return a builder's tree with the target's token ids, whatever the head drafts from."""
-        if self._vocab is None:
+        if self.draft_vocab is None:
             return tree
         drafted = self._targets(tree.tokens[:, 1:])
         tokens = torch.cat((tree.tokens[:, :1], drafted), dim=1)
-        return replace(tree, tokens=tokens, draft_vocab=self._vocab)
+        return replace(tree, tokens=tokens, draft_vocab=self.draft_vocab)
 
     def _targets(self, tokens: Tensor) -> Tensor:
-        return tokens if self._vocab is None else self._vocab[tokens]
+        return tokens if self.draft_vocab is None else self.draft_vocab[tokens]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,9 +16,9 @@ from eagle.decoding.loop import Loop, Ticket
 from eagle.decoding.requests import Event, Request, Result
 from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief
 from eagle.host import Whole
-from eagle.plugin import BuildContext, Registry, SamplingParams, default_registry
+from eagle.plugin import BuildContext, LearnsCosts, Registry, SamplingParams, default_registry
 from eagle.runtime import Runtime
-from eagle.sizing import fit_tree
+from eagle.sizing import fit_tree, learn_costs
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
 from eagle.target import Target, load_target, loading, resolve_device
 
@@ -77,6 +78,9 @@ class Decoder(Whole):
             resolved,
             limit=self._runtime.limit(runtime.max_batch, self.capacity),
             capacity=self.capacity,
+            sized=partial(learn_costs, resolved, target)
+            if isinstance(resolved.tree, LearnsCosts)
+            else None,
         )
         self._checking = threading.Lock()  # a tokenizer is one thread's at a time
 

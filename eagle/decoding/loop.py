@@ -75,6 +75,7 @@ class Loop:
         resolved: the spec's components, for whom to blame.
         limit: requests decoded at once, at most.
         capacity: tokens of a text, at most.
+        sized: see `eagle.decoding.seats.Seats`.
 
     Attributes:
         seats: slots and blocks, and who has them.
@@ -89,10 +90,17 @@ class Loop:
     """
 
     def __init__(
-        self, cycle: Cycle, runtime: Runtime, resolved: Resolved, *, limit: int, capacity: int
+        self,
+        cycle: Cycle,
+        runtime: Runtime,
+        resolved: Resolved,
+        *,
+        limit: int,
+        capacity: int,
+        sized: Callable[[int], None] | None = None,
     ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
-        self.seats = Seats(cycle, runtime, limit, capacity)
+        self.seats = Seats(cycle, runtime, limit, capacity, sized)
         self._arrived: deque[Ticket] = deque()
         self._cancelled: deque[Ticket] = deque()
         self._waiting: list[tuple[int, int, Ticket]] = []  # a heap

@@ -5,6 +5,7 @@ Everything here runs on the host, once per cycle, on the few tokens that a cycle
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -142,6 +143,7 @@ class Request:
 
     Attributes:
         seed: of that source: the parameters' own, or one that the operating system drew.
+        key: of the noise of the text's positions, which follows from the seed.
     """
 
     index: int
@@ -170,6 +172,8 @@ class Request:
     def draw_from(self, seed: int) -> None:
         """Begin the source of randomness anew, from a seed."""
         self.seed = seed
+        digest = hashlib.sha256(f"{seed}/noise".encode()).digest()
+        self.key = int.from_bytes(digest[:8], signed=True)
         # Not torch.Generator, for which seeds that are equal modulo 2**32 are one.
         self._generator = np.random.Generator(np.random.PCG64(seed))
 

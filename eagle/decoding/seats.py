@@ -7,7 +7,7 @@ blocks, a text in a high slot is moved to a low one when that lets cycles be nar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from eagle.cache import Blocks, Held
 from eagle.cycle import Cycle, Slots
@@ -29,6 +29,8 @@ class Seats:
         runtime: what allocates them.
         limit: slots at most.
         capacity: tokens of a text at most.
+        sized: told how many requests are about to be decoded at once, when they are more than
+            before and nothing is allocated.
 
     Attributes:
         slots: the tensors; None until something is decoded.
@@ -41,8 +43,15 @@ class Seats:
 
     feed: Feed
 
-    def __init__(self, cycle: Cycle, runtime: Runtime, limit: int, capacity: int) -> None:
-        self._cycle, self._runtime = cycle, runtime
+    def __init__(
+        self,
+        cycle: Cycle,
+        runtime: Runtime,
+        limit: int,
+        capacity: int,
+        sized: Callable[[int], None] | None = None,
+    ) -> None:
+        self._cycle, self._runtime, self._sized, self._most = cycle, runtime, sized, 0
         self.limit, self.capacity, self.steady = limit, capacity, False
         self.let_go()
 
@@ -100,6 +109,10 @@ class Seats:
             moderate = min(MODERATE, self.capacity)
             wanted, longest = max(wanted, self.limit), max(longest, moderate)
             needs += [cycle.blocks(moderate)] * (self.limit - len(needs)) if needs else []
+        if self._sized is not None and (most := min(wanted, self.limit)) > self._most:
+            self.let_go()
+            self._sized(most)
+            self._most = most
         rows = runtime.rows(longest, self.capacity)
         count = runtime.slots(wanted, self.limit, rows)
         have = len(self.batch.requests)
@@ -135,6 +148,8 @@ class Seats:
             if shared and self.slots is not None:
                 # Cycles write behind the rows of a slot that idles: not into what others read.
                 self.slots.lengths[slot] = shared
+        assert self.slots is not None
+        self.slots.keys[slot] = request.key
         request.start()
         self.reader.add(slot, request, shared)
         return True

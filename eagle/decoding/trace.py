@@ -237,6 +237,10 @@ class _WatchedDrafter:
     def root(self) -> Tensor:
         return self._drafter.root
 
+    @property
+    def draft_vocab(self) -> Tensor | None:
+        return self._drafter.draft_vocab
+
     def begin(self) -> Tensor:
         logits = self._drafter.begin()
         none = self.root[:, None][:, :0]

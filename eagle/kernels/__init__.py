@@ -7,6 +7,7 @@ from eagle.kernels.few_rows import plan_of, product_parts
 from eagle.kernels.fused_linear import Product, arrange, products
 from eagle.kernels.int8 import Int8Linear, int8_linear, quantize
 from eagle.kernels.prepacked import PackedLinear, Switch, left_alone, multiply, packs, reorder
+from eagle.kernels.racing import clocks, race
 from eagle.kernels.topk import argmax, top_k
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Switch",
     "argmax",
     "arrange",
+    "clocks",
     "draw",
     "draw_by_operators",
     "int8_linear",
@@ -27,6 +29,7 @@ __all__ = [
     "product_parts",
     "products",
     "quantize",
+    "race",
     "reorder",
     "rows_of",
     "top_k",

@@ -90,7 +90,7 @@ class Curve(_Measured):
 
 
 class Costs(_Measured):
-    """Milliseconds of the parts of one cycle: one slot, temperature 0.
+    """Milliseconds of the parts of one cycle over some slots, one by default, at temperature 0.
 
     Attributes:
         verify: the target's pass over N nodes, the root included.
@@ -98,6 +98,7 @@ class Costs(_Measured):
         level: drafting one further level, by how many nodes the head extends for it.
         rest: accepting, and committing with the head's absorbing.
         context: committed tokens that were attended to.
+        plain: a whole cycle that drafts nothing; None where that was not measured.
     """
 
     verify: Curve
@@ -105,6 +106,12 @@ class Costs(_Measured):
     level: Curve
     rest: Duration
     context: Annotated[int, Field(ge=1)]
+    plain: Duration | None = None
+
+    @property
+    def undrafted(self) -> float:
+        """The milliseconds of a cycle that drafts nothing."""
+        return self.verify(1) + self.rest if self.plain is None else self.plain
 
     def cycle(self, nodes: int, extended: Sequence[int]) -> float:
         """Return the milliseconds of a cycle.

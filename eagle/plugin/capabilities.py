@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.plugin.budget import Budget, Fit
+from eagle.plugin.budget import Budget, Costs, Fit, RankRates
 from eagle.plugin.roles import DraftHead, FeatureExtractor, TargetInfo, TargetModel, TreeBuilder
 
 __all__ = [
@@ -23,7 +23,9 @@ __all__ = [
     "Exportable",
     "FittedTree",
     "FollowsLayers",
+    "FollowsSlots",
     "Identified",
+    "LearnsCosts",
     "LimitedDepth",
     "MeasuredHead",
     "NamesLayers",
@@ -224,6 +226,41 @@ class FittedTree(Protocol):
 
         Args:
             budget: how likely candidates are accepted, and what cycles cost.
+        """
+        ...
+
+
+@runtime_checkable
+class LearnsCosts(Protocol):
+    """A tree builder that is told what cycles cost over so many slots, once that many are decoded.
+
+    It is a `VaryingTree`, else it would be told for nothing. Costs are measured while nobody is
+    decoded, before slots are allocated; for one slot only those are told that are known already,
+    so that a lone request waits for nothing.
+    """
+
+    @property
+    def learned(self) -> frozenset[int]:
+        """The numbers of slots of which costs are known."""
+        ...
+
+    def learn(self, slots: int, costs: Costs) -> None:
+        """Take note of what cycles over so many slots cost."""
+        ...
+
+
+@runtime_checkable
+class FollowsSlots(Protocol):
+    """A tree builder that can become one whose size follows the number of slots.
+
+    It is asked once, when a decoder is made; until then, and where the head's acceptance was never
+    measured, the builder itself is used.
+    """
+
+    def follow(self, rates: RankRates) -> TreeBuilder:
+        """Return the builder that takes its place, a `LearnsCosts`.
+
+        Its laws must be among those that this builder declares.
         """
         ...
 

@@ -33,6 +33,10 @@ class Law:
     """Drawn one after another from the draft distribution, each time without those before."""
     IID: ClassVar[Law]
     """Drawn independently from the draft distribution; siblings may repeat a token."""
+    SHARED_NOISE: ClassVar[Law]
+    """Drawn with noise that is the text's own: a fixed set, given that noise, by which the token
+    that follows is drawn as well (`eagle.plugin.Draws.race`). What is drawn from the target then
+    decides the text alone, so trees may depend on the noise in any way."""
 
     name: str = ""
     fixed: bool = False
@@ -76,7 +80,7 @@ class Law:
         Raises:
             ValueError: there is none.
         """
-        known = [*KNOWN_LAWS, *among]
+        known = [*KNOWN_LAWS, Law.SHARED_NOISE, *among]
         for law in known:
             if law.name == name:
                 return law
@@ -100,10 +104,15 @@ class _Iid(Law):
     name = "iid"
 
 
+class _SharedNoise(Law):
+    name, fixed, distinct = "shared-noise", True, True
+
+
 Law.TOP_K, Law.WITHOUT_REPLACEMENT, Law.IID = _TopK(), _WithoutReplacement(), _Iid()
+Law.SHARED_NOISE = _SharedNoise()
 
 KNOWN_LAWS = (Law.TOP_K, Law.WITHOUT_REPLACEMENT, Law.IID)
-"""The laws that come with this package."""
+"""The laws that come with this package and go by a cycle's uniforms: all but shared noise."""
 
 
 class _EveryLaw(frozenset[Law]):

@@ -243,6 +243,14 @@ class Drafter(Protocol):
         """The last committed tokens, int64 ``[B]``."""
         ...
 
+    @property
+    def draft_vocab(self) -> Tensor | None:
+        """The target's ids of the places in draft logits, int64 ``[V]``; None: they are the same.
+
+        Needed for what is drawn by noise that is the target's too (`Draws.race`).
+        """
+        ...
+
     def begin(self) -> Tensor:
         """Return the draft logits ``[B, 1, V]`` of what follows the root."""
         ...

@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from eagle.kernels import argmax, draw
+from eagle.kernels import argmax, clocks, draw, race
 
 __all__ = [
     "MOST_LOGPROBS",
@@ -258,6 +258,32 @@ class Draws(Protocol):
         """
         ...
 
+    def race(
+        self, weights: Tensor, depth: int, count: int = 1, vocab: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the first tokens of a race at one position of every text, the winner first.
+
+        The winner is a draw in proportion to the weights; the first few are draws without
+        replacement. But each position has noise of its own, which is the same for whoever asks, in
+        this cycle or in another: equal weights have the same winner, similar ones mostly. So a
+        token that a text goes on with is to be drawn once at every position, from the target
+        (`Law.SHARED_NOISE`); all else that is drawn there only guesses it.
+
+        Args:
+            weights: float ``[B, V]`` or ``[B, W, V]``, not negative, not necessarily normalised.
+            depth: of the nodes whose children are drawn: the position is that behind the root
+                for 0, and so on.
+            count: how many, V at most. Those of weight zero come last.
+            vocab: int64 ``[V]``, the target's ids of what the weights are of, where that is not
+                its whole vocabulary (`Drafter.draft_vocab`).
+
+        Returns:
+            Places, int64 ``[..., count]``, and how fast these were, float64 of that shape: a
+            weight divided by an exponential clock. For whoever draws from the target the places
+            alone count.
+        """
+        ...
+
 
 class UniformDraws:
     """Draws that read uniforms in [0, 1), ``[B, U]``, column after column.
@@ -270,6 +296,18 @@ class UniformDraws:
     def __init__(self, uniforms: Tensor) -> None:
         self.uniforms = uniforms
         self.used = 0
+        self._keys: Tensor | None = None
+        self._positions: Tensor | None = None
+        self._clocks: dict[tuple[int, int], Tensor] = {}
+
+    def at(self, keys: Tensor, positions: Tensor) -> None:
+        """Let races be those of some texts; without, all slots' are those of one.
+
+        Args:
+            keys: int64 ``[B]``, of the texts' noise.
+            positions: int64 ``[B]``, of the roots.
+        """
+        self._keys, self._positions = keys, positions
 
     def read(self, count: int) -> Tensor:
         """Return the next uniforms, ``[B, count]``.
@@ -297,6 +335,27 @@ class UniformDraws:
     def uniform(self, cuts: Callable[[], Tensor]) -> Tensor:
         """See `Draws.uniform`."""
         return self.read(1)[:, 0].to(torch.float64)
+
+    def race(
+        self, weights: Tensor, depth: int, count: int = 1, vocab: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `Draws.race`, and `eagle.kernels.racing`."""
+        size = weights.shape[-1]
+        own = self._clocks_at(depth, size, vocab)
+        return race(weights, own[:, None] if weights.dim() == 3 else own, count)
+
+    def _clocks_at(self, depth: int, size: int, vocab: Tensor | None) -> Tensor:
+        if (known := self._clocks.get((depth, size))) is not None:
+            return known
+        none = torch.zeros(len(self.uniforms), dtype=torch.int64, device=self.uniforms.device)
+        keys = none if self._keys is None else self._keys
+        position = (none if self._positions is None else self._positions) + depth
+        tokens = torch.arange(size, device=keys.device) if vocab is None else vocab
+        made = clocks(keys, position, tokens)
+        # The target asks again for what was drafted by; what is traced stays in its own trace.
+        if vocab is None and not torch.compiler.is_compiling():
+            self._clocks[depth, size] = made
+        return made
 
 
 def fusible(draws: Draws, logits: Tensor, sampling: Sampling) -> TypeGuard[UniformDraws]:

@@ -32,6 +32,8 @@ class OperatorDraws(UniformDraws):
 class _Noise:
     """A drafter whose logits are those of a made-up text, with noise."""
 
+    draft_vocab = None
+
     def __init__(self, text: Tensor, sampling: Sampling, seed: int) -> None:
         self.root = torch.zeros(text.shape[0], dtype=torch.int64, device=text.device)
         self.sampling = sampling

@@ -1,7 +1,16 @@
 """Trees that fit the machine: what cycles cost here, and the size that pays; knows no request."""
 
 from eagle.sizing.costing import bushy_tree
-from eagle.sizing.fitting import Account, account, cost_key, fit_tree, measure, rates_of, recall
+from eagle.sizing.fitting import (
+    Account,
+    account,
+    cost_key,
+    fit_tree,
+    learn_costs,
+    measure,
+    rates_of,
+    recall,
+)
 
 __all__ = [
     "Account",
@@ -9,6 +18,7 @@ __all__ = [
     "bushy_tree",
     "cost_key",
     "fit_tree",
+    "learn_costs",
     "measure",
     "rates_of",
     "recall",

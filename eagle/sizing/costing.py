@@ -6,7 +6,7 @@ Knows how cycles are executed, and times their phases on trees made for it; deci
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -23,7 +23,9 @@ from eagle.plugin import (
     LimitedDepth,
     Sampling,
     SamplingParams,
+    StaticTree,
     TokenTree,
+    Topology,
     TreeShape,
     ancestor_mask,
 )
@@ -41,10 +43,17 @@ _WIDTHS, _WIDTHS_COMPILED = (1, 4, 10), (1, 10)
 _LEVELS = 3  # of the drafts whose further levels are timed
 _REST = (4, 4)  # width and levels of the tree that is accepted from and committed
 _REPEATS = {"cuda": 30, "cpu": 5}
+# Over several slots: rows of one pass, at most, with as many nodes as the smallest trees have in
+# any case; and committed tokens, of which nothing is read before.
+_ROWS, _FEWEST = {"cuda": 1024, "cpu": 64}, 4
+_NODES_OF_MANY = (1, 2, 4, 8, 16, 26)
+_CONTEXT_OF_MANY = 256
 
 
 @torch.inference_mode()
-def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None]) -> Costs:
+def measure_costs(
+    resolved: Resolved, target: Target, tell: Callable[[str], None], slots: int = 1
+) -> Costs:
     """Time the parts of a cycle, executed as the decoder of these components executes them.
 
     Eager, compiled or captured: the phases are those of `eagle.cycle.Cycle`, run by a
@@ -55,9 +64,11 @@ def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None
         resolved: the components; the head is loaded. Its cache is allocated anew.
         target: the target.
         tell: is told what is being done.
+        slots: that a cycle runs over.
     """
-    tell("reading some text")
-    bench = _Bench(resolved, target)
+    tell("reading some text" if slots == 1 else f"cycles over {slots} slots")
+    tell = tell if slots == 1 else _silent
+    bench = _Bench(resolved, target, slots)
     verify = {}
     for count in bench.counts:
         tell(f"timing the verification of {count} of {bench.counts[-1]} nodes")
@@ -68,7 +79,8 @@ def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None
     level = {width: bench.draft(_Combs(width, levels)) for width in bench.widths}
     tell("timing acceptance and commitment")
     rest = bench.rest()
-    jobs = (*verify.values(), begin, *level.values(), rest)
+    plain = bench.plain()
+    jobs = (*verify.values(), begin, *level.values(), rest, plain)
     for _ in range(_REPEATS.get(target.device.type, _REPEATS["cpu"])):
         for job in jobs:
             job.time()
@@ -85,13 +97,19 @@ def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None
         level=Curve.of(further.items()),
         rest=statistics.median(rest.times),
         context=bench.context,
+        plain=statistics.median(plain.times),
     )
 
 
-class _Bench:
-    """A cycle with one slot of random text, whose phases are run again and again.
+def _silent(what: str) -> None:
+    """Say nothing."""
 
-    Nothing is committed: the slot is idle once its text is read.
+
+class _Bench:
+    """A cycle with a slot of random text, whose phases are run again and again.
+
+    Nothing is committed: the slot is idle once its text is read. Of several slots no text is read,
+    which would take as long as all that is timed: their rows are zeros.
 
     Attributes:
         counts: numbers of nodes whose verification is timed, rising.
@@ -100,7 +118,7 @@ class _Bench:
         deepest: levels that the head can be asked for, at most `_REST`'s.
     """
 
-    def __init__(self, resolved: Resolved, target: Target) -> None:
+    def __init__(self, resolved: Resolved, target: Target, slots: int = 1) -> None:
         device, capacity = target.device, resolved.spec.runtime.capacity(target.capacity)
         vocab = target.info.vocab_size
         head = resolved.head
@@ -116,8 +134,11 @@ class _Bench:
             resolved.acceptance,
         )
         runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
-        self.context = max(1, min(_CONTEXT, capacity // 2))
-        tried = _NODES_COMPILED if runtime.compiled else _NODES
+        self.context = max(1, min(_CONTEXT if slots == 1 else _CONTEXT_OF_MANY, capacity // 2))
+        tried: Sequence[int] = _NODES_COMPILED if runtime.compiled else _NODES
+        if slots > 1:
+            most = max(_ROWS.get(device.type, _ROWS["cpu"]) // slots, _FEWEST)
+            tried = [count for count in _NODES_OF_MANY if count <= most]
         self.counts = [count for count in tried if self.context + count <= capacity] or [1]
         wide = _WIDTHS_COMPILED if runtime.compiled else _WIDTHS
         self.widths = sorted({min(width, vocab) for width in wide})
@@ -125,12 +146,12 @@ class _Bench:
         longest = self.context + self.counts[-1]
         generator = torch.Generator().manual_seed(0)
         self._text = torch.randint(target.embeddings, (longest,), generator=generator)
-        self._slots = runtime.allocate(1, runtime.rows(longest, capacity))
-        self._sampling = Sampling.of([SamplingParams()], device)
-        first = torch.zeros(1, 1, dtype=torch.float64, device=device)
-        prompt = self._text[: self.context].tolist()
-        runtime.prefill(self._slots, 0, prompt, self._sampling, first, None)
-        self._slots.active.zero_()
+        self._slots = runtime.allocate(slots, runtime.rows(longest, capacity))
+        self._sampling = Sampling.of([SamplingParams()] * slots, device)
+        if slots == 1:
+            self._read(runtime)
+        else:
+            self._slots.lengths.fill_(self.context)
         self._span = runtime.span(longest)
         self._job = partial(
             Job,
@@ -139,11 +160,18 @@ class _Bench:
             warm_up=3 if runtime.compiled or runtime.graph else 1,
         )
 
+    def _read(self, runtime: Runtime) -> None:
+        first = torch.zeros(1, 1, dtype=torch.float64, device=self._slots.root.device)
+        prompt = self._text[: self.context].tolist()
+        runtime.prefill(self._slots, 0, prompt, self._sampling, first, None)
+        self._slots.active.zero_()
+
     def verification(self, count: int) -> Job:
         """Return the target's pass over so many nodes."""
         tokens = self._text[self.context : self.context + count].to(self._slots.root.device)
+        slots = self._slots.root.shape[0]
         return self._job(
-            partial(self._cycle.phase, "verify", self._slots, bushy_tree(tokens), self._span)
+            partial(self._cycle.phase, "verify", self._slots, bushy_tree(tokens, slots), self._span)
         )
 
     def draft(self, combs: _Combs) -> Job:
@@ -156,6 +184,16 @@ class _Bench:
         draws = cycle.draws(self._slots.uniforms)
         tree: TokenTree = cycle.phase("draft", self._slots, self._sampling, self._span, draws)
         return tree
+
+    def plain(self) -> Job:
+        """Return a cycle that drafts nothing."""
+        nothing = StaticTree(Topology(), Law.TOP_K)
+
+        def plain() -> None:
+            self._cycle.tree, self._cycle.shape = nothing, nothing.shape
+            self._cycle.run(self._slots, self._sampling, self._span)
+
+        return self._job(plain)
 
     def rest(self) -> Job:
         """Return the part of a cycle behind its verification."""

@@ -27,6 +27,8 @@ from eagle.plugin import (
     Costs,
     Fit,
     FittedTree,
+    FollowsSlots,
+    LearnsCosts,
     MeasuredHead,
     RankRates,
     Role,
@@ -38,7 +40,16 @@ from eagle.sizing.costing import measure_costs
 from eagle.spec import Resolved
 from eagle.target import Target, loading
 
-__all__ = ["Account", "account", "cost_key", "fit_tree", "measure", "rates_of", "recall"]
+__all__ = [
+    "Account",
+    "account",
+    "cost_key",
+    "fit_tree",
+    "learn_costs",
+    "measure",
+    "rates_of",
+    "recall",
+]
 
 log = logging.getLogger("eagle.fitting")
 
@@ -77,7 +88,7 @@ class Account:
 
 
 def cost_key(
-    resolved: Resolved, config: Any, dtype: torch.dtype, device: torch.device
+    resolved: Resolved, config: Any, dtype: torch.dtype, device: torch.device, slots: int = 1
 ) -> dict[str, Any]:
     """Return all that the costs of a cycle depend on, as JSON has it; no weight is needed for it.
 
@@ -86,6 +97,7 @@ def cost_key(
         config: the target's text configuration.
         dtype: of the target's weights.
         device: where it is.
+        slots: that a cycle runs over.
     """
     spec = resolved.spec
     strategies = {
@@ -108,6 +120,8 @@ def cost_key(
         "strategies": strategies,
         "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
     }
+    if slots > 1:
+        key["slots"] = slots
     if device.type == "cpu" and runtime.compile is not False:
         key["passes"] = made(config, dtype)  # compiled, they take half the time
     found: dict[str, Any] = json.loads(json.dumps(key, default=str))
@@ -153,21 +167,22 @@ def recall(key: Mapping[str, Any]) -> Costs | None:
     return kept.costs if kept.measured_on == key else None
 
 
-def measure(resolved: Resolved, target: Target) -> Costs:
+def measure(resolved: Resolved, target: Target, slots: int = 1) -> Costs:
     """Measure what a cycle costs on this machine, say so, and keep it in the cache.
 
     Args:
         resolved: the components; the head is loaded.
         target: the target.
+        slots: that it runs over.
 
     Raises:
         PluginError: a component raises.
     """
     with resolved.blaming():
-        costs = measure_costs(resolved, target, lambda what: notify(f"  {what}"))
+        costs = measure_costs(resolved, target, lambda what: notify(f"  {what}"), slots)
     if target.together is not None:
         costs = target.together.share(costs)
-    _keep(cost_key(resolved, target.config, target.dtype, target.device), costs)
+    _keep(cost_key(resolved, target.config, target.dtype, target.device, slots), costs)
     return costs
 
 
@@ -222,6 +237,8 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
         CheckpointError: the file of the head's rates is damaged.
         PluginError: the tree builder raises, or breaks its contract.
     """
+    if isinstance(resolved.tree, FollowsSlots):
+        return _following(resolved)
     if not isinstance(resolved.tree, FittedTree):
         return resolved
     rates = rates_of(resolved)
@@ -253,6 +270,74 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
     return replace(resolved, tree=fit.builder)
 
 
+def _following(resolved: Resolved) -> Resolved:
+    """Replace a tree builder by one that follows the number of slots, where rates are known."""
+    rates, tree = rates_of(resolved), resolved.tree
+    assert isinstance(tree, FollowsSlots)
+    if rates is None:
+        log.info(
+            "the tree keeps its size for any number of slots, as the head has no %s", RATES_FILE
+        )
+        return resolved
+    with resolved.blaming():
+        builder = tree.follow(rates)
+    _check_laws(resolved, builder, "follow")
+    return replace(resolved, tree=builder)
+
+
+def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
+    """Tell a tree builder that asks for it what cycles over up to so many slots cost.
+
+    What is not known is measured now, and kept, for 2, 4, 8, ... slots; the head's cache is
+    allocated anew for that. For one slot nothing is measured: see `eagle.plugin.LearnsCosts`.
+
+    Args:
+        resolved: the components; the head is loaded.
+        target: the target.
+        slots: how many will be decoded at once.
+
+    Raises:
+        PluginError: a component raises.
+    """
+    tree = resolved.tree
+    if not isinstance(tree, LearnsCosts):
+        return
+    wanted = [1 << power for power in range((slots - 1).bit_length() + 1)]
+    said = False
+    for count in wanted:
+        if count in tree.learned:
+            continue
+        key = cost_key(resolved, target.config, target.dtype, target.device, count)
+        costs = recall(key)
+        if costs is None and count > 1:
+            if not said:
+                notify(
+                    f"Measuring what cycles over up to {wanted[-1]} slots cost on this machine, to "
+                    "choose the tree's size (once) ..."
+                )
+            said = True
+            try:
+                costs = measure(resolved, target, count)
+            except torch.OutOfMemoryError:
+                log.warning(
+                    "what cycles over %d slots cost is not measured for want of memory", count
+                )
+                return
+        if costs is not None:
+            with resolved.blaming():
+                tree.learn(count, costs)
+
+
+def _check_laws(resolved: Resolved, builder: TreeBuilder, method: str) -> None:
+    """Raise `PluginError` where a builder draws by a law that the one before did not declare."""
+    entry = resolved.strategies[Role.TREE]
+    if extra := [law for law in builder.laws if law not in resolved.tree.laws]:
+        raise PluginError(
+            f"{entry}, {entry.origin}: {method}() returned a builder that draws siblings by "
+            f"{listed(extra)}, which this one does not declare"
+        )
+
+
 def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
     """Ask the tree builder for its choice, and hold it to what it declared."""
     tree = resolved.tree
@@ -267,9 +352,5 @@ def _ask(resolved: Resolved, budget: Budget) -> Fit[TreeBuilder] | None:
             f"{entry}, {entry.origin}: fit() returned a {type(fit).__name__}; it should return an "
             "eagle.plugin.Fit, or None"
         )
-    if extra := [law for law in fit.builder.laws if law not in resolved.tree.laws]:
-        raise PluginError(
-            f"{entry}, {entry.origin}: fit() returned a builder that draws siblings by "
-            f"{listed(extra)}, which this one does not declare"
-        )
+    _check_laws(resolved, fit.builder, "fit")
     return fit

@@ -20,6 +20,8 @@ class RandomDrafter:
         checks: whether requests are checked, which reads them on the host.
     """
 
+    draft_vocab = None
+
     def __init__(
         self, sampling: Sampling, vocab_size: int, seed: int = 0, *, checks: bool = True
     ) -> None:

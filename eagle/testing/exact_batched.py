@@ -179,6 +179,7 @@ def _draft(tables: _Tables, laws: tuple[Law, ...], draws: EnumeratingDraws) -> T
     lanes = draws.lanes
     vocab, nodes = world.vocab, len(world.parents)
     sampled = not laws[0].fixed and world.processors.temperature > 0
+    raced = laws[0] == Law.SHARED_NOISE and world.processors.temperature > 0
     tokens = torch.full((lanes, nodes), _ROOT)
     codes = torch.zeros(lanes, nodes, dtype=torch.int64)
     parents = torch.tensor(world.parents).repeat(lanes, 1)
@@ -190,6 +191,10 @@ def _draft(tables: _Tables, laws: tuple[Law, ...], draws: EnumeratingDraws) -> T
         left = left / left.sum(1, keepdim=True)
         # Rows in another order than nodes: a rule must go by `draft_rows`.
         rows[:, nodes - 1 - node] = left
+        first = None
+        if raced and children:
+            asked = left * real[:, None]
+            first = draws.race(asked, depth, min(len(children), vocab))[0]
         for rank, child in enumerate(children):
             exists = real & (rank < tables.widths[depth][code])
             if sampled and not law.fixed:
@@ -201,6 +206,7 @@ def _draft(tables: _Tables, laws: tuple[Law, ...], draws: EnumeratingDraws) -> T
                 # Draws with replacement have room for more siblings than there are tokens.
                 exists = exists & (rank < vocab)
                 token = tables.candidates[depth][code, min(rank, vocab - 1)]
+                token = token if first is None else first[:, min(rank, vocab - 1)]
             tokens[:, child] = token
             codes[:, child] = (code * vocab + token).where(exists, 0)
             parents[:, child] = parents[:, child].where(exists, -1)
@@ -216,7 +222,7 @@ def _draft(tables: _Tables, laws: tuple[Law, ...], draws: EnumeratingDraws) -> T
         draft_probs=(rows if own is None else rows[..., own]) if carries else None,
         draft_rows=torch.arange(nodes - 1, -1, -1).repeat(lanes, 1) if carries else None,
         sampled=torch.full((lanes,), sampled) if carries else None,
-        law=laws[0] if carries else Law.TOP_K,
+        law=laws[0] if carries or laws[0].fixed else Law.TOP_K,
         laws=laws if several else (),
         node_laws=(torch.arange(nodes) % len(laws)).repeat(lanes, 1) if several else None,
         draft_vocab=own,

@@ -66,10 +66,18 @@ class LaneDraws:
         oracle: enumerates the outcomes.
         lanes: int64 ``[B]``, the lanes of the slots that draw.
         active: bool ``[B]``, which of them do not idle.
+        positions: int64 ``[B]``, of their roots, where races are to be those of whole texts.
     """
 
-    def __init__(self, oracle: EnumeratingDraws, lanes: Tensor, active: Tensor) -> None:
+    def __init__(
+        self,
+        oracle: EnumeratingDraws,
+        lanes: Tensor,
+        active: Tensor,
+        positions: Tensor | None = None,
+    ) -> None:
         self._oracle, self._lanes, self._active = oracle, lanes, active.cpu()
+        self._positions = torch.zeros_like(lanes) if positions is None else positions.cpu().clone()
 
     def bernoulli(self, probs: Tensor) -> Tensor:
         """See `eagle.plugin.Draws.bernoulli`."""
@@ -85,6 +93,16 @@ class LaneDraws:
         whole = self._spread(made)
         return self._oracle.uniform(lambda: whole)[self._lanes].to(made.device)
 
+    def race(
+        self, weights: Tensor, depth: int, count: int = 1, vocab: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `eagle.plugin.Draws.race`."""
+        positions = torch.zeros(self._oracle.lanes, dtype=torch.int64)
+        positions = positions.index_copy(0, self._lanes, self._positions + depth)
+        places, paces = self._oracle.race_at(self._spread(weights), positions, count)
+        own = self._lanes
+        return places[own].to(weights.device), paces[own].to(weights.device)
+
     def _spread(self, asked: Tensor) -> Tensor:
         shape = (self._oracle.lanes, *asked.shape[1:])
         active = self._active.view(-1, *[1] * (asked.dim() - 1))
@@ -92,8 +110,9 @@ class LaneDraws:
         return torch.zeros(shape, dtype=torch.float64).index_copy(0, self._lanes, values)
 
 
-Key = tuple[int, Text, tuple[Text, ...]]
-"""A prompt, the text behind it, and the accepted nodes of each cycle that led there."""
+Key = tuple[int, Text, tuple[Text, ...], tuple[float, ...]]
+"""A prompt, the text behind it, the accepted nodes of each cycle that led there, and what these
+cycles revealed of the noise of positions that are still to come."""
 
 
 @dataclass
@@ -184,7 +203,7 @@ class _World:
             self._explore([start[:2] for start in starts[begin : begin + count]])
         weights: dict[Key, float] = defaultdict(float)
         for prompt, first, chance in starts:
-            weights[prompt, (first,), ()] = chance
+            weights[prompt, (first,), (), ()] = chance
         found: list[dict[Text, float]] = [defaultdict(float) for _ in self.prompts]
         for state in sorted(self.states.values(), key=lambda state: len(state.key[1])):
             for text, chance in state.ends.items():
@@ -229,7 +248,7 @@ class _World:
         owner = [slot * len(starts) // count for slot in range(count)]
         work: list[Work] = [deque() for _ in starts]
         for (prompt, first), own in zip(starts, work, strict=True):
-            self._queue((prompt, (first,), ()), torch.full((_SCRIPT,), -1), own)
+            self._queue((prompt, (first,), (), ()), torch.full((_SCRIPT,), -1), own)
         for slot, index in enumerate(owner):
             prompt, first = starts[index]
             self._prefill(slot, prompt, EnumeratingDraws(torch.tensor([[first]])))
@@ -272,7 +291,8 @@ class _World:
             if done:
                 self._check_states(done)
             for slot, lane in done.items():
-                key = self._settle(slot, lane, paths[slot], chances[slot])
+                known = oracle.noise(slot, int(self.slots.lengths[slot]))
+                key = self._settle(lane, paths[slot], known, chances[slot])
                 self._queue(key, oracle.trace[slot].clone(), queues[slot])
             lanes = {slot: lane for slot, lane in lanes.items() if slot not in done}
             number += 1
@@ -282,7 +302,9 @@ class _World:
         used, rule = oracle.used, _Recorder(self.cycle.acceptance)
         active = torch.tensor([slot in lanes for slot in range(oracle.lanes)])
         self.slots.active.copy_(active)
-        self.cycle.draws = lambda uniforms: LaneDraws(oracle, torch.arange(len(active)), active)
+        self.cycle.draws = lambda uniforms: LaneDraws(
+            oracle, torch.arange(len(active)), active, self.slots.lengths
+        )
         texts = {
             slot: [*self.prompts[lane.state.key[0]], *lane.text] for slot, lane in lanes.items()
         }
@@ -307,10 +329,10 @@ class _World:
                 self.offering.follow(slot, tokens[:gain])
         return rule.paths()
 
-    def _settle(self, slot: int, lane: _Lane, path: Text, chance: float) -> Key:
+    def _settle(self, lane: _Lane, path: Text, known: tuple[float, ...], chance: float) -> Key:
         """Note where a lane's cycle led; return the key of that."""
-        prompt, _, paths = lane.state.key
-        key = (prompt, lane.text, (*paths, path))
+        prompt, _, paths, _ = lane.state.key
+        key = (prompt, lane.text, (*paths, path), known)
         if len(lane.text) >= self.tokens:
             lane.state.ends[lane.text[: self.tokens]] += chance
         else:

@@ -28,6 +28,9 @@ __all__ = [
 
 T = TypeVar("T")
 
+_SLIVER = 1e-12
+"""An interval of noise that is shorter is rounding."""
+
 _ROUNDING = 1e-9
 """By how much a probability may leave [0, 1] and still be rounding."""
 
@@ -53,6 +56,7 @@ class EnumeratingDraws:
         self.forks: list[Tensor] = []
         self.origins: list[Tensor] = []
         self.used = 0
+        self._noise = torch.empty(scripts.shape[0], 0, 2, dtype=torch.float64)
 
     @property
     def trace(self) -> Tensor:
@@ -114,6 +118,71 @@ class EnumeratingDraws:
         ends = F.pad(ends, (0, 1), value=1.0)
         chosen = self._follow(ends.diff(dim=1))[:, None]
         return ((ends.gather(1, chosen) + ends.gather(1, chosen + 1)) / 2)[:, 0]
+
+    def race(
+        self, weights: Tensor, depth: int, count: int = 1, vocab: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """See `eagle.plugin.Draws.race`; positions are counted from the root of this cycle."""
+        return self.race_at(weights, torch.full((self.lanes,), depth), count)
+
+    def race_at(self, weights: Tensor, positions: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Race at some positions, int64 ``[B]``.
+
+        Any noise will do that makes of all weights draws in proportion to them, and one that can be
+        enumerated is one number in [0, 1) for each position, which falls into the share of a token.
+        What is known of it is an interval, which every race narrows.
+
+        Returns:
+            See `eagle.plugin.Draws.race`; of how fast tokens were, their order alone is told.
+
+        Raises:
+            AssertionError: a weight is NaN, infinite or negative.
+        """
+        if weights.dim() == 3:
+            found = [self.race_at(own, positions, count) for own in weights.unbind(1)]
+            return torch.stack([own[0] for own in found], 1), torch.stack([o[1] for o in found], 1)
+        if weights.dim() != 2 or not bool(((weights >= 0) & weights.isfinite()).all()):
+            raise AssertionError(
+                f"race() needs weights of shape [{self.lanes}, V], finite and not negative, but "
+                f"was asked for {weights.tolist()}"
+            )
+        if (missing := int(positions.max()) + 1 - self._noise.shape[1]) > 0:
+            fresh = torch.tensor([0.0, 1.0], dtype=torch.float64).expand(self.lanes, missing, 2)
+            self._noise = torch.cat((self._noise, fresh), 1)
+        lane = torch.arange(self.lanes)
+        left, free = weights.double(), torch.ones_like(weights, dtype=torch.bool)
+        places: list[Tensor] = []
+        paces: list[Tensor] = []
+        for rank in range(count):
+            mass = left.sum(1, keepdim=True)
+            real = mass[:, 0] > 0
+            ends = F.pad((left / mass.where(mass > 0, 1)).cumsum(1), (1, 0))
+            ends[:, -1] = ends[:, -1].where(~real, 1.0)
+            low, high = self._noise[lane, positions].unbind(1)
+            inside = torch.stack(
+                (
+                    torch.maximum(ends[:, :-1], low[:, None]),
+                    torch.minimum(ends[:, 1:], high[:, None]),
+                )
+            )
+            shares = (inside[1] - inside[0]).where(
+                (left > 0) & (inside[1] - inside[0] > _SLIVER), 0
+            )
+            drawn = self._follow(shares)
+            narrowed = inside[:, lane, drawn].T
+            self._noise[lane, positions] = narrowed.where(
+                real[:, None], torch.stack((low, high), 1)
+            )
+            place = drawn.where(real, free.to(torch.uint8).argmax(1))
+            free[lane, place] = False
+            left = left.where(free, 0)
+            places.append(place)
+            paces.append(real / (rank + 1.0))
+        return torch.stack(places, 1), torch.stack(paces, 1).double()
+
+    def noise(self, lane: int, first: int) -> tuple[float, ...]:
+        """Return what is known of a lane's noise from a position on, rounded."""
+        return tuple(round(end, 9) for end in self._noise[lane, first:].flatten().tolist())
 
     def _follow(self, weights: Tensor) -> Tensor:
         """Return each lane's outcome, int64 ``[B]``, by weights ``[B, outcomes]``."""
@@ -260,7 +329,7 @@ class TableDrafter:
         slots = sampling.temperature.shape[0]
         self.sampling = sampling
         self.root = torch.full((slots,), root)
-        self._tables, self._vocab = tables, draft_vocab
+        self._tables, self.draft_vocab = tables, draft_vocab
         # A table of no drafted token has one row, that of one token has V.
         self._size = len(tables[1]) if len(tables) > 1 else tables[0].shape[1]
         # Entry 0 is the root, entry e + 1 the e-th expanded node.
@@ -299,10 +368,10 @@ class TableDrafter:
 
     def finish(self, tree: TokenTree) -> TokenTree:
         """Return a builder's tree with the target's token ids, as a cycle does."""
-        if self._vocab is None:
+        if self.draft_vocab is None:
             return tree
         tokens = torch.cat((tree.tokens[:, :1], self._targets(tree.tokens[:, 1:])), dim=1)
-        return replace(tree, tokens=tokens, draft_vocab=self._vocab)
+        return replace(tree, tokens=tokens, draft_vocab=self.draft_vocab)
 
     def _targets(self, tokens: Tensor) -> Tensor:
-        return tokens if self._vocab is None else self._vocab[tokens]
+        return tokens if self.draft_vocab is None else self.draft_vocab[tokens]

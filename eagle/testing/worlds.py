@@ -267,7 +267,7 @@ def _trees(
     from hypothesis import strategies as st
 
     # Sampled candidates alone have up to V ** nodes outcomes.
-    most = 7 if law.fixed else int(math.log(1030, vocab))
+    most = 7 if law == Law.TOP_K else int(math.log(1030, vocab))
     most = min(most, 3) if chain else most
     # A fixed set and draws without replacement cannot have more members than there are tokens.
     widest = 1 if chain else min(vocab, 4) if law.distinct else 3

@@ -82,7 +82,7 @@ def test_every_law_is_known_by_name_and_others_belong_to_every_law():
     assert Steep() in EVERY_LAW
     assert Steep() == Steep() != Law.IID
     assert Law.named("steep", [Steep()]) == Steep()
-    with pytest.raises(ValueError, match="no law 'steep'; known: iid, top-k, without-replacement"):
+    with pytest.raises(ValueError, match="no law 'steep'; known: iid, shared-noise, top-k"):
         Law.named("steep")
 
 

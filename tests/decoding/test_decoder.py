@@ -387,7 +387,7 @@ def test_slots_stay_at_their_addresses(decoder):
     before = addresses(decoder.loop.seats.slots)
     decoder.generate(PROMPTS[1], max_new_tokens=4, ignore_eos=True)
     assert before == addresses(decoder.loop.seats.slots)
-    assert len(before) == 10
+    assert len(before) == 11
 
 
 def addresses(slots):

@@ -15,6 +15,7 @@ from eagle.plugin.budget import Budget, Costs, Curve, Fit, Option, RankRates
 from eagle.plugin.capabilities import FittedTree
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Law
+from eagle.sizing.costing import measure_costs
 from eagle.sizing.fitting import account, cost_key, fit_tree, recall
 from eagle_plugins.trees.chain import CHAIN
 
@@ -44,7 +45,7 @@ def measured(monkeypatch):
     """Spare the measuring; the list has an entry for each time."""
     times = []
 
-    def measure(resolved, target, tell):
+    def measure(resolved, target, tell, slots=1):
         times.append(resolved.spec.tree.name)
         tell("measuring")
         return Costs(
@@ -293,3 +294,48 @@ def test_a_builder_that_returns_no_fit_is_refused(cache, measured, loaded, pair)
     resolved = replace(loaded(), tree=Fitting(lambda budget: 7))
     with pytest.raises(PluginError, match=r"'static'.*fit\(\) returned a int; it should return an"):
         fit_tree(resolved, pair[0])
+
+
+# --- trees that follow the number of slots --------------------------------------------------------
+
+BY_SLOTS = {
+    "name": "static",
+    "size": "by-slots",
+    "sampling": "shared-noise",
+    "branching": [2, 1],
+}
+
+
+def test_a_lone_request_waits_for_no_measuring_and_several_do_once(
+    cache, measured, spec, head, pair, capsys
+):
+    made = spec(head=head, tree=BY_SLOTS, runtime={"max_batch": 4})
+    decoder = Decoder.from_spec(made, target=pair[0])
+    decoder.generate(PROMPT, max_new_tokens=3)
+    assert measured == []
+    assert capsys.readouterr().err == ""
+    decoder.generate([PROMPT] * 3, max_new_tokens=3)
+    assert len(measured) == len(list((cache / "costs").iterdir())) == 2
+    assert decoder.resolved.tree.learned == {2, 4}
+    assert capsys.readouterr().err.startswith("Measuring what cycles over up to 4 slots cost")
+
+    again = Decoder.from_spec(made, target=pair[0])
+    again.generate([PROMPT] * 3, max_new_tokens=3)
+    assert len(measured) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_head_that_was_never_measured_keeps_its_tree(cache, measured, spec, pair):
+    decoder = Decoder.from_spec(spec(tree=BY_SLOTS), target=pair[0])
+    decoder.generate([PROMPT] * 3, max_new_tokens=3)
+    assert measured == []
+    assert decoder.resolved.tree.shape.nodes == 5
+
+
+def test_cycles_over_several_slots_are_timed_by_running_them(cache, loaded, pair):
+    resolved = loaded(tree=BY_SLOTS)
+    one, four = (measure_costs(resolved, pair[0], lambda what: None, n) for n in (1, 4))
+    assert one.plain is not None
+    assert four.plain is not None
+    assert four.verify.largest == 16
+    assert one.undrafted == one.plain

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eagle.plugin import Draws, Sampling, fusible, padded, probabilities, rows_of, top_k
+from eagle.plugin import Drafter, Draws, Sampling, fusible, padded, probabilities, rows_of, top_k
 from eagle.plugin.blocks.indices import LevelIndex
 
-__all__ = ["draw_level", "likeliest"]
+__all__ = ["draw_level", "likeliest", "race_level"]
 
 _BLOCK = 1024  # logits that one program looks through
 _MOST = 16  # of more siblings, drawing one after another takes longer than what is saved
@@ -20,6 +20,19 @@ _MOST = 16  # of more siblings, drawing one after another takes longer than what
 def likeliest(level: LevelIndex, logits: Tensor) -> Tensor:
     """Return the continuations, int64 ``[B, C]``, of the ranks that a level names."""
     return top_k(logits, level.width)[1].flatten(1).index_select(1, level.best)
+
+
+def race_level(
+    level: LevelIndex, logits: Tensor, depth: int, drafter: Drafter, draws: Draws
+) -> Tensor:
+    """Return a level's children, int64 ``[B, C]``, by their position's noise (`Draws.race`).
+
+    Where a slot is greedy, the likeliest.
+    """
+    weights = probabilities(logits, drafter.sampling)
+    first = draws.race(weights, depth, level.width, drafter.draft_vocab)[0]
+    raced = first.flatten(1).index_select(1, level.best)
+    return raced.where(drafter.sampling.temperature[:, None] > 0, likeliest(level, logits))
 
 
 def draw_level(

@@ -13,7 +13,7 @@ from eagle.plugin import (
     TokenTree,
     TreeShape,
 )
-from eagle.plugin.blocks.drawing import draw_level, likeliest
+from eagle.plugin.blocks.drawing import draw_level, likeliest, race_level
 from eagle.plugin.blocks.indices import TreeIndex
 from eagle.plugin.blocks.topology import Topology
 
@@ -26,7 +26,9 @@ class StaticTree:
     At temperature 0, and under the law `top-k`, a node's children are the continuations of the
     ranks that its topology names. Under `without-replacement` they are drawn from the draft
     distribution one after another (EAGLE, arXiv 2401.15077, appendix on sampling); a child drawn
-    from a distribution that has nothing left is padding. A batch may mix both.
+    from a distribution that has nothing left is padding. A batch may mix both. Under
+    `shared-noise` they are the first in the race of their position, drawn without replacement too
+    (`eagle.plugin.Draws.race`).
 
     Raises:
         SpecError: ranks are skipped under a sampled law, in which siblings have no ranks to skip.
@@ -89,7 +91,11 @@ class StaticTree:
             )
             self.check_vocab(logits.shape[-1])
             if sampled is None:
-                tokens.append(likeliest(level, logits))
+                tokens.append(
+                    race_level(level, logits, depth, drafter, draws)
+                    if self.sampling == Law.SHARED_NOISE and not drafter.sampling.greedy
+                    else likeliest(level, logits)
+                )
                 continue
             drawn, possible, probs = draw_level(level, logits, drafter.sampling, exist[-1], draws)
             tokens.append(drawn)
@@ -113,7 +119,7 @@ class StaticTree:
             draft_probs=torch.cat(drafts, 1) if drafts else None,
             draft_rows=index.draft_rows.expand(slots, -1) if drafts else None,
             sampled=sampled if drafts else None,
-            law=self.sampling if drafts else Law.TOP_K,
+            law=self.sampling if drafts or self.sampling.fixed else Law.TOP_K,
         )
 
     def check_vocab(self, vocab: int) -> None:

@@ -98,6 +98,8 @@ class _Ladder:
     Some are nearly flat and some steep, as chance has it.
     """
 
+    draft_vocab = None
+
     def __init__(self, width: int, seed: int) -> None:
         self.sampling = Sampling.of([SamplingParams()], "cpu")
         self.root = torch.zeros(1, dtype=torch.int64)

@@ -14,6 +14,7 @@ from eagle.plugin import (
     EVERY_LAW,
     Acceptance,
     Draws,
+    Law,
     TargetProbs,
     TokenTree,
     TreeShape,
@@ -119,7 +120,12 @@ class SpeculativeRule:
         alive = torch.ones_like(node, dtype=torch.bool)
         bonus = node
         for depth in range(shape.depth + 1):
-            drawn = draws.categorical(self._weights(target, node, alive))
+            weights = self._weights(target, node, alive)
+            drawn = (
+                draws.race(weights, depth)[0][:, 0]
+                if tree.law == Law.SHARED_NOISE
+                else draws.categorical(weights)
+            )
             bonus = drawn.where(alive, bonus)
             if depth < shape.depth:
                 match = self._children_with(tree, node, drawn) & alive[:, None]

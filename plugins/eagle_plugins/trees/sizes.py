@@ -13,11 +13,20 @@ from pydantic import Field
 
 from eagle.plugin import Budget, Option
 
-__all__ = ["WIDTHS", "Size", "dynamic_options", "static_options"]
+__all__ = ["WIDTHS", "Size", "SizeBySlots", "dynamic_options", "static_options"]
 
 Size = Annotated[
     Literal["auto"] | None,
     Field(description="`auto`: the size with the most expected tokens per second on this machine"),
+]
+
+SizeBySlots = Annotated[
+    Literal["auto", "by-slots"] | None,
+    Field(
+        description="`auto`: the size with the most expected tokens per second on this machine; "
+        "`by-slots`: the tree that is given, or a smaller one while several requests are decoded, "
+        "as pays then (with `sampling: shared-noise`, which does it for `auto` too)"
+    ),
 ]
 
 WIDTHS = (1, 2, 3, 4, 6, 8, 10)

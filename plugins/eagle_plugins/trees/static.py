@@ -12,6 +12,8 @@ from eagle.plugin import (
     BuildContext,
     Fit,
     Law,
+    Option,
+    RankRates,
     SpecError,
     StaticTree,
     Strategy,
@@ -19,13 +21,14 @@ from eagle.plugin import (
     Topology,
     TreeBuilder,
 )
+from eagle_plugins.trees.following import FollowingTree
 from eagle_plugins.trees.named import AUTO, fitting, paths_of
-from eagle_plugins.trees.sizes import Size, static_options
+from eagle_plugins.trees.sizes import SizeBySlots, static_options
 
 __all__ = ["STATIC", "SamplingLaw", "StaticConfig"]
 
 SamplingLaw = Annotated[
-    Literal["top-k", "without-replacement"],
+    Literal["top-k", "without-replacement", "shared-noise"],
     Field(description="how candidates are chosen at temperature > 0; at 0 it is always top-k"),
 ]
 
@@ -40,7 +43,7 @@ class StaticConfig(StrategyConfig):
     branching: Annotated[
         tuple[StrictInt, ...] | None, Field(description="children of every node, level by level")
     ] = None
-    size: Size = None
+    size: SizeBySlots = None
     sampling: SamplingLaw = "without-replacement"
 
     def topology(self, device: torch.device | None = None) -> Topology:
@@ -57,7 +60,7 @@ class StaticConfig(StrategyConfig):
 
     @model_validator(mode="after")
     def _possible(self) -> StaticConfig:
-        if self.size is not None and (self.tree, self.branching) != (None, None):
+        if self.size == "auto" and (self.tree, self.branching) != (None, None):
             given = "tree" if self.tree is not None else "branching"
             raise ValueError(
                 f"'size: {self.size}' chooses the paths itself, so it goes with neither 'tree' nor "
@@ -85,26 +88,45 @@ class FittedStatic(StaticTree):
         if context.target is not None:
             self.check_vocab(context.target.vocab_size)
 
-    def fit(self, budget: Budget) -> Fit[StaticTree] | None:
-        """See `eagle.plugin.FittedTree`: the best number of the likeliest paths."""
+    def fit(self, budget: Budget) -> Fit[TreeBuilder] | None:
+        """See `eagle.plugin.FittedTree`: the best number of the likeliest paths.
+
+        Under the law of shared noise it follows the number of slots from there.
+        """
         given = self._config.model_dump(include={"sampling"}, exclude_unset=True)
-        return Fit.best(
-            static_options(budget, given),
-            lambda option: build_checked(
-                Topology.from_paths(option.settings["tree"]), self._config.sampling, self._context
-            ),
-        )
+        return Fit.best(static_options(budget, given), lambda option: self._fitted(option, budget))
+
+    def _fitted(self, option: Option, budget: Budget) -> TreeBuilder:
+        paths = option.settings["tree"]
+        tree = build_checked(Topology.from_paths(paths), self._config.sampling, self._context)
+        if tree.sampling != Law.SHARED_NOISE:
+            return tree
+        following = FollowingTree(tree.topology, budget.rates)
+        following.learn(1, budget.costs)
+        return following
+
+
+class StaticBySlots(StaticTree):
+    """A static tree for one slot, which gives way to smaller ones for several."""
+
+    def follow(self, rates: RankRates) -> FollowingTree:
+        """See `eagle.plugin.FollowsSlots`."""
+        return FollowingTree(self.topology, rates)
 
 
 def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
-    if config.size is not None:
+    if config.size == "auto":
         return FittedStatic(config, context)
+    # By any other law a text would depend on how many share the batch.
+    if config.size == "by-slots" and config.sampling == Law.SHARED_NOISE.name:
+        tree = StaticBySlots(config.topology(context.device), Law.SHARED_NOISE)
+        if context.target is not None:
+            tree.check_vocab(context.target.vocab_size)
+        return tree
     return build_checked(config.topology(context.device), config.sampling, context)
 
 
-def build_checked(
-    topology: Topology, sampling: Literal["top-k", "without-replacement"], context: BuildContext
-) -> StaticTree:
+def build_checked(topology: Topology, sampling: str, context: BuildContext) -> StaticTree:
     """Return a builder that fits the target, if that is known.
 
     Raises:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from eagle.plugin import Strategy, TreeBuilder
+from eagle_strategies.trees.best_first import BEST_FIRST
 from eagle_strategies.trees.offered import OFFERED
 
 __all__ = ["STRATEGIES"]
 
-STRATEGIES: list[Strategy[TreeBuilder]] = [OFFERED]
+STRATEGIES: list[Strategy[TreeBuilder]] = [BEST_FIRST, OFFERED]

@@ -247,7 +247,7 @@ def test_declarations_follow_the_configured_law():
         ({"tree": [[True]]}, "integer"),
         ({"branching": [1.5]}, "integer"),
         ({"branching": [0]}, "needs at least 1"),
-        ({"branching": [2], "sampling": "iid"}, "'top-k' or 'without-replacement'"),
+        ({"branching": [2], "sampling": "iid"}, "'top-k', 'without-replacement' or 'shared-noise'"),
         ({"branching": [2], "depth": 3}, "Extra inputs"),
     ],
 )
