@@ -35,12 +35,7 @@ def test_show_with_overrides_prints_a_complete_spec(eagle, tmp_path):
 def test_show_prints_a_branching_without_the_tree_that_it_replaces(eagle):
     ran = eagle("spec", "show", "eagle", "--set", "tree.branching=[3, 2]")
     tree = yaml.safe_load(ran.out)["tree"]
-    assert tree == {
-        "name": "static",
-        "size": "by-slots",
-        "sampling": "shared-noise",
-        "branching": [3, 2],
-    }
+    assert tree == {"name": "static", "sampling": "without-replacement", "branching": [3, 2]}
 
 
 def test_show_does_not_print_a_spec_that_overrides_made_invalid(eagle):
