@@ -228,11 +228,13 @@ def _enumerate(rule: ForeignRule, chain: Chain, script: tuple[Any, ...]) -> dict
         ask = caught
     if ask.kind == "uniform":
         ends = [0.0, *_cuts(rule, chain, script), 1.0]
-        branches = [((low + high) / 2, high - low) for low, high in pairwise(ends)]
+        branches: list[tuple[Any, float]] = [
+            ((low + high) / 2, high - low) for low, high in pairwise(ends)
+        ]
     elif ask.kind == "index":
         branches = [pair for pair in zip(ask.options, ask.chances, strict=True) if pair[1] > 0]
     else:
-        branches = _race(rule, chain, script, len(ask.options))
+        branches = list(_race(rule, chain, script, len(ask.options)))
     found: dict[Text, float] = {}
     for answer, chance in branches:
         for text, own in _enumerate(rule, chain, (*script, answer)).items():

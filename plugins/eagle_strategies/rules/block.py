@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -13,6 +14,7 @@ from eagle.plugin import (
     BuildContext,
     Draws,
     Law,
+    Number,
     ScalarDraws,
     ScalarNode,
     Strategy,
@@ -34,10 +36,14 @@ def scalar_block(root: ScalarNode, law: Law, draws: ScalarDraws) -> tuple[list[S
     """Do for one slot, in plain Python, what `BlockRule` does: accepted nodes and bonus token."""
     if law.fixed:
         return scalar_speculative(root, law, draws)
-    chain, scale, ends = [root], 1, []
+    chain: list[ScalarNode] = [root]
+    scale: Number = 1
+    ends: list[tuple[Number, Sequence[Number]]] = []
     while children := chain[-1].children:
         node, child = chain[-1], children[0]
-        proposal = node.draft or [int(t == child.token) for t in range(len(node.target))]
+        proposal: Sequence[Number] = node.draft or [
+            int(t == child.token) for t in range(len(node.target))
+        ]
         ends.append(scalar_rest(scale, node.target, proposal))
         scale = min(1, scale * node.target[child.token] / proposal[child.token])
         chain.append(child)

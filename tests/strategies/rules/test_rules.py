@@ -453,9 +453,10 @@ def test_a_mixed_batch_says_what_each_says_alone_and_greedy_slots_what_plain_dec
     assert max(r.stats.tau for r in alone) > 1.3
 
 
-def test_a_rule_for_chains_refuses_a_tree_in_one_sentence(spec):
-    with pytest.raises(IncompatibleError, match=r"block is for chains, one candidate per level"):
-        spec(tree={"name": "static", "branching": [2]}, acceptance="block").resolve()
+def test_a_rule_for_chains_refuses_a_tree_in_one_sentence(spec, pair):
+    own = spec(tree={"name": "static", "branching": [2]}, acceptance="block")
+    with pytest.raises(IncompatibleError, match="is for chains, one candidate per level, but"):
+        Decoder.from_spec(own, target=pair[0])
 
 
 def test_a_rule_for_known_laws_refuses_others():
