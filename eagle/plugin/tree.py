@@ -96,6 +96,19 @@ class TokenTree:
             found = torch.where(own == number, of(law), found)
         return found
 
+    def drafts_at(self, nodes: Tensor) -> Tensor | None:
+        """Return what the children of one node per slot were drawn from, ``[B, Vd]``, if drawn.
+
+        Args:
+            nodes: int64 ``[B]``, a node of each slot; of a leaf the answer means nothing.
+        """
+        if self.draft_probs is None or self.draft_rows is None or self.sampled is None:
+            return None
+        _, rows, vocab = self.draft_probs.shape
+        # A leaf's row is meaningless, hence the clamp.
+        row = self.draft_rows.gather(1, nodes[:, None]).clamp(0, rows - 1)
+        return self.draft_probs.gather(1, row[..., None].expand(-1, 1, vocab))[:, 0]
+
     def widened(self, drafts: Tensor, vocab: int) -> Tensor:
         """Return draft distributions ``[B, Vd]`` over the target's vocabulary, ``[B, vocab]``."""
         if self.draft_vocab is None:

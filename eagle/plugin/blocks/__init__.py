@@ -7,6 +7,13 @@ setting, and of models their faces alone.
 from eagle.plugin.blocks.assembly import keep_best, tree_of
 from eagle.plugin.blocks.causal import CausalDrafter
 from eagle.plugin.blocks.drawing import draw_level, likeliest
+from eagle.plugin.blocks.following import (
+    children_with,
+    follow_argmax,
+    follow_drawn,
+    path_to,
+    weights_at,
+)
 from eagle.plugin.blocks.heads import (
     EMBEDDING,
     LM_HEAD,
@@ -43,7 +50,7 @@ from eagle.plugin.blocks.heads import (
 )
 from eagle.plugin.blocks.indices import LevelIndex, TreeIndex
 from eagle.plugin.blocks.integers import INTEGER, pack_integers, unpack_integers
-from eagle.plugin.blocks.scalar import ScalarDraws, ScalarNode, scalar_speculative
+from eagle.plugin.blocks.scalar import Number, ScalarDraws, ScalarNode, scalar_speculative
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import MAX_NODES, Level, Topology
 
@@ -64,6 +71,7 @@ __all__ = [
     "LevelIndex",
     "LlamaAttention",
     "LlamaMLP",
+    "Number",
     "ScalarDraws",
     "ScalarNode",
     "StaticTree",
@@ -73,9 +81,12 @@ __all__ = [
     "check_limit",
     "check_shared",
     "check_verifier",
+    "children_with",
     "draw_level",
     "draw_weights",
     "find_checkpoint",
+    "follow_argmax",
+    "follow_drawn",
     "fresh_config",
     "keep_best",
     "likeliest",
@@ -85,6 +96,7 @@ __all__ = [
     "normed",
     "own_embedding",
     "pack_integers",
+    "path_to",
     "read_json",
     "read_tensors",
     "read_weights",
@@ -95,6 +107,7 @@ __all__ = [
     "stored_vocabulary",
     "tree_of",
     "unpack_integers",
+    "weights_at",
     "weights_of",
     "write_checkpoint",
 ]

@@ -14,12 +14,15 @@ from eagle.plugin import (
     EVERY_LAW,
     Acceptance,
     Draws,
-    Law,
     TargetProbs,
     TokenTree,
     TreeShape,
+    children_with,
+    follow_argmax,
+    follow_drawn,
     fusible,
     scalar_speculative,
+    weights_at,
 )
 from eagle_plugins.acceptance import deciding
 
@@ -108,52 +111,19 @@ class SpeculativeRule:
     def _follow_drawn(
         self, tree: TokenTree, target: TargetProbs, shape: TreeShape, draws: Draws
     ) -> Acceptance:
-        """Accept along tokens drawn from the target: the rule for fixed sets of candidates.
+        """Accept along tokens drawn from the target: the rule for fixed sets of candidates."""
+        return follow_drawn(
+            tree, target, shape, draws, weights=self._weights, children=self._children_with
+        )
 
-        Trying one candidate after another, each accepted with the probability that the target,
-        without those before, gives it, is a way of drawing a token from the target; so one draw
-        does. A token that is no candidate is the bonus token: nothing was rejected, and there is
-        no residual to draw it from. Ranks do not matter.
-        """
-        node = torch.zeros_like(tree.tokens[:, 0])
-        path = [node]
-        alive = torch.ones_like(node, dtype=torch.bool)
-        bonus = node
-        for depth in range(shape.depth + 1):
-            weights = self._weights(target, node, alive)
-            drawn = (
-                draws.race(weights, depth)[0][:, 0]
-                if tree.law == Law.SHARED_NOISE
-                else draws.categorical(weights)
-            )
-            bonus = drawn.where(alive, bonus)
-            if depth < shape.depth:
-                match = self._children_with(tree, node, drawn) & alive[:, None]
-                alive = match.any(1)
-                node = match.to(torch.uint8).argmax(1).where(alive, node)
-                path.append(node.where(alive, 0))
-        joined = torch.stack(path, 1)
-        return Acceptance(joined, (joined > 0).sum(1), bonus)
-
-    @staticmethod
-    def _weights(target: TargetProbs, node: Tensor, alive: Tensor) -> Tensor:
-        """Return what the next token is drawn from, ``[B, V]``; zeros where a slot has stopped."""
-        return target.at(node).where(alive[:, None], 0)
-
-    @staticmethod
-    def _children_with(tree: TokenTree, node: Tensor, token: Tensor) -> Tensor:
-        """Return bool ``[B, N]``: the children of one node per slot that have a token."""
-        return (tree.parents == node[:, None]) & (tree.tokens == token[:, None])
+    _weights = staticmethod(weights_at)
+    _children_with = staticmethod(children_with)
+    _follow_argmax = staticmethod(follow_argmax)
 
     @staticmethod
     def _draft_at(tree: TokenTree, node: Tensor) -> Tensor | None:
         """Return the distributions ``[B, V]`` that a node's children were drawn from, if any."""
-        if tree.draft_probs is None or tree.draft_rows is None or tree.sampled is None:
-            return None
-        _, rows, vocab = tree.draft_probs.shape
-        # A leaf's row is meaningless, hence the clamp.
-        row = tree.draft_rows.gather(1, node[:, None]).clamp(0, rows - 1)
-        return tree.draft_probs.gather(1, row[..., None].expand(-1, 1, vocab))[:, 0]
+        return tree.drafts_at(node)
 
     @staticmethod
     def _proposal(
@@ -193,23 +163,6 @@ class SpeculativeRule:
     def _after(target: TargetProbs, node: Tensor, alive: Tensor, probs: Tensor) -> Tensor:
         """Return the target's distributions at the nodes just accepted, else the residuals."""
         return target.at(node).where(alive[:, None], probs)
-
-    @staticmethod
-    def _follow_argmax(tree: TokenTree, target: TargetProbs, shape: TreeShape) -> Acceptance:
-        """Accept along the target's most likely tokens: the rule at temperature 0."""
-        node = torch.zeros_like(tree.tokens[:, 0])
-        path = [node]
-        alive = torch.ones_like(node, dtype=torch.bool)
-        best = target.argmax
-        for _ in range(shape.depth):
-            wanted = best.gather(1, node[:, None])[:, 0]
-            match = SpeculativeRule._children_with(tree, node, wanted) & alive[:, None]
-            alive = match.any(1)
-            node = match.to(torch.uint8).argmax(1).where(alive, node)
-            path.append(node.where(alive, 0))
-        joined = torch.stack(path, 1)
-        bonus = best.gather(1, node[:, None])[:, 0]
-        return Acceptance(joined, (joined > 0).sum(1), bonus)
 
 
 def _normalised(weights: Tensor, otherwise: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from eagle.plugin import (
     TargetProbs,
     TokenTree,
     TreeShape,
+    path_to,
     probabilities,
 )
 
@@ -68,13 +69,5 @@ class TypicalRule:
             grown = reached.gather(1, above) & typical
             reached = reached | grown
         node = tree.depths.where(reached, -1).argmax(1)
-        count = tree.depths.gather(1, node[:, None])[:, 0]
-
-        path = torch.zeros_like(tree.tokens[:, :1]).repeat(1, shape.depth + 1)
-        step = node
-        for _ in range(shape.depth):
-            depth = tree.depths.gather(1, step[:, None])
-            path = path.scatter(1, depth, step[:, None])
-            step = above.gather(1, step[:, None])[:, 0]
-        path[:, 0] = 0
+        path, count = path_to(tree, node, shape)
         return Acceptance(path, count, draws.categorical(target.at(node)))
