@@ -18,7 +18,6 @@ from eagle.cycle import Processor
 from eagle.decoding import Engine, Handle, encode
 from eagle.errors import RequestError
 from eagle.plugin import SamplingParams, derived_seed, fresh_seed
-from eagle.serve.penalties import LogitBias, SaidPenalty
 from eagle.serve.problems import Problem, problem_of
 from eagle.serve.schemas import ChatRequest, CompletionRequest, Message, SamplingRequest
 from eagle.serve.settings import Settings
@@ -103,7 +102,7 @@ class Intake:
         structure = structure_of(body, self._target.tokenizer)
         try:
             for ids in prompts:
-                processors = [*self._processors(body, len(ids)), *structure]
+                processors = [*_repetition(body), *structure]
                 for _ in range(count):
                     own = params.model_copy(update={"seed": derived_seed(seed, len(handles))})
                     handles.append(self._engine.submit(ids, own, processors=processors))
@@ -161,21 +160,12 @@ class Intake:
             stop=body.stops,
             ignore_eos=bool(body.ignore_eos),
             logprobs=_logprobs(body),
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            logit_bias=self._biases(body.logit_bias or {}),
         )
 
-    def _processors(self, body: SamplingRequest, prompt: int) -> list[Processor]:
-        """Return what changes the logits, in the order in which vLLM does."""
-        found: list[Processor] = []
-        if body.logit_bias:
-            found.append(LogitBias(self._biases(body.logit_bias)))
-        if body.repetition_penalty not in (None, 1.0):
-            found.append(RepetitionPenaltyLogitsProcessor(body.repetition_penalty))
-        if body.frequency_penalty or body.presence_penalty:
-            penalties = body.frequency_penalty or 0.0, body.presence_penalty or 0.0
-            found.append(SaidPenalty(prompt, *penalties))
-        return found
-
-    def _biases(self, given: Mapping[str, float]) -> dict[int, float]:
+    def _biases(self, given: Mapping[str, float]) -> tuple[tuple[int, float], ...]:
         size = self._target.info.vocab_size
         for token in given:
             if not (token.isascii() and token.isdigit()) or len(token) > 10 or int(token) >= size:
@@ -184,7 +174,14 @@ class Intake:
                     f"logit_bias should have token ids from 0 to {size - 1}, not {token[:20]!r}",
                     param="logit_bias",
                 )
-        return {int(token): bias for token, bias in given.items()}
+        return tuple((int(token), bias) for token, bias in given.items())
+
+
+def _repetition(body: SamplingRequest) -> list[Processor]:
+    """Return what changes the logits beside the parameters of the library."""
+    if body.repetition_penalty in (None, 1.0):
+        return []
+    return [RepetitionPenaltyLogitsProcessor(body.repetition_penalty)]
 
 
 def _logprobs(body: SamplingRequest) -> int | None:
