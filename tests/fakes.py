@@ -34,7 +34,7 @@ CHAIN_OF_TWO = TreeShape(nodes=3, depth=2, siblings=1, expansions=1)
 OPTIONAL = {  # what a component only has if it can do it
     *("begin_request", "end_request", "draft", "draft_vocab", "feature_layers", "following"),
     *("alternatives", "choose", "fit", "folder", "topology"),
-    *("deepest_level", "train_levels"),
+    *("deepest_level", "train_levels", "offered", "offer", "follow", "learned", "learn"),
 }
 
 

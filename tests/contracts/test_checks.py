@@ -243,8 +243,8 @@ def test_a_cycle_of_the_toys_reads_nothing_on_the_host(head, pair, monkeypatch):
     made.generate(PROMPT, max_new_tokens=4, ignore_eos=True)
     run = made._cycle.run
 
-    def watched(*args):
-        assert_capturable(lambda: run(*args), warm_up=0)
+    def watched(*args, **options):
+        assert_capturable(lambda: run(*args, **options), warm_up=0)
 
     monkeypatch.setattr(made._cycle, "run", watched)
     for temperature in (0.0, 1.0):

@@ -275,9 +275,9 @@ def test_waiting_prompts_are_read_in_one_pass_and_answered_in_the_order_of_slots
     steps, runtime = [], decoder._runtime
 
     def note(name, original):
-        def noted(*args):
+        def noted(*args, **options):
             steps.append(name)
-            original(*args)
+            original(*args, **options)
 
         monkeypatch.setattr(runtime, name, noted)
 
@@ -370,12 +370,12 @@ def test_a_cycle_reads_nothing_from_the_device(spec, pair, monkeypatch):
 
     run = decoder._cycle.run
 
-    def guarded(*args):
+    def guarded(*args, **options):
         with monkeypatch.context() as patch:
             for name in ("item", "tolist", "numpy", "__bool__", "__int__", "__float__", "cpu"):
                 patch.setattr(torch.Tensor, name, forbidden)
             patch.setattr(torch.Tensor, "nonzero", forbidden)
-            run(*args)
+            run(*args, **options)
 
     monkeypatch.setattr(decoder._cycle, "run", guarded)
     for temperature in (0.0, 1.0):

@@ -135,9 +135,9 @@ def test_prompts_read_in_bounded_passes_between_cycles(
     runtime, order = decoder._runtime, []
 
     def noted(name, original):
-        def call(*args):
+        def call(*args, **options):
             order.append(name if name == "run" else sum(p.end - p.start for p in args[1]))
-            return original(*args)
+            return original(*args, **options)
 
         return call
 
@@ -217,9 +217,9 @@ def test_who_finds_no_blocks_waits_and_all_are_answered(
     monkeypatch.setattr(type(decoder._runtime), "blocks", lambda self, wanted, slots: max(wanted))
     together, original = [], decoder._runtime.run
 
-    def noted(slots, *args):
+    def noted(slots, *args, **options):
         together.append(int(slots.active.sum()))
-        return original(slots, *args)
+        return original(slots, *args, **options)
 
     monkeypatch.setattr(decoder._runtime, "run", noted)
     found = decoder.generate(prompts, params)
@@ -286,9 +286,9 @@ def counted(decoder, method, monkeypatch):
     """Return a list that grows by one with each call of a method of the decoder's cycle."""
     calls, original = [], getattr(decoder._cycle, method)
 
-    def call(*args):
+    def call(*args, **options):
         calls.append(method)
-        return original(*args)
+        return original(*args, **options)
 
     monkeypatch.setattr(decoder._cycle, method, call)
     return calls
@@ -454,11 +454,11 @@ def test_requests_end_once_where_a_pass_fails(place, pair, prompts, paged, event
     decoder, calls = looking(pair[0]), []
     original = getattr(decoder._runtime, place)
 
-    def failing(*args):
+    def failing(*args, **options):
         calls.append(place)
         if len(calls) == 2:
             raise RuntimeError("out of memory")
-        return original(*args)
+        return original(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(decoder._runtime, place, failing)
@@ -493,10 +493,10 @@ def test_prompts_that_are_read_one_by_one_are_lost_one_by_one(pair, prompts, pag
     decoder = Decoder.from_spec(spec, registry=toys.registry(), target=pair[0])
     original = decoder._runtime.prefill
 
-    def failing(slots, slot, *args):
+    def failing(slots, slot, *args, **options):
         if slot == 1:
             raise RuntimeError("out of memory")
-        return original(slots, slot, *args)
+        return original(slots, slot, *args, **options)
 
     monkeypatch.setattr(decoder._runtime, "prefill", failing)
     with pytest.raises(PluginError, match="out of memory") as caught:

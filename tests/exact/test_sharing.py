@@ -216,11 +216,11 @@ def test_texts_move_to_lower_slots_when_cycles_are_narrower_then(
         monkeypatch.setattr("eagle.runtime.runtime._WORTH", 1)
     run, seen = runtime.run, []
 
-    def noted(slots, *args):
+    def noted(slots, *args, **options):
         live = int(slots.active.sum()), len(slots.active)
         assert live[0] == int(decoder.loop.seats.slots.active.sum()), "a slot was left out"
         seen.append(live)
-        run(slots, *args)
+        run(slots, *args, **options)
 
     monkeypatch.setattr(runtime, "run", noted)
     moved, move = [], decoder._cycle.move

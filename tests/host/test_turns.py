@@ -76,8 +76,8 @@ def test_who_is_interrupted_costs_others_an_error_and_not_an_answer_that_is_wron
     next(stream)
     run = decoder._cycle.run
 
-    def interrupted(*args):
-        run(*args)
+    def interrupted(*args, **options):
+        run(*args, **options)
         raise KeyboardInterrupt
 
     decoder._cycle.run = interrupted

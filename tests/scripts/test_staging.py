@@ -14,8 +14,9 @@ def test_a_staged_checkout_declares_its_plugins(tmp_path):
     folder = stage(ROOT, tmp_path / "here")
     (found,) = distributions(path=[str(folder)])
     assert found.metadata["Name"] == "eagle-decoding"
-    (plugin,) = found.entry_points.select(group="eagle.plugins")
-    assert (folder / plugin.value / "__init__.py").is_file()
+    plugins = found.entry_points.select(group="eagle.plugins")
+    assert {plugin.name for plugin in plugins} == {"reference", "strategies"}
+    assert all((folder / plugin.value / "__init__.py").is_file() for plugin in plugins)
     assert (folder / "eagle" / "specs" / "eagle.yaml").is_file()
     assert not list(folder.rglob("__pycache__"))
 

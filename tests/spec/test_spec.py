@@ -122,7 +122,7 @@ def test_a_wrong_key_or_value_is_refused_with_file_and_key(tmp_path, text, messa
 def test_a_name_that_is_no_spec_suggests_the_nearest():
     with pytest.raises(SpecError, match="Did you mean 'chain'") as caught:
         load_spec("chian")
-    assert "Shipped: chain, eagle" in str(caught.value)
+    assert "Shipped: cascade, chain, eagle" in str(caught.value)
     with pytest.raises(SpecError, match=r"gone\.yaml: cannot be read"):
         load_spec("gone.yaml")
 
