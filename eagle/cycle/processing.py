@@ -40,8 +40,10 @@ classifier-free guidance has it, a generator) is refused where that shows in its
 it says by ``any_prefix = True`` that it may be called for any prefix in any order, as one that only
 remembers what it worked out may. What a function keeps in its closure shows nowhere.
 
-One with a method ``for_request(prompt, ends)`` is asked for a processor of each request's own,
-given the prompt's token ids and the tokens that end the target's texts: grammars are such.
+One that says ``rows_apart = True`` treats each row by itself, and gets several texts of one length
+in a call. One with a method ``for_request(prompt, ends)`` is asked for a processor of each
+request's own, given the prompt's token ids and the tokens that end the target's texts: grammars are
+such.
 """
 Processors = Sequence[Processor]
 
@@ -157,7 +159,7 @@ class Bound:
         lengths = getattr(processor, "prompt_ignore_length", None)
         self._by_rows = (
             known and type(processor).__name__ in _BY_ROWS and not isinstance(lengths, Tensor)
-        )
+        ) or getattr(processor, "rows_apart", False) is True
         self._watched = not (
             self._by_rows
             or getattr(processor, "any_prefix", False) is True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eagle.kernels import top_k
-from eagle.plugin.sampling import MOST_LOGPROBS
+from eagle.plugin import MOST_LOGPROBS
 
 __all__ = ["Report", "Reported", "report_of"]
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from eagle.cycle import Bound, Processors, for_request, processors_of_each
 from eagle.decoding.generation import Defaults
+from eagle.decoding.penalties import penalties
 from eagle.decoding.requests import Request
 from eagle.decoding.text import half_surrogate
 from eagle.errors import RequestError, brief, nearest
@@ -103,7 +104,8 @@ def _request(
     limit, ends = min(params.max_new_tokens, room), target.eos_tokens
     own = for_request(processors, ids, ends)
     applied = defaults.processors(ids, limit, () if params.ignore_eos else ends, own)
-    bound = tuple(map(Bound, applied))
+    added = penalties(params, ids, target.info.vocab_size)
+    bound = tuple(map(Bound, (*applied, *added)))
     return Request(index, ids, params, limit, ends, target.tokenizer, bound)
 
 

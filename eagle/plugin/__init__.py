@@ -58,6 +58,7 @@ from eagle.plugin.roles import (
 )
 from eagle.plugin.rotary import rotary_depends_on_length
 from eagle.plugin.sampling import (
+    MOST_LOGPROBS,
     Draws,
     Sampling,
     SamplingParams,
@@ -106,6 +107,7 @@ __all__ = [
     "HOOKS",
     "KNOWN_LAWS",
     "MAX_NODES",
+    "MOST_LOGPROBS",
     "RATES_FILE",
     "ROLES",
     "ROLE_TITLES",

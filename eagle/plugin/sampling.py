@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Annotated, Protocol, TypeGuard
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
 from eagle.kernels import argmax, draw
@@ -37,6 +37,11 @@ MOST_LOGPROBS = 20
 _HOTTEST = 1e30  # temperature; float32 holds it, and what it leaves of scores is nothing
 
 
+def _pairs(given: object) -> object:
+    """Return a mapping as pairs, which a frozen model can be hashed by."""
+    return tuple(given.items()) if isinstance(given, Mapping) else given
+
+
 class SamplingParams(BaseModel):
     """How one request is answered.
 
@@ -51,6 +56,11 @@ class SamplingParams(BaseModel):
     Without one, a request draws its own and its result says which. One seed for several prompts is
     the first one's own, and each of the others has one derived from it (`derived_seed`); where each
     prompt has parameters of its own, their seeds are taken as they are.
+
+    `frequency_penalty` and `presence_penalty` are OpenAI's: from a token's score they take so much
+    for each time that it stands in the answer so far, and so much if it stands there at all; the
+    prompt does not count. `logit_bias`, a mapping of token ids, is added to scores. All three come
+    behind logits processors and before temperature, and such cycles run as theirs do.
 
     With `logprobs`, every token comes with the log-softmax of the target's own logits, before
     temperature, filters and processors, and with those of so many likeliest tokens in its place.
@@ -67,6 +77,12 @@ class SamplingParams(BaseModel):
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     ignore_eos: bool = False
     logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
+    logit_bias: Annotated[
+        tuple[tuple[Annotated[int, Field(ge=0)], Annotated[float, Field(ge=-100, le=100)]], ...],
+        BeforeValidator(_pairs),
+    ] = ()
 
 
 def fresh_seed() -> int:

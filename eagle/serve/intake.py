@@ -22,6 +22,7 @@ from eagle.serve.penalties import LogitBias, SaidPenalty
 from eagle.serve.problems import Problem, problem_of
 from eagle.serve.schemas import ChatRequest, CompletionRequest, Message, SamplingRequest
 from eagle.serve.settings import Settings
+from eagle.serve.structure import structure_of
 
 __all__ = ["Asked", "Intake", "conversation"]
 
@@ -99,9 +100,10 @@ class Intake:
         seed = fresh_seed() if body.seed is None else body.seed & (2**63 - 1)
         params = self._params(body, limit)
         handles: list[Handle] = []
+        structure = structure_of(body, self._target.tokenizer)
         try:
             for ids in prompts:
-                processors = self._processors(body, len(ids))
+                processors = [*self._processors(body, len(ids)), *structure]
                 for _ in range(count):
                     own = params.model_copy(update={"seed": derived_seed(seed, len(handles))})
                     handles.append(self._engine.submit(ids, own, processors=processors))

@@ -14,7 +14,9 @@ __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "Message",
+    "ResponseFormat",
     "SamplingRequest",
+    "StructuredOutputs",
     "TraceRequest",
 ]
 
@@ -40,6 +42,46 @@ class StreamOptions(_Body):
     include_obfuscation: bool | None = None  # padding, of which there is none on one's own machine
 
 
+class JsonSchema(_Body):
+    """A JSON Schema, by the name that a client gives it."""
+
+    name: _Text
+    description: str | None = None
+    # The field's name in the interface is one of pydantic's own methods.
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """The form that an answer must have."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _a_schema_goes_with_its_type(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema should be given with type 'json_schema', and only then")
+        return self
+
+
+class StructuredOutputs(_Body):
+    """The form that an answer must have, as vLLM spells it: exactly one of these."""
+
+    json_: dict[str, Any] | None = Field(default=None, alias="json")
+    json_object: Literal[True] | None = None
+    regex: _Text | None = None
+    choice: Annotated[list[_Text], Field(min_length=1, max_length=1000)] | None = None
+    grammar: Annotated[str, Field(min_length=1, max_length=1 << 18)] | None = None
+
+    @model_validator(mode="after")
+    def _there_is_one(self) -> StructuredOutputs:
+        if sum(value is not None for value in self.__dict__.values()) != 1:
+            names = "json, json_object, regex, choice, grammar"
+            raise ValueError(f"exactly one should be given of {names}")
+        return self
+
+
 class SamplingRequest(_Body):
     """What chats and completions have in common."""
 
@@ -63,6 +105,7 @@ class SamplingRequest(_Body):
     seed: _Seed | None = None
     stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
     ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     # What only labels a request changes nothing here, and clients send it unasked.
@@ -135,6 +178,7 @@ class ChatRequest(SamplingRequest):
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
@@ -145,6 +189,8 @@ class ChatRequest(SamplingRequest):
     def _fields_that_need_each_other(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs to be true")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise ValueError("response_format and structured_outputs exclude each other")
         return self
 
 

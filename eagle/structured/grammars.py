@@ -15,10 +15,15 @@ from eagle.structured.matching import Grammar
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
+    from llguidance._lib import JsonCompileOptions
 
 __all__ = ["grammar", "json_object", "json_schema", "regex"]
 
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_SPACING: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 
 
 def json_object(tokenizer: Any) -> Grammar:

@@ -102,6 +102,7 @@ class Following:
         name: of the grammar, in errors.
     """
 
+    rows_apart = True
     any_prefix = True  # the matcher's state is where the text before this one had come to
 
     def __init__(self, matcher: LLMatcher, start: int, ends: frozenset[int], name: str) -> None:
