@@ -16,6 +16,7 @@ from ray import serve
 from eagle import Engine
 from eagle.serve import Settings, create_app
 
+SPEC = os.environ.get("EAGLE_SPEC", "eagle")  # a shipped spec's name, or a file
 REPLICAS = int(os.environ.get("EAGLE_REPLICAS", "2"))
 GPUS = float(os.environ.get("EAGLE_GPUS", "0"))  # of each replica; 0 decodes on the CPU
 
@@ -23,7 +24,7 @@ GPUS = float(os.environ.get("EAGLE_GPUS", "0"))  # of each replica; 0 decodes on
 def application() -> Any:
     """Load the engine, in the process of a replica, and return what answers by it."""
     key = os.environ.get("EAGLE_API_KEY")
-    engine = Engine.from_spec("eagle", ["runtime.max_batch=8"])
+    engine = Engine.from_spec(SPEC, ["runtime.max_batch=8"])
     return create_app(engine, Settings(api_key=key, loopback=key is None))
 
 
