@@ -27,7 +27,7 @@ TERMINAL = {
     "spec-error": ["eagle", "generate", QUESTION, "--set", "tree.depht=3"],
 }
 DRAWN = {"tree": ["eagle", "tree", QUESTION, "--cycle", "7", "--set", "tree.branching=[3,2,1]"]}
-PAGE = "serve-page"
+PAGE, ASKED = "serve-page", "Why do cats purr?"
 COLUMNS = 88
 
 SPINNER = re.compile(r"\x1b\[\?25l.*?\x1b\[\?25h(?:\x1b\[1A\x1b\[2K)*\r?", re.DOTALL)
@@ -86,10 +86,10 @@ def photograph(file: Path) -> None:
             page.check("#compare")
             for _ in range(2):  # the first answer has warming up in it
                 page.click("#clear")
-                page.fill("#prompt", QUESTION)
+                page.fill("#prompt", ASKED)
                 page.press("#prompt", "Enter")
                 page.wait_for_selector("#same", timeout=120_000)
-            page.press("#which", "Home")
+            page.click("#strip [data-cycle='3']")
             page.focus("#prompt")
             page.wait_for_timeout(1000)  # until the tree has grown
             page.screenshot(path=file)

@@ -204,6 +204,30 @@ def test_plain_decoding_runs_after_the_answer_and_is_shown_beside_it(site, opene
     assert view.text(".plain .text") == view.text(".answer")
 
 
+def test_a_rule_that_changes_the_output_is_said_to(site, opened):
+    view = opened(site).ready()
+    assert view.text("#lossless") == "lossless"
+    view.page.select_option("#acceptance", "typical")
+    view.page.select_option("#tree", "chain")
+    view.page.check("#compare")
+    view.ask("hello", temperature=1, max_tokens=4)
+    view.page.wait_for_selector("#same")
+    assert view.text("#lossless") == "not lossless"
+    assert "acceptance" not in json.loads(view.asked[1][1])
+    assert "may differ" in view.text("#same")
+
+
+def test_without_drafting_there_are_bonus_tokens_alone(site, opened):
+    view = opened(site).ready()
+    view.page.select_option("#spec", "plain")
+    view.ask("hello", temperature=0, max_tokens=4)
+    view.answered()
+    assert json.loads(view.asked[0][1])["spec"] == "plain"
+    assert view.text("#tau") == "1.00"
+    assert len(view.texts(".answer .token.bonus")) == 3
+    assert view.texts(".answer .token.accepted") == []
+
+
 def test_what_is_wrong_is_one_sentence_and_the_question_is_not_lost(site, opened):
     view = opened(site).ready()
     view.ask("hello", temperature=3)

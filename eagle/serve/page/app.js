@@ -5,6 +5,7 @@ import * as settings from "./settings.js";
 import { Refused, events, get, useKey } from "./stream.js";
 
 const at = (id) => document.getElementById(id);
+const TRACE = "/eagle/trace";
 const messages = [];
 let running = null; // what aborts the answer under way
 
@@ -80,7 +81,7 @@ async function stream(path, body, text, signal, told) {
   const answer = { text: "", end: null, tokens: [] };
   try {
     for await (const event of events(path, body, signal)) {
-      if (event.type === "start") at("lossless").textContent = event.lossless ? "lossless" : "not lossless";
+      if (event.type === "start" && path === TRACE) at("lossless").textContent = event.lossless ? "lossless" : "not lossless";
       if (event.type === "end") answer.end = event;
       if (event.type !== "cycle") continue;
       answer.tokens.push(...event.tokens);
@@ -122,7 +123,7 @@ async function ask(prompt) {
   const asked = [...messages];
   let latest = null;
   try {
-    const answer = await stream("/eagle/trace", settings.body(asked, wanted), text, running.signal, (event) => {
+    const answer = await stream(TRACE, settings.body(asked, wanted), text, running.signal, (event) => {
       latest = event;
       cycles.add(list, event);
       showFigures(event, null);
