@@ -288,6 +288,10 @@ def test_nothing_is_cut_off_on_a_narrow_screen(site, opened, width):
     view.ask("hello" * 20, temperature=0, max_tokens=24)
     view.answered()
     assert view.page.evaluate("document.documentElement.scrollWidth") <= width
+    frame = view.page.locator("#tree-frame").bounding_box()
+    bonus = view.page.locator("#tree-frame .node.bonus").bounding_box()
+    assert frame["x"] <= bonus["x"]
+    assert bonus["x"] + bonus["width"] <= frame["x"] + frame["width"]
     for name in ("clear", "temperature", "compare", "prompt", "send", "which", "follow"):
         box = view.page.locator(f"#{name}").bounding_box()
         assert box["x"] >= 0, name

@@ -87,8 +87,21 @@ function show(index, grows) {
   at("which").setAttribute("aria-valuetext", `cycle ${cycle.cycle}, ${count} tokens: ${text}`);
   at("cycle-title").textContent = `Cycle ${cycle.cycle}: ${count} ${count === 1 ? "token" : "tokens"} “${visible(text)}”`;
   at("at").textContent = `at temperature ${Number(cycle.trace.temperature.toFixed(2))}`;
-  if (before !== cycle || grows) at("tree-frame").replaceChildren(drawn(cycle.trace, { grows }));
+  if (before !== cycle || grows) {
+    at("tree-frame").replaceChildren(drawn(cycle.trace, { grows }));
+    lookAtPath();
+  }
   choose(cycles, cycle.cycle);
+}
+
+// A large tree is scrolled to what was kept of it.
+function lookAtPath() {
+  const frame = at("tree-frame");
+  frame.scrollLeft = 0;
+  const [root, bonus] = [".node", ".node.bonus"].map((one) => frame.querySelector(one).getBoundingClientRect());
+  const seen = frame.getBoundingClientRect();
+  frame.scrollTop += (root.top + bonus.bottom) / 2 - (seen.top + seen.bottom) / 2;
+  frame.scrollLeft += Math.max(0, bonus.right + 8 - seen.right);
 }
 
 function drawStrip() {
