@@ -4,6 +4,9 @@ import sys
 from importlib.metadata import version as _version
 from pathlib import Path
 
+# Once Sphinx's extensions are loaded, pydantic makes no models that allow more fields than named.
+import eagle.serve  # noqa: F401
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 project = "eagle-decoding"

@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "eagle"
+EXAMPLES = ROOT / "docs" / "examples"  # of strategies, and of the server in Ray Serve
 ROOMS = sorted(
     {".".join(path.parent.relative_to(ROOT).parts) for path in CORE.rglob("__init__.py")}
     - {"eagle", "eagle.train"}
@@ -54,7 +55,10 @@ def test_packages_use_each_other_through_their_faces(path):
 
 @pytest.mark.parametrize(
     "path",
-    [*(ROOT / "plugins").rglob("*.py"), *(ROOT / "docs" / "examples").rglob("*.py")],
+    [
+        *(ROOT / "plugins").rglob("*.py"),
+        *(path for path in EXAMPLES.rglob("*.py") if path.parent != EXAMPLES / "replicas"),
+    ],
     ids=lambda path: str(path.relative_to(ROOT)),
 )
 def test_strategies_import_the_contract_and_nothing_behind_it(path):

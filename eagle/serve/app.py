@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,8 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.responses import FileResponse, Response
-from starlette.staticfiles import StaticFiles
+from starlette.responses import Response
 
 from eagle import __version__
 from eagle.decoding import Engine, Result
@@ -28,6 +26,7 @@ from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
 from eagle.serve.guard import Gate, Guard
 from eagle.serve.intake import Asked, Intake
 from eagle.serve.metrics import Metrics
+from eagle.serve.pages import page
 from eagle.serve.problems import Problem, encoded, problem_of, response
 from eagle.serve.schemas import ChatRequest, CompletionRequest, SamplingRequest, TraceRequest
 from eagle.serve.settings import Settings
@@ -37,9 +36,6 @@ from eagle.serve.watching import Watcher
 __all__ = ["Service", "create_app"]
 
 _BodyT = TypeVar("_BodyT", bound=BaseModel)
-
-PAGE = Path(str(resources.files("eagle.serve"))) / "page"
-"""The folder of the page at ``/``: ``index.html``, and what it asks of ``/page/``."""
 
 
 class Service:
@@ -250,15 +246,13 @@ def _add_looks(app: FastAPI, service: Service) -> None:
     async def plain(request: Request) -> Response:
         return await service.look_on(await _checked(TraceRequest, request), plain=True)
 
-    @app.get("/")
+    @app.get("/", include_in_schema=False)
     async def root() -> Response:
-        if (PAGE / "index.html").is_file():
-            return FileResponse(PAGE / "index.html")
-        paths = sorted(path for path in app.openapi()["paths"] if path != "/")
-        return _json({"name": "eagle", "version": __version__, "paths": paths})
+        return page()
 
-    if PAGE.is_dir():
-        app.mount("/page", StaticFiles(directory=PAGE))
+    @app.get("/page/{name}", include_in_schema=False)
+    async def part(name: str) -> Response:
+        return page(name)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -72,6 +72,7 @@ def test_the_wheel_has_the_packages_the_specs_and_the_licence(wheels):
     names = set(zipfile.ZipFile(wheels[0]).namelist())
     wanted = {"eagle/py.typed", "eagle/specs/eagle.yaml", "eagle/cli/__init__.py"}
     wanted |= {"eagle/specs/__init__.py", "eagle_plugins/__init__.py", "eagle_plugins/py.typed"}
+    wanted |= {"eagle/serve/page/index.html", "eagle/serve/page/app.js"}
     assert wanted <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     # Every module is listed by package in pyproject.toml, where one is easily forgotten.
