@@ -362,6 +362,9 @@ class Loop:
                 for one in ended:
                     seats.begin(one.slot, one.request)
             except Exception as error:
+                # Whether other processes failed too is not known; to go on would wait for them.
+                if self._together is not None:
+                    raise
                 groups.append(([one.slot for one in group], error))
             else:
                 groups.append(([one.slot for one in ended], None))

@@ -193,7 +193,8 @@ class VaryingTree(Protocol):
 
     Which one is chosen on the host, by what was read back before the cycle began. Choosing after
     something was drawn in that cycle would be biased: what was drawn then decides what is held
-    against the target. Caches are allocated for the largest, and each is captured once.
+    against the target. Caches are allocated for the largest, and each is captured once. Either all
+    of its trees draw by `Law.SHARED_NOISE`, the root alone included, or none does.
 
     Beside these it is a `TreeBuilder` itself, whose `shape`, `laws` and `build` are those of its
     usual tree.

@@ -345,7 +345,7 @@ class UniformDraws:
         return race(weights, own[:, None] if weights.dim() == 3 else own, count)
 
     def _clocks_at(self, depth: int, size: int, vocab: Tensor | None) -> Tensor:
-        if (known := self._clocks.get((depth, size))) is not None:
+        if vocab is None and (known := self._clocks.get((depth, size))) is not None:
             return known
         none = torch.zeros(len(self.uniforms), dtype=torch.int64, device=self.uniforms.device)
         keys = none if self._keys is None else self._keys

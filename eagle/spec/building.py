@@ -417,6 +417,7 @@ def _check_laws(resolved: Resolved, registry: Registry) -> None:
     drawn, kept = resolved.tree.laws, resolved.acceptance.laws
     if isinstance(resolved.tree, VaryingTree):
         drawn = drawn.union(*(other.laws for other in resolved.tree.alternatives))
+        _check_noise(resolved, resolved.tree.alternatives)
     if not resolved.lossless or _keeps(kept, drawn):
         return
     others = [(e.name, e.role, declared(e)) for e in registry.strategies()]
@@ -430,6 +431,30 @@ def _check_laws(resolved: Resolved, registry: Registry) -> None:
         f"that keeps to {listed(kept)} (by default: {', '.join(trees) or 'none is installed'}) "
         f"or a rule for {listed(drawn)} ({', '.join(rules) or 'none is installed'})",
     )
+
+
+def _check_noise(resolved: Resolved, trees: Sequence[TreeBuilder]) -> None:
+    """Refuse trees of which some cycles draw by a text's noise and others do not.
+
+    Where a cycle ends may follow from the noise of the position behind it; if that decides whether
+    the noise is used there, what is drawn is no longer independent of it.
+    """
+    racing = [Law.SHARED_NOISE in _laws_of(tree) for tree in trees]
+    if any(racing) and not all(racing):
+        raise _incompatible(
+            resolved,
+            Role.TREE,
+            f"of the trees that {resolved.strategies[Role.TREE]} takes in turn some draw by "
+            f"{Law.SHARED_NOISE} and others do not, which would change the output; give all of "
+            f"them `sampling: {Law.SHARED_NOISE}` (in place of `tree: none`, a static tree of one "
+            "small branch), or none of them",
+        )
+
+
+def _laws_of(tree: TreeBuilder) -> frozenset[Law]:
+    """Return the laws of a builder; of a tree that is its root alone, that of what follows it."""
+    own = getattr(tree, "sampling", None)
+    return tree.laws | ({own} if isinstance(own, Law) else frozenset())
 
 
 def _keeps(kept: frozenset[Law], drawn: frozenset[Law]) -> bool:

@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from eagle.errors import TargetError, clipped, reason
 from eagle.target.quantizing import is_plain
 
@@ -102,6 +104,11 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
                 f"the adapter {folder} is of the kind {config.peft_type.value}, which puts "
                 "entries in front of every text and changes no weight; LoRA and its like are served"
             )
+        if getattr(config, "alora_invocation_tokens", None):
+            raise TargetError(
+                f"the adapter {folder} is an activated LoRA, which applies from a token of the "
+                "text on and cannot be merged into the weights; LoRA and its like are served"
+            )
         config.inference_mode = True
         whole = peft.PeftModel(model, config)
         weights = peft.load_peft_weights(str(folder), device=str(model.device))
@@ -116,8 +123,38 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
         if keys:
             few = ", ".join(sorted(keys)[:_SHOWN])
             raise _misfit(folder, name, f"it {what} {few} and others ({len(keys)} in all)")
-    merges = is_plain(model)
-    return whole.merge_and_unload() if merges else whole.get_base_model()
+    if not is_plain(model):
+        return whole.get_base_model()
+    if _part(whole):
+        model.config.get_text_config().tie_word_embeddings = False
+    try:
+        return whole.merge_and_unload()
+    except Exception as error:  # of as many kinds as there are adapters
+        raise _misfit(folder, name, reason(error)) from error
+
+
+def _part(whole: Any) -> bool:
+    """Part weights that an adapter changes from others that share their memory.
+
+    Merging adds to them in place, which would change an LM head with the embedding tied to it, and
+    layers that are there twice.
+
+    Returns:
+        Whether there were any.
+    """
+    shared: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for name, weight in whole.named_parameters(remove_duplicate=False):
+        shared.setdefault(weight.data_ptr(), []).append((name, weight))
+    parted = False
+    for group in shared.values():
+        if len(group) == 1 or not any(".base_layer." in name for name, _ in group):
+            continue
+        for name, weight in group[1:]:
+            place, _, leaf = name.rpartition(".")
+            own = nn.Parameter(weight.detach().clone(), requires_grad=False)
+            setattr(whole.get_submodule(place), leaf, own)
+            parted = True
+    return parted
 
 
 def _misfit(folder: Path, name: str, why: str) -> TargetError:

@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+import warnings
 
 import pytest
 import torch
@@ -120,3 +121,38 @@ def test_an_adapter_without_peft_is_one_clear_sentence(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(TargetError, match=r"needs peft, which is not installed; .* extra 'peft'"):
         load(model=str(folder / "adapter"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["lm_head"]},
+        {"target_modules": ["q_proj", "down_proj"]},
+        {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [0, 2]]},
+    ],
+    ids=["embedding", "head", "layers", "layers twice"],
+)
+def test_weights_that_others_share_are_not_changed_for_them(tmp_path, settings):
+    model = tiny_target("llama-gqa", tie_word_embeddings=True).model
+    model.save_pretrained(tmp_path / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, that embeddings are tied
+        tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", **settings))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+        wanted = tuned(TOKENS).logits
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of peft, that embeddings are tied
+        tuned.save_pretrained(tmp_path / "adapter")
+    changed(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
+    target = load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(target), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_an_adapter_that_cannot_be_merged_is_refused_by_its_kind(folder, tmp_path):
+    adapter = copied(folder, tmp_path, alora_invocation_tokens=[3, 4])
+    with pytest.raises(TargetError, match="is an activated LoRA"):
+        load(model=str(folder / "base"), adapter=str(adapter))

@@ -73,7 +73,7 @@ def follow_drawn(
     path = [node]
     alive = torch.ones_like(node, dtype=torch.bool)
     bonus = node
-    raced = tree.law == Law.SHARED_NOISE
+    raced = Law.SHARED_NOISE in tree.every_law
     for depth in range(shape.depth + 1):
         wanted = weights(target, node, alive)
         drawn = draws.race(wanted, depth)[0][:, 0] if raced else draws.categorical(wanted)
