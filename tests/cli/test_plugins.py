@@ -88,7 +88,7 @@ def test_broken_plugins_are_listed_with_the_reason(eagle):
 @pytest.mark.parametrize(
     ("tree", "message"),
     [
-        ("sad", "no tree builder is named 'sad'. Known: chain, dynamic, good,"),
+        ("sad", "no tree builder is named 'sad'. Known: best-first, chain, dynamic, good,"),
         ("sad", "It may belong to a plug-in that is broken: sad_trees (sad-trees 0.1): importing"),
         ("same", "the tree builder 'same' is claimed by plug-in 'one_trees' of one-trees 1.0"),
         ("same", "and by plug-in 'two_trees' of two-trees 1.0"),

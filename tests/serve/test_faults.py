@@ -167,7 +167,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_its_last_event(site, monkeypatch
                 raise ValueError("in /home/somebody")
             return scores
 
-    monkeypatch.setattr(site.service.intake, "_processors", lambda body, prompt: [Broken()])
+    monkeypatch.setattr("eagle.serve.intake._repetition", lambda body: [Broken()])
     content = site.complete(stream=True, temperature=0, max_tokens=40, ignore_eos=True).content
     *events, last = [line[6:] for line in content.decode().split("\n\n") if line]
     assert events
