@@ -198,10 +198,13 @@ def test_a_body_that_does_not_come_is_not_waited_for(decoder):
         assert raw.recv(100).startswith(b"HTTP/1.1 408")
 
 
-def test_more_answers_than_one_request_may_have(decoder):
+def test_more_answers_than_one_request_may_have(decoder, monkeypatch):
     with Engine(decoder) as engine, serving(engine, max_choices=4) as site:
         assert site.complete(prompt=["a", "b"], n=3).error["param"] == "n"
         assert site.complete(prompt=["a", "b"], n=2).status == 200
+        monkeypatch.setattr("eagle.serve.intake.encode", None)  # nothing becomes tokens before
+        assert site.complete(prompt=["a", "b"], n=3).error["param"] == "n"
+        assert site.chat(n=5).error["param"] == "n"
 
 
 @pytest.mark.parametrize(
