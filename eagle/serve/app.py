@@ -320,7 +320,7 @@ class _Counted:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        status = 500
+        status = 499  # as nginx has it: the client left before there was one
 
         async def noted(message: Any) -> None:
             nonlocal status
@@ -330,6 +330,9 @@ class _Counted:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception:
+            status = 500
+            raise
         finally:
             if scope["type"] == "http":
                 route = scope.get("route")
