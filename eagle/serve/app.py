@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,6 +48,9 @@ class Service:
     Attributes:
         model: the name that clients know the target by.
         gate: whether requests are let in.
+        live: what is with the engine.
+        taking: what is on its way there.
+        ended: nobody is answered any more.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -60,23 +63,32 @@ class Service:
         self.watcher = Watcher(engine, settings, self.texts)
         self.pool = ThreadPoolExecutor(1, "eagle-intake")
         self.live: set[Asked] = set()
+        self.taking: set[asyncio.Future[Asked]] = set()
+        self.ended = False
         said = json.dumps([__version__, decoder.spec.model_dump(mode="json")], sort_keys=True)
         self.fingerprint = f"eagle-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
     def end(self) -> None:
-        """Tell all who still wait that there will be no answer."""
+        """Tell all who still wait, and who come later, that there will be no answer."""
+        self.ended = True
+        self.watcher.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for taken in list(self.taking):
+            taken.cancel()
         for asked in list(self.live):
-            asked.stop(Problem(503, "the server was shut down before the answer", code="closing"))
+            asked.stop(_closing())
 
     async def answer(self, body: SamplingRequest, request: Request) -> Response:
         """Answer a chat or a completion."""
         self._check_model(body.model)
         loop = asyncio.get_running_loop()
         began = loop.time()
-        asked = await loop.run_in_executor(self.pool, self.intake.submit, body)
         late = Problem(504, f"no answer within {self.settings.timeout:g} seconds", code="timeout")
-        timer = loop.call_later(self.settings.timeout, asked.stop, late)
+        asked = await self._taken_in(body, late)
+        timer = loop.call_at(began + self.settings.timeout, asked.stop, late)
         self.live.add(asked)
+        if self.ended:  # since it was taken in
+            asked.stop(_closing())
         noted = request.state.log
         noted |= {"prompt_tokens": sum(asked.prompts), "answers": len(asked.handles)}
 
@@ -101,6 +113,27 @@ class Service:
         if body.stream:
             return Events(lambda: self._stream(form, asked, body), **how)
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
+
+    async def _taken_in(self, body: SamplingRequest, late: Problem) -> Asked:
+        """Return what a body became in the engine; whoever gives up on it leaves nothing there."""
+        if self.ended:
+            raise _closing()
+        work = self.pool.submit(self.intake.submit, body)
+        taken = asyncio.wrap_future(work)
+        self.taking.add(taken)
+        try:
+            async with asyncio.timeout(self.settings.timeout):
+                return await taken
+        except TimeoutError as error:
+            work.add_done_callback(_dropped)
+            raise late from error
+        except asyncio.CancelledError as error:
+            work.add_done_callback(_dropped)
+            if self.ended:
+                raise _closing() from error
+            raise
+        finally:
+            self.taking.discard(taken)
 
     def _form(self, body: SamplingRequest) -> Form:
         kind = ChatForm if isinstance(body, ChatRequest) else TextForm
@@ -281,7 +314,7 @@ class _Counted:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        status = 500
+        status = 499  # as nginx has it: the client left before there was one
 
         async def noted(message: Any) -> None:
             nonlocal status
@@ -291,6 +324,9 @@ class _Counted:
 
         try:
             await self._app(scope, receive, noted)
+        except Exception:
+            status = 500
+            raise
         finally:
             if scope["type"] == "http":
                 route = scope.get("route")
@@ -321,6 +357,16 @@ async def _checked(model: type[_BodyT], request: Request) -> _BodyT:
             param=name or None,
             code="unknown_field" if unknown else None,
         ) from error
+
+
+def _closing() -> Problem:
+    return Problem(503, "the server was shut down before the answer", code="closing")
+
+
+def _dropped(work: Future[Asked]) -> None:
+    """Cancel what was submitted for somebody who no longer waits."""
+    if not work.cancelled() and work.exception() is None:
+        work.result().cancel()
 
 
 def _answers(asked: Asked) -> list[Result]:

@@ -71,21 +71,17 @@ class Intake:
         Raises:
             Problem: a field cannot be honoured, or too many requests wait.
         """
+        count = body.n or 1
         if isinstance(body, ChatRequest):
+            self._check_number(1, count)
             prompts, param = [self._chat(body)], "messages"
             limit = body.max_completion_tokens or body.max_tokens or self._settings.default_tokens
         else:
             assert isinstance(body, CompletionRequest)
-            prompts, param = self._texts(body), "prompt"
+            given = _prompts(body)
+            self._check_number(len(given), count)
+            prompts, param = self._texts(given), "prompt"
             limit = body.max_tokens or _COMPLETION
-        count = body.n or 1
-        if len(prompts) * count > self._settings.max_choices:
-            raise Problem(
-                400,
-                f"{len(prompts)} prompts with {count} answers each are more than the "
-                f"{self._settings.max_choices} answers that one request may have",
-                param="n",
-            )
         capacity = self._engine.decoder.capacity
         for ids in prompts:
             if len(ids) >= capacity:
@@ -138,9 +134,17 @@ class Intake:
                 param = "tools" if "'tools'" in text else "chat_template_kwargs"
             raise Problem(400, text, param=param) from error
 
-    def _texts(self, body: CompletionRequest) -> list[list[int]]:
-        given: Any = body.prompt
-        many = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    def _check_number(self, prompts: int, count: int) -> None:
+        """Refuse too many answers, before a prompt becomes tokens, which takes its time."""
+        if prompts * count > self._settings.max_choices:
+            raise Problem(
+                400,
+                f"{prompts} prompts with {count} answers each are more than the "
+                f"{self._settings.max_choices} answers that one request may have",
+                param="n",
+            )
+
+    def _texts(self, many: Sequence[Any]) -> list[list[int]]:
         target = self._target
         try:
             return [
@@ -175,6 +179,11 @@ class Intake:
                     param="logit_bias",
                 )
         return tuple((int(token), bias) for token, bias in given.items())
+
+
+def _prompts(body: CompletionRequest) -> list[Any]:
+    given: Any = body.prompt
+    return given if isinstance(given, list) and not isinstance(given[0], int) else [given]
 
 
 def _repetition(body: SamplingRequest) -> list[Processor]:

@@ -29,7 +29,8 @@ from eagle.serve.settings import Settings
 __all__ = ["Running", "log_to", "reserved", "run"]
 
 _CONNECTIONS = 1024
-_KEEP_ALIVE = 30  # seconds that an idle connection is kept
+_KEEP_ALIVE = 30  # seconds that an idle connection is kept, and that a request's head may take
+_LAST_WORDS = 1.0  # seconds in which those who are cut off are told so
 
 
 def reserved(host: str, port: int) -> socket.socket:
@@ -59,14 +60,38 @@ def _unavailable(host: str, port: int, error: OSError) -> EagleError:
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed unless a request comes soon, and can be cut off."""
+    """A connection that is closed unless whole heads of requests come soon, and can be cut off."""
+
+    _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.app_state = {**self.app_state, "abort": transport.abort}
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._cancel_head()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._cancel_head()
+
+    def on_response_complete(self) -> None:
+        if not self.transport.is_closing():
+            self._await_head()
+        super().on_response_complete()  # which begins the next request, if that has come
+
+    def _await_head(self) -> None:
+        # uvicorn's own timer is for connections without any byte: a single one ends it.
+        self._cancel_head()
+        self._head = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
+
+    def _cancel_head(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
 
 
 class Running(uvicorn.Server):
@@ -100,20 +125,28 @@ class Running(uvicorn.Server):
         """Take no more requests, and end when none is left or time is up."""
         service, loop = self._service, asyncio.get_running_loop()
         service.gate.closing = True
-        if service.live:
-            grace = service.settings.grace
+        grace = service.settings.grace
+        if waiting := len(service.live) + len(service.taking) + service.watcher.waiting:
             self._told(
-                f"{len(service.live)} requests are under way; they have {grace:g} seconds "
+                f"{waiting} requests are under way; they have {grace:g} seconds "
                 "(again, and they are cut off)"
             )
-            loop.call_later(grace, service.end)
-        await super().shutdown(sockets)
+        # Also where nothing is seen yet: a body that comes slowly becomes a request later.
+        timer = loop.call_later(grace, self._cut_off)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()
+
+    def _cut_off(self) -> None:
+        """Let nobody wait any longer, and end whether or not they go."""
+        self._service.end()
+        asyncio.get_running_loop().call_later(_LAST_WORDS, setattr, self, "force_exit", True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal when all is answered, at the second at once."""
         if self.should_exit:
-            loop = asyncio.get_running_loop()
-            loop.call_soon_threadsafe(self._service.end)
+            asyncio.get_running_loop().call_soon_threadsafe(self._cut_off)
         self.should_exit = True
 
     @contextlib.contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 __all__ = [
     "ChatRequest",
@@ -20,10 +20,31 @@ __all__ = [
     "TraceRequest",
 ]
 
+_KEYS = 100  # of one mapping; pydantic makes an error of each that is unknown
+_PROMPTS = 128
+_TURNS = 4096
+
+
+def _list(most: int | None = None, *, least: int = 0) -> Any:
+    """Return what bounds a list; the first wrong item is told, since each error takes its space."""
+    return Field(min_length=least, max_length=most, fail_fast=True)
+
+
+def _small(most: int) -> BeforeValidator:
+    """Return what refuses a larger mapping before its values are looked at."""
+
+    def checked(given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > most:
+            raise ValueError(f"has {len(given):,} keys, which is more than {most:,}")
+        return given
+
+    return BeforeValidator(checked)
+
+
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Text = Annotated[str, Field(min_length=1, max_length=4096)]
 _Tokens = Annotated[int, Field(ge=1, lt=2**31)]
-_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], _list(least=1)]
 _Temperature = Annotated[float, Field(ge=0, le=2)]
 _TopP = Annotated[float, Field(gt=0, le=1)]
 _TopK = Annotated[int, Field(ge=-1, lt=2**31)]
@@ -31,7 +52,16 @@ _MinP = Annotated[float, Field(ge=0, le=1)]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
-class _Body(BaseModel):
+class _Checked(BaseModel):
+    @model_validator(mode="before")
+    @classmethod
+    def _is_small(cls, data: Any) -> Any:
+        if isinstance(data, dict) and len(data) > _KEYS:
+            raise ValueError(f"has {len(data):,} keys, which is more than {_KEYS}")
+        return data
+
+
+class _Body(_Checked):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
@@ -71,7 +101,7 @@ class StructuredOutputs(_Body):
     json_: dict[str, Any] | None = Field(default=None, alias="json")
     json_object: Literal[True] | None = None
     regex: _Text | None = None
-    choice: Annotated[list[_Text], Field(min_length=1, max_length=1000)] | None = None
+    choice: Annotated[list[_Text], _list(1000, least=1)] | None = None
     grammar: Annotated[str, Field(min_length=1, max_length=1 << 18)] | None = None
 
     @model_validator(mode="after")
@@ -99,18 +129,17 @@ class SamplingRequest(_Body):
     # Nearer to 0, it makes scores infinite, of which no token can be chosen.
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
     logit_bias: (
-        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
-        | None
+        Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], _small(1024)] | None
     ) = None
     seed: _Seed | None = None
-    stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
+    stop: _Text | Annotated[list[_Text], _list(16)] | None = None
     ignore_eos: bool | None = None
     structured_outputs: StructuredOutputs | None = None
     return_tokens_as_token_ids: bool | None = None
     return_token_ids: bool | None = None
     # What only labels a request changes nothing here, and clients send it unasked.
     user: str | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], _small(_KEYS)] | None = None
     service_tier: Literal["auto", "default"] | None = None
     store: Literal[False] | None = None
 
@@ -148,16 +177,16 @@ class ToolCall(_Body):
     index: int | None = None
 
 
-class Message(BaseModel):
+class Message(_Checked):
     """A turn of a conversation."""
 
     # Clients send answers back as they got them, with fields that say that there is nothing.
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], _list(_TURNS)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], _list(_TURNS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
 
@@ -174,12 +203,12 @@ class Message(BaseModel):
 class ChatRequest(SamplingRequest):
     """The body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], _list(_TURNS, least=1)]
     max_completion_tokens: _Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: Annotated[list[dict[str, Any]], _list(_TURNS)] | None = None
     tool_choice: Literal["auto", "none"] | None = None
     parallel_tool_calls: Literal[True] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
@@ -200,8 +229,8 @@ class CompletionRequest(SamplingRequest):
     prompt: (
         str
         | _Ids
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[_Ids], Field(min_length=1)]
+        | Annotated[list[str], _list(_PROMPTS, least=1)]
+        | Annotated[list[_Ids], _list(_PROMPTS, least=1)]
     )
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None
@@ -217,14 +246,14 @@ class TraceRequest(_Body):
     are numbers.
     """
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], _list(_TURNS, least=1)]
     max_tokens: _Tokens | None = None
     temperature: _Temperature | None = None
     top_p: _TopP | None = None
     top_k: _TopK | None = None
     min_p: _MinP | None = None
     seed: _Seed | None = None
-    stop: _Text | Annotated[list[_Text], Field(max_length=16)] | None = None
+    stop: _Text | Annotated[list[_Text], _list(16)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     spec: str | None = None
     tree: str | dict[str, Any] | None = None

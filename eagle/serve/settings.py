@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from dataclasses import dataclass, field
 
 __all__ = ["Settings", "is_loopback"]
@@ -36,4 +37,9 @@ class Settings:
 
 def is_loopback(host: str) -> bool:
     """Return whether only this machine can reach an address."""
-    return host in ("localhost", "::1") or host.startswith("127.")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which says nothing of where it leads, even "127.0.0.1.example"
+        return False

@@ -11,8 +11,9 @@ import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -43,16 +44,20 @@ class Watcher:
         engine: whose target and spec are used.
         settings: limits.
         texts: of tokens.
+
+    Attributes:
+        waiting: how many look on or wait to.
     """
 
     def __init__(self, engine: Engine, settings: Settings, texts: TokenTexts) -> None:
         self._base, self._settings, self._texts = engine.decoder, settings, texts
         self._pool = ThreadPoolExecutor(1, "eagle-watch")
-        self._lock, self._waiting = asyncio.Lock(), 0
+        self._lock, self.waiting, self._closed = asyncio.Lock(), 0, False
         self._made: OrderedDict[str, _Found] = OrderedDict()
 
     def close(self) -> None:
-        """Let the thread end."""
+        """Let the thread end, and whoever looks on behind the cycle under way."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def choices(self) -> dict[str, Any]:
@@ -84,24 +89,40 @@ class Watcher:
             Problem: the spec cannot be had, or too many look on already.
             EagleError: the conversation cannot be answered.
         """
-        if self._waiting > _WAITING:
+        if self.waiting > _WAITING:
             raise Problem(429, "others are looking on; ask again later", code="queue_full",
                           kind="rate_limit_error", headers={"retry-after": "5"})  # fmt: skip
-        self._waiting += 1
-        loop = asyncio.get_running_loop()
+        self.waiting += 1
         try:
             async with asyncio.timeout(self._settings.timeout), self._lock:
                 told = self._run(body, plain)
                 try:
-                    while one := await loop.run_in_executor(self._pool, next, told, None):
+                    while one := await self._next(told):
                         yield one
                 finally:
-                    # In that thread too, behind the cycle that may be under way.
-                    loop.run_in_executor(self._pool, told.close)
+                    self._drop(told)
         except TimeoutError as error:
             raise Problem(504, "this took too long", code="timeout") from error
         finally:
-            self._waiting -= 1
+            self.waiting -= 1
+
+    async def _next(self, told: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
+        over = Problem(503, "the server was shut down before the answer", code="closing")
+        if self._closed:
+            raise over
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._pool, next, told, None)
+        except asyncio.CancelledError as error:
+            if self._closed:
+                raise over from error
+            raise
+
+    def _drop(self, told: Generator[dict[str, Any], None, None]) -> None:
+        if self._closed:
+            with suppress(ValueError):  # its last cycle is still under way, and ends by itself
+                told.close()
+        else:  # in that thread too, behind the cycle that may be under way
+            asyncio.get_running_loop().run_in_executor(self._pool, told.close)
 
     def _run(self, body: TraceRequest, plain: bool) -> Generator[dict[str, Any], None, None]:
         decoder, trace = self._decoder(body, plain)

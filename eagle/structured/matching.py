@@ -19,7 +19,7 @@ from torch import Tensor
 from eagle.errors import RequestError
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 __all__ = ["Following", "Grammar"]
 
@@ -49,7 +49,7 @@ class Grammar:
     def __init__(self, tokenizer: Any, written: str, name: str) -> None:
         from llguidance import LLMatcher
 
-        wrong, said = LLMatcher.validate_grammar_with_warnings(written)
+        wrong, said = LLMatcher.validate_grammar_with_warnings(written, limits=_limits())
         if wrong:
             why = " ".join(" ".join(said).split())
             raise RequestError(f"{name} cannot be followed: {why:.300}")
@@ -85,7 +85,9 @@ class Grammar:
     def _make(self, ends: frozenset[int]) -> LLMatcher:
         from llguidance import LLMatcher
 
-        matcher = LLMatcher(_read(self._tokenizer, ends), self._written, log_level=0)
+        matcher = LLMatcher(
+            _read(self._tokenizer, ends), self._written, log_level=0, limits=_limits()
+        )
         if matcher.is_error():
             why = " ".join(matcher.get_error().split())
             raise RequestError(f"{self._name} cannot be followed: {why:.300}")
@@ -158,6 +160,13 @@ class Following:
     def _fail(self) -> None:
         why = " ".join(self._matcher.get_error().split())
         raise RequestError(f"{self._name} can no longer be followed: {why:.300}")
+
+
+def _limits() -> LLParserLimits:
+    """Return how much a grammar may be ambiguous: a thousand alternatives are not too many."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(max_items_in_row=1200, step_max_items=2000)
 
 
 def _read(tokenizer: Any, ends: frozenset[int]) -> LLTokenizer:

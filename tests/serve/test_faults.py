@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import random
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
 from eagle import Engine
+from eagle.serve import running
 from tests.serve.conftest import serving, until
 
 LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
@@ -92,6 +95,9 @@ def test_whoever_leaves_is_cancelled_within_a_cycle(site, started, stream):
     after = site.engine.stats()
     assert after.cancelled == before.cancelled + 1
     assert after.tokens - before.tokens < 400
+    if not stream:  # its status is none of the server's mistakes
+        told = 'eagle_http_requests_total{path="/v1/completions",status="499"} 1.0'
+        until(lambda: told in site.ask("GET", "/metrics").content.decode())
 
 
 def test_whoever_leaves_while_waiting_is_cancelled_too(site, held, started):
@@ -198,3 +204,105 @@ def test_the_end_says_so_where_time_is_up(decoder, started):
         assert response.status == 503
         assert json.loads(response.read())["error"]["code"] == "closing"
         gate.opened.set()
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """Return what has a server's intake wait, as behind a text of many megabytes."""
+    opened = threading.Event()
+
+    def stick(site):
+        submit = site.service.intake.submit
+
+        def slow(body):
+            assert opened.wait(60)
+            return submit(body)
+
+        monkeypatch.setattr(site.service.intake, "submit", slow)
+        return opened
+
+    yield stick
+    opened.set()
+
+
+def test_a_request_is_late_before_it_is_taken_in_too_and_leaves_nothing(decoder, stuck):
+    with Engine(decoder) as engine, serving(engine, timeout=0.2) as site:
+        opened = stuck(site)
+        for stream in (False, True):
+            answer = site.chat(stream=stream)
+            assert (answer.status, answer.error["code"]) == (504, "timeout")
+        opened.set()
+        until(lambda: engine.stats().cancelled == 1)  # the other had not begun
+        until(lambda: engine.stats().active == engine.stats().waiting == 0)
+
+
+def test_the_end_is_told_to_what_is_not_taken_in_yet(decoder, stuck, started):
+    with Engine(decoder) as engine, serving(engine, grace=0.1) as site:
+        opened = stuck(site)
+        connections = [started(site.port) for _ in range(2)]
+        until(lambda: len(site.service.taking) == 2)
+        site.running.should_exit = True
+        for connection in connections:
+            response = connection.getresponse()
+            assert response.status == 503
+            assert json.loads(response.read())["error"]["code"] == "closing"
+        opened.set()
+
+
+def test_the_end_is_told_to_those_who_look_on(decoder, monkeypatch):
+    def endless(body, plain):
+        while True:
+            time.sleep(0.02)
+            yield {"type": "cycle"}
+
+    with Engine(decoder) as engine, serving(engine, grace=0.1) as site:
+        monkeypatch.setattr(site.service.watcher, "_run", endless)
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
+        body = json.dumps({"messages": [{"role": "user", "content": "a"}]})
+        connection.request("POST", "/eagle/trace", body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        response.readline()
+        site.running.should_exit = True
+        assert b'"code":"closing"' in response.read()
+        connection.close()
+
+
+def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started):
+    with Engine(decoder) as engine, serving(engine, grace=60) as site:
+        entered = threading.Event()
+
+        async def answer(body, request):
+            entered.set()
+            await asyncio.sleep(60)
+
+        monkeypatch.setattr(site.service, "answer", answer)
+        started(site.port)
+        assert entered.wait(20)
+        loop = site.running.servers[0].get_loop()
+        loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
+        until(lambda: site.service.gate.closing)
+        loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
+        until(loop.is_closed, patience=5)
+
+
+def test_a_head_that_comes_byte_by_byte_is_not_waited_for(decoder, monkeypatch):
+    monkeypatch.setattr(running, "_KEEP_ALIVE", 0.3)
+    with Engine(decoder) as engine, serving(engine) as site:
+        for before in (b"", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+            with socket.create_connection(("127.0.0.1", site.port), timeout=20) as raw:
+                if before:
+                    raw.sendall(before)
+                    assert raw.recv(1000).startswith(b"HTTP/1.1 200")
+                given = 0
+                with suppress(OSError):
+                    for byte in b"GET /" + b"a" * 100:
+                        raw.sendall(bytes([byte]))
+                        given += 1
+                        time.sleep(0.05)
+                assert given < 60
+        # Where the head has come, it is the answer that takes its time.
+        gate = Gate()
+        engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        threading.Timer(0.6, gate.opened.set).start()
+        assert site.chat().status == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 
 import pytest
 
@@ -127,7 +128,9 @@ def test_nothing_is_said_to_other_origins(site):
 
 
 def test_a_name_that_resolves_here_is_not_ours(site):
-    assert site.ask("GET", "/v1/models", None, Host="evil.example").status == 403
+    for host in ("evil.example", "127.0.0.1.evil.example", "127.evil.example:80"):
+        assert site.ask("GET", "/v1/models", None, Host=host).status == 403
+    assert site.ask("GET", "/v1/models", None, Host=f"127.0.0.1:{site.port}").status == 200
     assert site.ask("GET", "/v1/models", None, Host=f"localhost:{site.port}").status == 200
     assert site.ask("GET", "/v1/models", None, Host=f"[::1]:{site.port}").status == 200
 
@@ -195,7 +198,38 @@ def test_a_body_that_does_not_come_is_not_waited_for(decoder):
         assert raw.recv(100).startswith(b"HTTP/1.1 408")
 
 
-def test_more_answers_than_one_request_may_have(decoder):
+def test_more_answers_than_one_request_may_have(decoder, monkeypatch):
     with Engine(decoder) as engine, serving(engine, max_choices=4) as site:
         assert site.complete(prompt=["a", "b"], n=3).error["param"] == "n"
         assert site.complete(prompt=["a", "b"], n=2).status == 200
+        monkeypatch.setattr("eagle.serve.intake.encode", None)  # nothing becomes tokens before
+        assert site.complete(prompt=["a", "b"], n=3).error["param"] == "n"
+        assert site.chat(n=5).error["param"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        ("completions", {"prompt": [-1] * 300_000}, "prompt"),
+        ("completions", {"prompt": [[]] * 300_000}, "prompt"),
+        ("completions", {"prompt": ["a"] * 129}, "prompt"),
+        ("completions", {"prompt": "a", **{f"x{i}": 1 for i in range(100_000)}}, None),
+        ("completions", {"prompt": "a", "logit_bias": {str(i): "" for i in range(100_000)}}, "l"),
+        ("completions", {"prompt": "a", "metadata": {str(i): 1 for i in range(100_000)}}, "m"),
+        ("chat/completions", {"messages": [{}] * 300_000}, "messages[0]"),
+        ("chat/completions", {"messages": TALK * 4097}, "messages"),
+        ("chat/completions", {"messages": [{str(i): 1 for i in range(100_000)}]}, "messages[0]"),
+        ("chat/completions", {"messages": [{**TALK[0], "content": [1] * 300_000}]}, "messages[0]"),
+        ("chat/completions", {"messages": TALK, "tools": [1] * 300_000}, "tools"),
+        ("chat/completions", {"messages": TALK, "stop": [""] * 300_000}, "stop"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_a_body_that_is_wrong_all_over_is_refused_as_quickly_as_another(site, path, fields, param):
+    body = json.dumps(fields).encode()
+    began = time.process_time()
+    answer = site.ask("POST", f"/v1/{path}", body)
+    assert time.process_time() - began < 1  # an error for each item took tens of seconds
+    assert answer.status == 400
+    assert (answer.error["param"] or "").startswith(param or "")
+    assert len(answer.content) < 2000
