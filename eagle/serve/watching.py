@@ -211,7 +211,7 @@ class Watcher:
                     decoder = trace.decoder(wanted, target=self._base.target, nodes=_NODES)
                     self._made[key] = decoder, trace
             except EagleError as error:
-                raise Problem(400, self._said(error), param="spec") from error
+                raise Problem(400, str(error), param="spec") from error
         self._made.move_to_end(key)
         return self._made[key]
 
@@ -243,12 +243,8 @@ class Watcher:
                 changes[role.value] = ComponentSpec.model_validate(given)
             except ValueError as error:
                 raise wrong from error
-        return own.model_copy(update=changes)  # paths in it go on starting where its file is
-
-    def _said(self, error: EagleError) -> str:
-        """Return what is wrong with a spec, without the name of the file that it began as."""
-        label = re.escape(self._base.spec.document.label)
-        return re.sub(rf"{label}(:\d+)?:? ?", "", str(error))
+        # Where the operator's settings were written is nobody's business; paths start there.
+        return own.model_copy(update=changes).labelled("the request")
 
 
 def _told(spec: DecoderSpec, role: Role) -> Any:

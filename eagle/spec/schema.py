@@ -196,6 +196,12 @@ class DecoderSpec(_Model):
         """Folder of the spec's file, or the current one; relative paths in the spec start here."""
         return self._document.folder
 
+    def labelled(self, label: str) -> DecoderSpec:
+        """Return the same spec, of which messages say that it is from somewhere else."""
+        other = self.model_copy()
+        other._document = Document(label, folder=self.folder)
+        return other
+
     def component(self, role: Role) -> ComponentSpec:
         """Return what the spec says about one role."""
         component: ComponentSpec = getattr(self, role.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 
@@ -118,3 +119,19 @@ def test_a_form_that_is_none_is_refused(site, fields, param):
     answer = site.chat(**fields)
     assert (answer.status, answer.error["param"]) == (400, param)
     until(lambda: site.engine.stats().active == 0)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"json": {"type": "integer", "multipleOf": 999983}},
+        {"grammar": 'start: %json {"multipleOf": 999983}'},
+        {"grammar": "start: " + '"a" ' * 20_000},
+    ],
+    ids=["multiples", "multiples in a grammar", "long"],
+)
+def test_a_form_that_would_take_seconds_to_compile_is_refused(site, form):
+    began = time.monotonic()
+    answer = site.chat(structured_outputs=form)
+    assert (answer.status, answer.error["param"]) == (400, "structured_outputs")
+    assert time.monotonic() - began < 2

@@ -90,3 +90,13 @@ def test_the_schema_has_every_body(site):
     name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/")[-1]
     assert "top_logprobs" in schema["components"]["schemas"][name]["properties"]
     assert schema["components"]["schemas"][name]["additionalProperties"] is False
+
+
+def test_what_is_wrong_with_a_spec_is_said_of_the_request(site):
+    """Neither the operator's command line nor a file of theirs is told."""
+    answer = look(site, tree="offered")
+    assert answer.status == 400
+    message = answer.json["error"]["message"]
+    assert message.startswith("the request: tree: ")
+    assert "(eagle-decoding " in message
+    assert "--set" not in message
