@@ -153,7 +153,7 @@ def test_an_answer_streams_and_escape_stops_it_here_and_at_the_server(site, open
     view.page.press("#prompt", "Escape")
     view.answered()
     assert "stopped" in view.text(".said")
-    until(lambda: site.service.watcher._waiting == 0)
+    until(lambda: site.service.watcher.waiting == 0)
     said = "".join(view.texts(".answer .token"))
     view.ask("go on", max_tokens=3)
     view.answered(2)
