@@ -6,20 +6,16 @@ state dict needs no conversion. No cache, no target.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from eagle.plugin import Attend, LlamaAttention, LlamaMLP, normed
+from eagle.plugin import Attend, FCNorms, JoinsFeatures, LlamaAttention, PairLayer
 
-__all__ = ["Eagle3Module", "Norms"]
-
-Norms = Literal["none", "joined", "each"]
-"""In front of the FC: none (EAGLE-3), or one over all layers side by side or one each (3.1)."""
+__all__ = ["Eagle3Module"]
 
 
-class Eagle3Module(nn.Module):
+class Eagle3Module(JoinsFeatures):
     """``midlayer``: a Llama layer whose attention sees embedding and hidden state side by side.
 
     Args:
@@ -38,18 +34,12 @@ class Eagle3Module(nn.Module):
         target_size: int,
         joined: int,
         draft_vocab: int,
-        norms: Norms = "none",
+        norms: FCNorms = "none",
         norm_before_residual: bool = False,
     ) -> None:
-        super().__init__()
         size, eps = config.hidden_size, config.rms_norm_eps
-        if norms == "joined":
-            self.input_norm = nn.RMSNorm(joined * target_size, eps=eps)
-        elif norms == "each":
-            self.fc_norm = nn.ModuleList([nn.RMSNorm(target_size, eps=eps) for _ in range(joined)])
-        self.norms, self.joined = norms, joined
-        self.fc = nn.Linear(joined * target_size, size, bias=False)
-        self.midlayer = _MidLayer(config, norm_before_residual)
+        super().__init__(joined, target_size, size, norms, eps)
+        self.midlayer = PairLayer(config, norm_before_residual)
         self.norm = nn.RMSNorm(size, eps=eps)
         self.lm_head = nn.Linear(size, draft_vocab, bias=False)
 
@@ -62,17 +52,6 @@ class Eagle3Module(nn.Module):
     def attention(self) -> LlamaAttention:
         """Its attention block, for its numbers of heads and their size."""
         return self.midlayer.self_attn
-
-    def fuse(self, features: Tensor) -> Tensor:
-        """Return hidden states ``[B, T, H]`` of the target's features ``[B, T, joined * Ht]``."""
-        if self.norms == "joined":
-            features = normed(self.input_norm, features)
-        elif self.norms == "each":
-            parts = features.chunk(self.joined, dim=-1)
-            pairs = zip(self.fc_norm, parts, strict=True)
-            features = torch.cat([normed(norm, part) for norm, part in pairs], dim=-1)  # type: ignore[arg-type]
-        out: Tensor = self.fc(features)
-        return out
 
     def forward(
         self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
@@ -90,26 +69,4 @@ class Eagle3Module(nn.Module):
             ``[B, T, H]``, before the norm that is in front of the LM head.
         """
         out: Tensor = self.midlayer(embedded, hidden, cos, sin, attend)
-        return out
-
-
-class _MidLayer(nn.Module):
-    def __init__(self, config: Any, norm_before_residual: bool) -> None:
-        super().__init__()
-        size, eps = config.hidden_size, config.rms_norm_eps
-        self.norm_before_residual = norm_before_residual
-        self.hidden_norm = nn.RMSNorm(size, eps=eps)
-        self.input_layernorm = nn.RMSNorm(size, eps=eps)
-        self.self_attn = LlamaAttention(config, 0, inputs=2)
-        self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
-        self.mlp = LlamaMLP(config)
-
-    def forward(
-        self, embedded: Tensor, hidden: Tensor, cos: Tensor, sin: Tensor, attend: Attend
-    ) -> Tensor:
-        inner = normed(self.hidden_norm, hidden)
-        x = inner if self.norm_before_residual else hidden
-        both = torch.cat((normed(self.input_layernorm, embedded), inner), dim=-1)
-        x = x + self.self_attn(both, cos, sin, attend)
-        out: Tensor = x + self.mlp(normed(self.post_attention_layernorm, x))
         return out

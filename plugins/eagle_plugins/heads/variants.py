@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from eagle.plugin import (
     CheckpointError,
+    FCNorms,
     Stored,
     TargetInfo,
     llama_config,
 )
 from eagle_plugins.heads.layouts import Layout
-from eagle_plugins.heads.midlayer import Norms
 
 __all__ = ["FeedBack", "Variant", "low_middle_high", "read_variant"]
 
@@ -57,7 +57,7 @@ class Variant:
     target_size: int
     joined: int = 3
     layers: tuple[int, ...] | None = None
-    norms: Norms = "none"
+    norms: FCNorms = "none"
     norm_before_residual: bool = False
     feed_back: FeedBack = "before-norm"
     open: Mapping[str, str] = field(default_factory=dict)
@@ -204,7 +204,7 @@ def _layers(keys: _Keys) -> tuple[int, ...] | None:
     return top or moved
 
 
-def _norms(keys: _Keys, tensors: Mapping[str, Stored]) -> Norms:
+def _norms(keys: _Keys, tensors: Mapping[str, Stored]) -> FCNorms:
     """Return the norms in front of the FC; where no key tells of one, its tensors do."""
     joined, each = keys.flag("norm_before_fc"), keys.flag("fc_norm")
     joined = "input_norm.weight" in tensors if joined is None else joined

@@ -26,6 +26,7 @@ from eagle.plugin import (
     Committed,
     DecoderHead,
     Drafted,
+    FCNorms,
     HeadFiles,
     IncompatibleError,
     Int8Linear,
@@ -47,7 +48,7 @@ from eagle_strategies.drafters.block_files import (
     whole_number,
 )
 from eagle_strategies.drafters.parallel_settings import ParallelConfig
-from eagle_strategies.drafters.peagle_network import FCNorms, PEagleNetwork
+from eagle_strategies.drafters.peagle_network import PEagleNetwork
 
 __all__ = ["PEagleDrafter"]
 

@@ -22,6 +22,7 @@ from eagle.plugin.blocks.heads.checkpoint import (
     write_checkpoint,
 )
 from eagle.plugin.blocks.heads.layer import Attend, LlamaAttention, LlamaMLP, normed, rotated
+from eagle.plugin.blocks.heads.pairs import FCNorms, JoinsFeatures, PairLayer
 from eagle.plugin.blocks.heads.shared import (
     check_limit,
     check_shared,
@@ -50,10 +51,13 @@ __all__ = [
     "Attend",
     "AttentionHeads",
     "DecoderHead",
+    "FCNorms",
     "HeadFiles",
     "HeadNetwork",
+    "JoinsFeatures",
     "LlamaAttention",
     "LlamaMLP",
+    "PairLayer",
     "Stored",
     "check_limit",
     "check_shared",
