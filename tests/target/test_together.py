@@ -135,6 +135,32 @@ def test_a_lost_process_ends_the_job_with_one_clear_error(pair, how, tmp_path):
     assert together._LOST + 2 * together._BEAT < 30, "by default, too"
 
 
+def _fail(pair, path):
+    """Fail in one of two processes, before the first pass; the other one is in that pass."""
+    rank = os.environ["RANK"]
+    os.dup2(os.open(f"{path}.{rank}", os.O_WRONLY | os.O_CREAT), 2)
+    together._LOST = 3.0
+    decoder = Decoder.from_spec(spec_of(pair, tp_plan="auto"))
+
+    def failing(*_args, **_options):
+        raise RuntimeError("out of memory")
+
+    def command(**_):
+        if rank == "1":
+            decoder._runtime.read = failing
+        decoder.generate([5, 9, 13], max_new_tokens=4)
+
+    command.main = command
+    os._exit(console.run(command, []))
+
+
+def test_a_prompt_that_one_process_cannot_read_ends_all_of_them(pair, tmp_path):
+    """Going on with the next one would wait for processes that are in a pass without it."""
+    run_together(_fail, pair, tmp_path / "said", exits=(2, 2))
+    assert "process 1 is lost" in (tmp_path / "said.0").read_text()
+    assert "out of memory" in (tmp_path / "said.1").read_text()
+
+
 def test_specs_that_cannot_be_cut_are_refused():
     with pytest.raises(SpecError, match=r"runtime.quantize should be left out"):
         load_spec("eagle", ["target.tp_plan=auto", "runtime.quantize=int8"])
