@@ -232,7 +232,7 @@ def create_app(
     _add_looks(app, service)
     _add_errors(app)
     app.openapi = lambda: _openapi(app, FastAPI.openapi)  # type: ignore[method-assign]
-    return Guard(_Counted(app, service.metrics), service.settings, service.gate)
+    return _Counted(Guard(app, service.settings, service.gate), service.metrics)
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
@@ -308,9 +308,12 @@ def _add_errors(app: FastAPI) -> None:
 
 
 class _Counted:
-    """Counts requests by address and status, of the addresses that there are."""
+    """Counts requests by address and status, of the addresses that there are.
 
-    def __init__(self, app: FastAPI, metrics: Metrics) -> None:
+    Who is refused before an address was looked at counts as one who asked for another.
+    """
+
+    def __init__(self, app: Guard, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

@@ -178,6 +178,12 @@ def test_models_health_and_metrics(site):
     assert float(figures[f"eagle_http_requests_total{{{path}}}"]) >= 1
 
 
+def test_whoever_is_refused_at_the_door_is_counted(site):
+    refused = 'eagle_http_requests_total{path="other",status="403"} 1.0'
+    assert site.ask("GET", "/v1/models", Host="evil.example").status == 403
+    assert refused in site.ask("GET", "/metrics").content.decode()
+
+
 def test_a_default_length_holds_for_chats_and_sixteen_for_completions(site):
     assert site.service.settings.default_tokens > 400
     long = site.ask(
