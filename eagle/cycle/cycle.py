@@ -298,7 +298,9 @@ class Cycle:
             draws.at(slots.keys, slots.lengths)
         tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
         self._check_draft(tree, slots, draws)
-        logits, features = self._phase("verify", slots, tree, span)
+        # Of its nodes alone: where the pass is compiled, once, however their siblings were drawn.
+        nodes = TokenTree(tree.tokens, tree.parents, tree.depths, tree.ranks, tree.ancestors)
+        logits, features = self._phase("verify", slots, nodes, span)
         scores = processing.at_nodes(logits, tree) if processing else logits
         before = _used(draws)
         choice: Acceptance = self._phase("accept", tree, scores, sampling, draws)

@@ -11,8 +11,9 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, Literal
 
 import torch
@@ -25,7 +26,7 @@ from eagle.cache import BLOCK
 from eagle.cycle import PHASES, PREFILL, Cycle, Piece, Processing, Read, Slots
 from eagle.errors import EagleError, IncompatibleError
 from eagle.host import free_memory
-from eagle.plugin import Sampling, SamplingParams, UniformDraws
+from eagle.plugin import Sampling, SamplingParams, TokenTree, TreeBuilder, UniformDraws
 from eagle.runtime.aot import ahead
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
@@ -417,8 +418,8 @@ class _Inputs:
 class _Compiled:
     """A phase that is compiled when called again, and called eagerly where that fails.
 
-    The first call is eager, for components make there what they make only once (index tensors,
-    say), which would be traced into every cycle.
+    The first call with a tree is eager, for components make there what they make only once (index
+    tensors, say), which would be traced into every cycle.
 
     Args:
         name: of the phase.
@@ -426,16 +427,18 @@ class _Compiled:
     """
 
     def __init__(self, name: str, phase: Callable[..., Any]) -> None:
-        self._name, self._phase, self._fresh = name, phase, True
+        self._name, self._phase = name, phase
+        self._met: list[TreeBuilder] = []
         self._compiled: Callable[..., Any] = torch.compile(phase, fullgraph=True, dynamic=False)
         self._failed: set[tuple[tuple[bool, bool], ...]] = set()
 
     def __call__(self, cycle: Cycle, *args: Any) -> Any:
         # Sampling takes other operators than greedy decoding: one may fail without the other.
         kind = tuple((a.greedy, a.filtered) for a in args if isinstance(a, Sampling))
-        if self._fresh:
-            self._fresh = False
+        if not any(cycle.tree is one for one in self._met):
+            self._met.append(cycle.tree)
         elif kind not in self._failed:
+            self.loosen(args)
             try:
                 with _many_shapes():
                     return self._compiled(cycle, *args)
@@ -448,11 +451,30 @@ class _Compiled:
                 log.log(level, "the phase %s runs uncompiled: %.300s", self._name, reason)
         return self._phase(cycle, *args)
 
+    def loosen(self, args: tuple[Any, ...]) -> None:
+        """Say which sizes one piece of code is to serve: of several slots, any number of them.
+
+        So what is compiled for two serves 64. The target's pass, which takes by far the longest to
+        compile, serves every tree too. One slot has code of its own, made for its sizes.
+        """
+        first = args[0]
+        slots = (first.tokens if isinstance(first, TokenTree) else first.root).shape[0]
+        if slots == 1:
+            return
+        for tensor in (tensor for one in args for tensor in _tensors(one)):
+            if tensor.dim() and tensor.shape[0] == slots:
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+        if self._name == "verify":
+            tree: TokenTree = args[1]
+            for tensor in (tree.tokens, tree.depths, tree.ancestors):
+                torch._dynamo.maybe_mark_dynamic(tensor, tuple(range(1, tensor.dim())))
+
 
 class _Packed(_Compiled):
     """A packed pass, which is compiled once for any number of tokens and prompts."""
 
-    def __call__(self, cycle: Cycle, *args: Any) -> Any:
+    def loosen(self, args: tuple[Any, ...]) -> None:
+        """Leave open how many tokens there are, and how many prompts."""
         tokens, follow, step, ended, sampling, uniforms, _ = args
         for tensor in (tokens, follow, step.positions):
             torch._dynamo.mark_dynamic(tensor, 1)
@@ -460,7 +482,20 @@ class _Packed(_Compiled):
         filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
         for tensor in (*few, *filters, step.segments.offsets, step.segments.owners):
             torch._dynamo.mark_dynamic(tensor, 0)
-        return super().__call__(cycle, *args)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of an argument of a phase, those of its fields among them."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, UniformDraws):
+        yield from _tensors(vars(value))
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _tensors(getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from _tensors(one)
 
 
 def _failures() -> tuple[type[Exception], ...]:

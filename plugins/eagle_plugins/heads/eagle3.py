@@ -86,6 +86,9 @@ class Eagle3Config(StrategyConfig):
     draft_vocab_size: Annotated[int, Field(ge=1, le=2**26)] | None = None
     """Tokens that it drafts from; a new head's are the most frequent ones of the training text."""
 
+    own_lm_head: bool = True
+    """Whether a new head has an LM head of its own; else it reads the target's, over all tokens."""
+
 
 class Eagle3Head(DecoderHead):
     """One layer over embeddings and hidden states; F = the joined layers', S = H."""
@@ -155,7 +158,7 @@ class Eagle3Head(DecoderHead):
         if not self._context.fresh:
             return self._read[0]
         layers = self._fresh_layers(target)
-        return Variant(None, 0, target.hidden_size, len(layers), layers)
+        return Variant(None, 0, True, target.hidden_size, len(layers), layers)
 
     def _fresh_layers(self, target: TargetInfo) -> tuple[int, ...]:
         given = self._settings.layers
@@ -226,12 +229,13 @@ class Eagle3Head(DecoderHead):
         said, config = self._settings, fresh_config(target)
         vocab = target.info.vocab_size
         ids = None
-        if self._counts is not None:
+        if said.own_lm_head and self._counts is not None:
             ids = most_frequent(self._counts, said.draft_vocab_size or _DRAFT_VOCAB)
         layers = self._fresh_layers(target.info)
         variant = Variant(
             config=config,
             draft_vocab=vocab if ids is None else len(ids),
+            own_lm_head=said.own_lm_head,
             target_size=target.info.hidden_size,
             joined=len(layers),
             layers=layers,
@@ -249,11 +253,16 @@ class Eagle3Head(DecoderHead):
         """See `DecoderHead.adopt`."""
         super().adopt(module, config, target)
         self._rough: Int8Linear | None = None
+        self._shared = target.logits
 
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """See `DecoderHead.allocate`; drafts may read the LM head with eight bits from now on."""
         super().allocate(slots, rows, pages)
-        if self._settings.lm_head == "auto" and self._rough is None:
+        if self._settings.lm_head == "exact":
+            return
+        if self.module.lm_head is None:
+            self._shared = self._target.draft_logits()
+        elif self._rough is None:
             self._rough = int8_linear(self.module.lm_head)
 
     @property
@@ -272,12 +281,14 @@ class Eagle3Head(DecoderHead):
         return self._state(self.over_cache(drafted.step, embedded, drafted.states))
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the logits of its own LM head, ``[B, W, Vd]``."""
+        """Return the logits of its own LM head or the target's, ``[B, W, Vd]``."""
         # At temperature > 0 they are made into distributions by operators: the kernels that draw
         # (of `draw_level`, and acceptance/kernels.py) know one vocabulary. A kernel
         # for two would take `draft_vocab` beside the logits, and look tokens up as it draws.
         if not self._normed:
             states = normed(self.module.norm, states)
+        if self.module.lm_head is None:
+            return self._shared(states.to(self._target.dtype))  # the norm is float32 in training
         rough = self._rough
         if rough is None or states.dtype != self._target.dtype or not rough.serves(states):
             out: Tensor = self.module.lm_head(states)
@@ -338,7 +349,7 @@ def _network(variant: Variant) -> Eagle3Module:
         variant.config,
         target_size=variant.target_size,
         joined=variant.joined,
-        draft_vocab=variant.draft_vocab,
+        draft_vocab=variant.draft_vocab if variant.own_lm_head else None,
         norms=variant.norms,
         norm_before_residual=variant.norm_before_residual,
     )

@@ -122,6 +122,12 @@ def _eagle3(
         raise _unserved(
             layout, engine, "its class has neither norms in front of the FC nor those of EAGLE-3.1"
         )
+    if engine == "speculators" and not variant.own_lm_head:
+        raise _unserved(
+            layout, engine, "its class has an LM head of its own, which this head lacks"
+        )
+    if engine == "sglang" and not variant.own_lm_head:
+        del config["draft_vocab_size"]  # what tells its class to read the target's LM head
     if engine in ("vllm", "sglang"):
         config["architectures"] = ["LlamaForCausalLMEagle3"]
     if engine == "speculators":

@@ -1,4 +1,4 @@
-"""The EAGLE-3 draft head as a network: FC, one layer over two inputs, norm and LM head of its own.
+"""The EAGLE-3 draft head as a network: FC, one layer over two inputs, norm and mostly an LM head.
 
 Module names follow the authors' checkpoints (SafeAILab/EAGLE, ``eagle/model/cnets.py``), so that a
 state dict needs no conversion. No cache, no target.
@@ -22,7 +22,7 @@ class Eagle3Module(JoinsFeatures):
         config: a Llama configuration (`transformers.LlamaConfig`); H is its hidden size.
         target_size: Ht, the hidden size of the target.
         joined: how many of the target's hidden states the FC joins.
-        draft_vocab: Vd.
+        draft_vocab: Vd; None for a head that reads the target's LM head and has none of its own.
         norms: in front of the FC.
         norm_before_residual: whether the residual is the normed hidden state, not the hidden state.
     """
@@ -33,7 +33,7 @@ class Eagle3Module(JoinsFeatures):
         *,
         target_size: int,
         joined: int,
-        draft_vocab: int,
+        draft_vocab: int | None,
         norms: FCNorms = "none",
         norm_before_residual: bool = False,
     ) -> None:
@@ -41,7 +41,7 @@ class Eagle3Module(JoinsFeatures):
         super().__init__(joined, target_size, size, norms, eps)
         self.midlayer = PairLayer(config, norm_before_residual)
         self.norm = nn.RMSNorm(size, eps=eps)
-        self.lm_head = nn.Linear(size, draft_vocab, bias=False)
+        self.lm_head = None if draft_vocab is None else nn.Linear(size, draft_vocab, bias=False)
 
     @property
     def depth(self) -> int:

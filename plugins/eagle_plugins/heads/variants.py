@@ -41,6 +41,8 @@ class Variant:
     Attributes:
         config: of its layer, a `transformers.LlamaConfig`.
         draft_vocab: Vd.
+        own_lm_head: whether it has an LM head; else it reads the target's, as vLLM takes a head
+            without one, and drafts from all of its tokens.
         target_size: Ht, the hidden size of the target.
         joined: how many of the target's hidden states its FC joins.
         layers: which ones, as indices of transformers' `hidden_states`; None: the low, middle and
@@ -54,6 +56,7 @@ class Variant:
 
     config: Any
     draft_vocab: int
+    own_lm_head: bool
     target_size: int
     joined: int = 3
     layers: tuple[int, ...] | None = None
@@ -68,10 +71,11 @@ class Variant:
 
     def __str__(self) -> str:
         layers = ", ".join(map(str, self.layers or ())) or "2, half and all but 3 of the layers"
+        shared = "" if self.own_lm_head else " through the target's LM head"
         norms = {"none": "no norm", "joined": "one norm", "each": "a norm each"}[self.norms]
         return (
             f"hidden states {layers} with {norms} in front of the FC, draft vocabulary "
-            f"{self.draft_vocab:,} of {self.config.vocab_size:,}, norm_before_residual "
+            f"{self.draft_vocab:,} of {self.config.vocab_size:,}{shared}, norm_before_residual "
             f"{str(self.norm_before_residual).lower()}, fed back {self.feed_back}"
         )
 
@@ -136,6 +140,7 @@ def read_variant(layout: Layout) -> tuple[Variant, Layout]:
     return Variant(
         config=config,
         draft_vocab=draft_vocab,
+        own_lm_head=head is not None or draft_vocab != config.vocab_size,
         target_size=target_size,
         joined=joined,
         layers=layers,

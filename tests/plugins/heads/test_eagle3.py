@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from eagle import Decoder, DecoderSpec
 from eagle.cache.store import Step
@@ -44,6 +45,16 @@ def build(target, folder, name="auto", **settings):
     strategy = default_registry().get(Role.HEAD, name).strategy
     config = strategy.config(weights=str(folder), **settings)
     return strategy.build(config, BuildContext(target.info))
+
+
+def head_tensors(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def rounded(tensors):
+    return {
+        name: t.bfloat16().float() if t.is_floating_point() else t for name, t in tensors.items()
+    }
 
 
 def load(target, folder, name="auto", **settings):
@@ -165,6 +176,38 @@ def test_a_draft_vocabulary_that_is_the_whole_one_needs_no_map(target, tmp_path)
     for size in (VOCAB, None):
         folder = authors(tmp_path, tensors, draft_vocab_size=size, **IDS)
         assert check(target, folder, tensors).draft_vocab is None
+
+
+def test_a_head_without_an_lm_head_reads_the_targets(target, tmp_path):
+    tensors = weights(drafts=VOCAB)
+    del tensors["lm_head.weight"]
+    theirs = target.logits(torch.eye(H)[None])[0].T  # what it computes is linear here
+    head = check(
+        target,
+        authors(tmp_path / "a", tensors, draft_vocab_size=VOCAB, **IDS),
+        tensors | {"lm_head.weight": theirs},
+    )
+    assert head.draft_vocab is None
+    assert "through the target's LM head" in head.identity
+    head.save(tmp_path / "b")
+    assert not {"lm_head.weight", "d2t", "t2d"} & head_tensors(tmp_path / "b").keys()
+    check(target, tmp_path / "b", rounded(tensors) | {"lm_head.weight": theirs})
+    config = tmp_path / "b" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"draft_vocab_size": DRAFTS}))
+    with pytest.raises(CheckpointError, match=r"missing lm_head\.weight"):
+        load(target, tmp_path / "b")
+
+
+def test_a_new_head_may_be_made_without_an_lm_head(target, tmp_path):
+    strategy = default_registry().get(Role.HEAD, "eagle3").strategy
+    settings = strategy.config(own_lm_head=False, layers=(0, 1, 2))
+    head = strategy.build(settings, BuildContext(target.info, fresh=True))
+    head.choose_vocabulary(torch.arange(VOCAB))
+    head.initialise(target, 0)
+    assert head.draft_vocab is None and not any("lm_head" in n for n in head.module.state_dict())
+    states = torch.randn(1, 3, H, requires_grad=True)
+    head.logits(states).sum().backward()
+    assert states.grad.abs().sum() > 0  # trained through the frozen LM head
 
 
 def test_an_embedding_of_its_own_is_used_where_it_was_trained(target, tmp_path):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from eagle.errors import CheckpointError
 from eagle.testing import tiny_head, tiny_target
+from tests.plugins.heads.published import VOCAB
 from tests.plugins.heads.published import weights as eagle_weights
 from tests.plugins.heads.published3 import IDS, authors, specforge, speculators, weights
 from tests.plugins.heads.test_eagle3 import build, load
@@ -128,3 +129,17 @@ def test_what_an_engine_would_not_take_is_refused(target, tmp_path):
     ablation = build(target, tmp_path / "c")
     with pytest.raises(CheckpointError, match="an ablation, of the kind 'token'"):
         ablation.export("eagle", tmp_path / "b")
+
+
+def test_a_head_without_an_lm_head_goes_where_the_targets_is_shared(target, tmp_path):
+    tensors = weights(drafts=VOCAB)
+    del tensors["lm_head.weight"]
+    head = build(target, authors(tmp_path / "a", tensors, draft_vocab_size=VOCAB, **IDS))
+    for engine in ("vllm", "sglang", "eagle"):
+        head.export(engine, tmp_path / engine)
+        assert "lm_head.weight" not in load_file(tmp_path / engine / "model.safetensors")
+        assert "through the target's LM head" in build(target, tmp_path / engine).identity
+    config = json.loads((tmp_path / "sglang" / "config.json").read_text())
+    assert "draft_vocab_size" not in config  # its class then reads the target's
+    with pytest.raises(CheckpointError, match="has an LM head of its own, which this head lacks"):
+        head.export("speculators", tmp_path / "c")
