@@ -104,7 +104,7 @@ def _require_memory(model: Any, shape: Shape, device: torch.device) -> None:
         TargetError: with the bytes needed and free.
     """
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = free_memory(device)
+    free = free_memory(device, reusable=True)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
     if needed * (1 + _RESERVE) > free:
         raise TargetError(

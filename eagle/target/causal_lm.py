@@ -5,6 +5,7 @@ Knows how a transformers model is driven; knows nothing of drafting or acceptanc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,8 @@ from eagle.target.together import Together
 from eagle.target.tokens import check_same_tokens
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
+
+log = logging.getLogger("eagle.target")
 
 Forward = Callable[..., tuple[Tensor, list[Tensor]]]
 
@@ -432,6 +435,15 @@ def load_target(
             device=device,
             kind=None if source.adapter else quantize,
             processes=loading.processes() if spec.tp_plan else 1,
+            gguf=source.options.get("gguf_file"),
         )
     model = loading.load_model(source, dtype, device, spec, quantize)
+    if spec.dtype != "auto" and model.dtype != dtype:
+        log.warning(
+            "target.dtype: %s is not what %s is loaded in: a checkpoint quantized like this "
+            "one keeps the dtype that it was saved in, %s",
+            spec.dtype,
+            source.name,
+            str(model.dtype).removeprefix("torch."),
+        )
     return Target(model, loading.load_tokenizer(source), spec.model)

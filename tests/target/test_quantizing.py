@@ -141,14 +141,14 @@ def test_a_target_that_memory_cannot_hold_is_refused_with_what_would_fit(folder,
     less = memory.needed(folder, torch.float32, "int8")
     assert less is not None
     assert less < whole
-    monkeypatch.setattr(memory, "free_memory", lambda device: less)
+    monkeypatch.setattr(memory, "free_memory", lambda device, **_: less)
     monkeypatch.setattr(
         causal_lm.loading, "load_model", lambda *args: pytest.fail("something was loaded")
     )
     with pytest.raises(TargetError, match=r"for its weights, and cpu has .* free; .*quantize=int8"):
         load(folder)
     half = memory.needed(folder, torch.float32, processes=2)
-    monkeypatch.setattr(memory, "free_memory", lambda device: half)
+    monkeypatch.setattr(memory, "free_memory", lambda device, **_: half)
     config = loading.describe(loading.locate(TargetSpec(model=str(folder))))[1]
     with pytest.raises(TargetError, match=r"target.tp_plan=auto over 2 such GPUs"):
         memory.check_memory(
