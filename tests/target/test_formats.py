@@ -135,6 +135,25 @@ def test_memory_is_reckoned_as_what_is_loaded(kind, made):
     assert abs(asked - whole) < 0.02 * whole
 
 
+def test_an_adapter_stays_beside_weights_of_four_bits(made, tmp_path):
+    peft = pytest.importorskip("peft")
+    path, tokens = made("bnb-nf4"), torch.tensor([PROMPTS[0]])
+    config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(by_transformers(path), config)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(1))
+        wanted = tuned.eval()(tokens).logits
+    tuned.save_pretrained(tmp_path)
+    target = load(path, adapter=str(tmp_path))
+    assert type(target.body.layers[0].mlp.up_proj.weight).__name__ == "Params4bit"
+    with target.stock() as model:
+        torch.testing.assert_close(model(tokens).logits, wanted, rtol=1e-3, atol=1e-3)
+        plain = by_transformers(path)(tokens).logits
+    assert (plain - wanted).abs().max() > 0.1
+
+
 def test_a_dtype_that_a_format_does_not_take_is_said(made, caplog):
     target = load(made("bnb-nf4"), "bfloat16")
     assert target.dtype == torch.float32
