@@ -365,12 +365,18 @@ class Target(Whole):
             raise TargetError(f"the attention backend cannot serve {self.info.name!r}: {reason}")
         try:
             difference = probing.difference(self, attention, forward or self.forward)
+            wrong = None if difference else probing.unserved(self, attention)
         except _FOREIGN as error:
             raise self._fails(error) from error
         if difference is not None:
             raise TargetError(
                 f"{self._named} gives other logits over a tree cache than by itself ({difference});"
                 " decoding it would change what it says, so it is refused"
+            )
+        if wrong:
+            raise TargetError(
+                f"the attention backend cannot serve {self.info.name!r}: {wrong}, which its layers "
+                "have"
             )
 
 
