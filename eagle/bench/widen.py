@@ -16,6 +16,7 @@ from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.errors import TargetError
 from eagle.host import free_memory
+from eagle.target.quantizing import is_plain
 
 __all__ = ["fill_layer", "label", "widen_model"]
 
@@ -43,10 +44,16 @@ def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
         A transformers Llama or Mixtral model, frozen.
 
     Raises:
-        TargetError: the source does not fit into the shape, or the shape into memory.
+        TargetError: the source does not fit into the shape, or the shape into memory; or its
+            weights are quantized.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    if not is_plain(source):
+        raise TargetError(
+            f"--shape {shape.name}: quantized weights have no place in another shape; give the "
+            "plain checkpoint, and runtime.quantize for what comes of it"
+        )
     config = shape.config(source.config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(

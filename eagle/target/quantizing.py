@@ -15,7 +15,7 @@ from eagle.errors import TargetError
 from eagle.kernels import is_dense
 from eagle.target.formats import method_of, settings_of
 
-__all__ = ["BITS", "Quantize", "is_plain", "options", "precision", "quantize"]
+__all__ = ["BITS", "Quantize", "is_plain", "kept_bytes", "options", "precision", "quantize"]
 
 Quantize = Literal["int8", "int4"]
 
@@ -130,6 +130,27 @@ def _is_odd(layer: nn.Module) -> bool:
         return True
     replaced = "forward" in vars(layer) and not hasattr(layer, "_hf_hook")
     return replaced and isinstance(layer, nn.Linear | nn.Embedding)
+
+
+def kept_bytes(layer: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
+    """Return the weights of one layer by their names, each with the bytes that are read of it.
+
+    Those of its children are not among them. A quantized weight may say the size of what it stands
+    for, and what is packed may be in buffers.
+    """
+    found: dict[str, torch.Tensor] = {**dict(layer.named_parameters(recurse=False))}
+    if hasattr(layer, "qweight"):
+        found |= dict(layer.named_buffers(recurse=False))
+    return {name: (weight, _bytes(weight)) for name, weight in found.items()}
+
+
+def _bytes(weight: torch.Tensor) -> int:
+    inner = getattr(weight, "__tensor_flatten__", None)
+    if inner is not None:
+        parts = (getattr(weight, name) for name in inner()[0])
+        return sum(_bytes(part) for part in parts if isinstance(part, torch.Tensor))
+    scales = getattr(getattr(weight, "quant_state", None), "absmax", None)  # bitsandbytes'
+    return weight.nbytes + (0 if scales is None else scales.nbytes)
 
 
 def precision(model: Any, dtype: torch.dtype) -> str:

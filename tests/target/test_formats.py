@@ -11,6 +11,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from eagle import Decoder
+from eagle.bench.floors import weight_bytes
+from eagle.bench.shapes import Shape
+from eagle.bench.widen import widen_model
 from eagle.cache.store import Step
 from eagle.errors import TargetError
 from eagle.kernels import PackedLinear, arrange, int8_linear, left_alone
@@ -133,6 +136,20 @@ def test_memory_is_reckoned_as_what_is_loaded(kind, made):
     whole = sum(held.values())
     assert asked is not None
     assert abs(asked - whole) < 0.02 * whole
+
+
+@pytest.mark.parametrize("kind", ["bnb-int8", "bnb-nf4", "gptq"])
+def test_what_a_pass_reads_is_what_is_kept(kind, made, plain):
+    whole, less = (weight_bytes(load(path)) for path in (plain, made(kind)))
+    numbers = sum(t.numel() for t in load(plain).body.layers.parameters() if t.dim() > 1)
+    bits = 8.0 if kind == "bnb-int8" else 4.5
+    assert (whole - less) / numbers == pytest.approx(4 - bits / 8, abs=0.09)
+
+
+def test_quantized_weights_are_not_embedded_in_another_shape(made):
+    model = by_transformers(made("bnb-int8"))
+    with pytest.raises(TargetError, match="quantized weights have no place in another shape"):
+        widen_model(model, Shape("wide", 96, 3, 6, 3, 32, 160))
 
 
 def test_an_adapter_stays_beside_weights_of_four_bits(made, tmp_path):

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle import Decoder, DecoderSpec
+from eagle.bench.floors import weight_bytes
 from eagle.errors import CompileError, TargetError
 from eagle.runtime.aot import AheadPass, ahead
 from eagle.spec.schema import TargetSpec
@@ -101,6 +102,13 @@ def test_features_of_a_quantized_target_are_told_from_those_of_the_plain_one(fol
     found = {fingerprint(load(folder, kind)) for kind in (None, "int8", "int4")}
     assert len(found) == 3
     assert fingerprint(load(folder, "int8")) in found
+
+
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4.5)])
+def test_a_pass_reads_the_bytes_that_are_kept_not_those_that_they_stand_for(folder, kind, bits):
+    whole, less = (weight_bytes(load(folder, one)) for one in (None, kind))
+    numbers = sum(t.numel() for t in load(folder).body.layers.parameters() if t.dim() > 1)
+    assert (whole - less) / numbers == pytest.approx(4 - bits / 8, abs=0.25)
 
 
 def test_quantizing_without_torchao_is_one_clear_sentence(folder, monkeypatch):
