@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from eagle.errors import reason
+from eagle.errors import TargetError, reason
 
 __all__ = ["BARS", "Stored", "lacking", "loaded_bytes", "method_of", "settings_of", "settle"]
 
@@ -117,13 +117,14 @@ def method_of(settings: Mapping[str, Any]) -> str:
 def lacking(method: str) -> str | None:
     """Return what is missing to load a format, and how it is installed; None where nothing is."""
     form = _FORMATS.get(method)
-    for module in form.modules if form else ():
+    if form is None:
+        return None
+    for module in form.modules:
         try:
             import_module(module)
         except Exception as error:  # a package may fail in as many ways as there are
             absent = isinstance(error, ModuleNotFoundError) and error.name == module
             why = "is not installed" if absent else f"cannot be imported ({reason(error)})"
-            assert form is not None
             return (
                 f"it is quantized with {method}, which needs {module.replace('_', '-')}, and that "
                 f"{why}; {form.how}"
@@ -162,16 +163,28 @@ def _quantizes_activations(settings: Mapping[str, Any]) -> bool:
     return any(isinstance(one, dict) and any(one.get(kind) for kind in kinds) for one in found)
 
 
-def settle(model: Any) -> None:
+def settle(model: Any, *, spread: bool = False) -> None:
     """Do what a quantized model's own forward would do first, since passes do not go through it.
 
     Weights of compressed-tensors become plain ones. Layers that quantize nothing else are
     ordinary layers from then on; what quantizes activations stays as it is.
+
+    Args:
+        model: as transformers has loaded it.
+        spread: whether it is on several devices.
+
+    Raises:
+        TargetError: what is spread cannot be unpacked.
     """
     if method_of(settings_of(model.config)) == "bitsandbytes":
         logging.getLogger(_TALKER).addFilter(_ONCE)
     if getattr(model, "ct_decompress_hook", None) is None:
         return
+    if spread:  # its package would take the place of what hooks the layers
+        raise TargetError(
+            "weights of compressed-tensors are unpacked on one device; leave out target.device_map "
+            "and target.tp_plan"
+        )
     from compressed_tensors.compressors import decompress_module
 
     # Layer by layer, since for a whole model it also puts hooks of its own on what stays on one

@@ -358,7 +358,7 @@ def load_model(
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.path, dtype=dtype, output_loading_info=True, **options
             )
-            formats.settle(model)
+            formats.settle(model, spread=is_spread(model))
     except Exception as error:
         why = formats.lacking(method) or _reason(error)
         raise TargetError(
