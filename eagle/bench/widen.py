@@ -16,7 +16,7 @@ from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.errors import TargetError
 from eagle.host import free_memory
-from eagle.target.quantizing import is_plain
+from eagle.target import quantizing
 
 __all__ = ["fill_layer", "label", "widen_model"]
 
@@ -49,7 +49,7 @@ def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    if not is_plain(source):
+    if not quantizing.is_plain(source):
         raise TargetError(
             f"--shape {shape.name}: quantized weights have no place in another shape; give the "
             "plain checkpoint, and runtime.quantize for what comes of it"

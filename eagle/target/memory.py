@@ -109,7 +109,7 @@ def _shape(opened: BinaryIO, start: int, one: dict[str, Any]) -> tuple[int, ...]
         ValueError: it is no such tensor.
     """
     begin, end = one["data_offsets"]
-    if one["dtype"] not in ("I32", "I64") or end - begin > _LONGEST:
+    if one["dtype"] not in ("I32", "I64") or not 0 <= end - begin <= _LONGEST:
         raise ValueError("no shape is kept like that")
     size = int(one["dtype"][1:]) // 8
     opened.seek(start + begin)

@@ -170,6 +170,15 @@ def test_an_adapter_stays_beside_weights_of_four_bits(made, tmp_path):
     assert (plain - wanted).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("offsets", [[0, 2**40], [2**40, 0], [-(2**40), -(2**40) + 16], ["a", 1]])
+def test_a_shape_that_is_none_leaves_memory_unknown(offsets, tmp_path):
+    one = {"dtype": "I64", "shape": [2], "data_offsets": offsets}
+    header = json.dumps({"a.weight_shape": one}).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    assert memory.needed(tmp_path, torch.float32) is None
+
+
 def test_packed_weights_are_not_spread(made, monkeypatch):
     path = made("w4a16")
     monkeypatch.setattr(loading, "is_spread", lambda model: True)
