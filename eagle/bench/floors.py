@@ -12,7 +12,7 @@ import torch
 
 from eagle.host import free_memory
 from eagle.runtime import seconds_of
-from eagle.target import Target
+from eagle.target import Target, quantizing
 
 __all__ = ["cache_bytes", "peak_memory", "read_bandwidth", "reset_peak_memory", "weight_bytes"]
 
@@ -34,18 +34,18 @@ def weight_bytes(target: Target, rows: int = 1) -> float:
         rows: tokens in the pass, in all slots together.
     """
     model, config = target.model, target.config
-    readout = model.get_output_embeddings().weight
+    readout = getattr(model.get_output_embeddings(), "weight", None)
     lookup = model.get_input_embeddings().weight
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
     read = 1 - (1 - chosen / experts) ** rows if experts and chosen else 1.0
-    return float(
-        sum(
-            weight.nbytes * (read if ".experts." in name else 1.0)
-            for name, weight in model.named_parameters()
-            if weight is readout or weight is not lookup
-        )
-    )
+    found = {
+        id(weight): size * (read if ".experts." in f"{place}.{name}" else 1.0)
+        for place, layer in model.named_modules()
+        for name, (weight, size) in quantizing.kept_bytes(layer).items()
+        if weight is readout or weight is not lookup
+    }
+    return float(sum(found.values()))
 
 
 def cache_bytes(target: Target, rows: int) -> int:

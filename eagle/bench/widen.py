@@ -16,6 +16,7 @@ from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.errors import TargetError
 from eagle.host import free_memory
+from eagle.target import quantizing
 
 __all__ = ["fill_layer", "label", "widen_model"]
 
@@ -43,10 +44,16 @@ def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
         A transformers Llama or Mixtral model, frozen.
 
     Raises:
-        TargetError: the source does not fit into the shape, or the shape into memory.
+        TargetError: the source does not fit into the shape, or the shape into memory; or its
+            weights are quantized.
     """
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    if not quantizing.is_plain(source):
+        raise TargetError(
+            f"--shape {shape.name}: quantized weights have no place in another shape; give the "
+            "plain checkpoint, and runtime.quantize for what comes of it"
+        )
     config = shape.config(source.config)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -104,7 +111,7 @@ def _require_memory(model: Any, shape: Shape, device: torch.device) -> None:
         TargetError: with the bytes needed and free.
     """
     needed = sum(p.numel() * p.element_size() for p in model.parameters())
-    free = free_memory(device)
+    free = free_memory(device, reusable=True)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "this machine"
     if needed * (1 + _RESERVE) > free:
         raise TargetError(

@@ -29,10 +29,20 @@ def hardware(device: torch.device) -> str:
     return f"{_processor()}, {threads} thread{'' if threads == 1 else 's'}"
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes of memory that are free; what PyTorch keeps of a GPU's is not."""
-    cuda = device.type == "cuda"
-    free: int = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+def free_memory(device: torch.device, *, reusable: bool = False) -> int:
+    """Return the bytes of memory that are free.
+
+    Args:
+        device: whose.
+        reusable: count what PyTorch keeps of a GPU's and nobody uses. Tensors can have it, if in
+            pieces; a graph, other libraries and other processes cannot.
+    """
+    if device.type != "cuda":
+        available: int = psutil.virtual_memory().available
+        return available
+    free: int = torch.cuda.mem_get_info(device)[0]
+    if reusable:
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free
 
 

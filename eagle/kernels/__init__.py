@@ -6,7 +6,15 @@ from eagle.kernels.drawing import draw, draw_by_operators, padded, rows_of
 from eagle.kernels.few_rows import plan_of, product_parts
 from eagle.kernels.fused_linear import Product, arrange, products
 from eagle.kernels.int8 import Int8Linear, int8_linear, quantize
-from eagle.kernels.prepacked import PackedLinear, Switch, left_alone, multiply, packs, reorder
+from eagle.kernels.prepacked import (
+    PackedLinear,
+    Switch,
+    is_dense,
+    left_alone,
+    multiply,
+    packs,
+    reorder,
+)
 from eagle.kernels.racing import clocks, race
 from eagle.kernels.topk import argmax, top_k
 
@@ -21,6 +29,7 @@ __all__ = [
     "draw",
     "draw_by_operators",
     "int8_linear",
+    "is_dense",
     "left_alone",
     "multiply",
     "packs",

@@ -139,14 +139,13 @@ def fuse(module: nn.Module, switch: Switch, *, packed: bool = False) -> int:
 
 def _alike(layers: list[nn.Linear]) -> bool:
     first = layers[0]
-    return all(
+    return not any(map(left_alone, layers)) and all(
         layer.in_features == first.in_features
         and layer.weight.dtype == first.weight.dtype
         and layer.weight.device == first.weight.device
         and (layer.bias is None) == (first.bias is None)
         and not layer.weight.requires_grad
         and not layer.weight.is_meta
-        and not left_alone(layer)
         for layer in layers
     )
 

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from eagle.host import free_memory
 
-__all__ = ["PackedLinear", "Switch", "left_alone", "multiply", "pack", "packs", "reorder"]
+__all__ = [
+    "PackedLinear",
+    "Switch",
+    "is_dense",
+    "left_alone",
+    "multiply",
+    "pack",
+    "packs",
+    "reorder",
+]
 
 _ROWS = 16  # rows that the layout is made for: about a token tree
 _SHARE = 0.25  # of the free memory that the copies may take; the dense weights are kept
@@ -124,7 +133,15 @@ def left_alone(layer: nn.Linear) -> bool:
     """Whether a layer is not what its class says: somebody else decides how it multiplies.
 
     Its forward is hooked or replaced, as accelerate does on the layers of a model that it spreads
-    over devices, or its weight is no plain tensor, as those that torchao quantizes.
+    over devices and compressed-tensors on those that quantize their input, or its weight is no
+    plain tensor, as those that torchao quantizes, has too few bits to be one, or is not there.
     """
     others = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return bool(others) or type(layer.weight) not in (Tensor, nn.Parameter)
+    return bool(others) or not is_dense(getattr(layer, "weight", None))
+
+
+def is_dense(weight: object) -> bool:
+    """Whether a weight, of any kind, is a plain tensor of numbers of sixteen bits or more."""
+    if not isinstance(weight, Tensor) or type(weight) not in (Tensor, nn.Parameter):
+        return False
+    return weight.is_floating_point() and weight.itemsize > 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
     except Exception as error:  # of as many kinds as there are adapters
         raise _misfit(folder, name, reason(error)) from error
     own = f".{whole.active_adapter}."
-    lacking = [key for key in found.missing_keys if own in f"{key}."]
+    lacking = [key for key in _unread(whole, found.missing_keys) if own in f"{key}."]
     for what, keys in (("lacks", lacking), ("has no place for", found.unexpected_keys)):
         if keys:
             few = ", ".join(sorted(keys)[:_SHOWN])
@@ -131,6 +132,17 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
         return whole.merge_and_unload()
     except Exception as error:  # of as many kinds as there are adapters
         raise _misfit(folder, name, reason(error)) from error
+
+
+def _unread(whole: Any, missing: Iterable[str]) -> list[str]:
+    """Return the weights that no file has, also not under another name of theirs.
+
+    What is trained of an embedding belongs to an LM head that is tied to it, too, and is kept once.
+    """
+    tensors = dict(whole.named_parameters(remove_duplicate=False))
+    names = set(missing)
+    read = {id(tensor) for name, tensor in tensors.items() if name not in names}
+    return sorted(name for name in names if id(tensors.get(name)) not in read)
 
 
 def _part(whole: Any) -> bool:

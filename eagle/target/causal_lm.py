@@ -5,6 +5,7 @@ Knows how a transformers model is driven; knows nothing of drafting or acceptanc
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,6 +30,8 @@ from eagle.target.together import Together
 from eagle.target.tokens import check_same_tokens
 
 __all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
+
+log = logging.getLogger("eagle.target")
 
 Forward = Callable[..., tuple[Tensor, list[Tensor]]]
 
@@ -362,12 +365,18 @@ class Target(Whole):
             raise TargetError(f"the attention backend cannot serve {self.info.name!r}: {reason}")
         try:
             difference = probing.difference(self, attention, forward or self.forward)
+            wrong = None if difference else probing.unserved(self, attention)
         except _FOREIGN as error:
             raise self._fails(error) from error
         if difference is not None:
             raise TargetError(
                 f"{self._named} gives other logits over a tree cache than by itself ({difference});"
                 " decoding it would change what it says, so it is refused"
+            )
+        if wrong:
+            raise TargetError(
+                f"the attention backend cannot serve {self.info.name!r}: {wrong}, which its layers "
+                "have"
             )
 
 
@@ -432,6 +441,15 @@ def load_target(
             device=device,
             kind=None if source.adapter else quantize,
             processes=loading.processes() if spec.tp_plan else 1,
+            gguf=source.options.get("gguf_file"),
         )
     model = loading.load_model(source, dtype, device, spec, quantize)
+    if spec.dtype != "auto" and model.dtype != dtype:
+        log.warning(
+            "target.dtype: %s is not what %s is loaded in: a checkpoint quantized like this "
+            "one keeps the dtype that it was saved in, %s",
+            spec.dtype,
+            source.name,
+            str(model.dtype).removeprefix("torch."),
+        )
     return Target(model, loading.load_tokenizer(source), spec.model)

@@ -19,7 +19,7 @@ from eagle.errors import TargetError, clipped, reason
 from eagle.host import expanded, is_there, without_bars
 from eagle.plugin import TargetInfo, rotary_depends_on_length
 from eagle.spec import TargetSpec
-from eagle.target import adapters, quantizing
+from eagle.target import adapters, formats, quantizing
 from eagle.target.sizes import check_files, check_sizes, whole
 
 __all__ = [
@@ -293,9 +293,10 @@ def is_cut(model: Any) -> bool:
 def device_of(layer: Any) -> torch.device:
     """Return where a layer computes, which need not be where its weight is kept."""
     device = getattr(getattr(layer, "_hf_hook", None), "execution_device", None)
-    if device is None:
-        weight: torch.Tensor = layer.weight
-        return weight.device
+    if device is None:  # by any of its tensors: a packed weight has other names
+        tensors = (*layer.parameters(), *layer.buffers())
+        found: torch.device = tensors[0].device
+        return found
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
 
 
@@ -346,16 +347,22 @@ def load_model(
         config = AutoConfig.from_pretrained(source.path, **source.options)
         given = quantizing.options(quantize, config, dtype, device)
         options |= given if at_once else {}
+    method = ""
     if "gguf_file" in options:
         options |= gguf_options()
+    else:
+        folder = folder_of(source.path, source.options.get("revision"))
+        method = formats.method_of(formats.settings_of(folder)) if folder else ""
     try:
-        with without_bars(gguf="gguf_file" in options):
+        with without_bars(*formats.BARS.get(method, ()), gguf="gguf_file" in options):
             model, report = AutoModelForCausalLM.from_pretrained(
                 source.path, dtype=dtype, output_loading_info=True, **options
             )
+            formats.settle(model, spread=is_spread(model))
     except Exception as error:
+        why = formats.lacking(method) or _reason(error)
         raise TargetError(
-            f"the target {source.name!r} cannot be loaded: {_reason(error)}"
+            f"the target {source.name!r} cannot be loaded: {why}"
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
     _check_report(source.name, report)

@@ -12,8 +12,10 @@ import torch
 from torch import nn
 
 from eagle.errors import TargetError
+from eagle.kernels import is_dense
+from eagle.target.formats import method_of, settings_of
 
-__all__ = ["BITS", "Quantize", "is_plain", "options", "precision", "quantize"]
+__all__ = ["BITS", "Quantize", "is_plain", "kept_bytes", "options", "precision", "quantize"]
 
 Quantize = Literal["int8", "int4"]
 
@@ -41,12 +43,10 @@ def options(
     """
     from transformers import TorchAoConfig
 
-    own = getattr(config, "quantization_config", None)
-    if own is not None:
-        method = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+    if own := settings_of(config):
         raise TargetError(
             f"runtime.quantize: {kind} is for plain checkpoints, and this one is quantized already "
-            f"({getattr(method, 'value', method)}); leave it out, and it is served as it is"
+            f"({method_of(own)}); leave it out, and it is served as it is"
         )
     return {
         "quantization_config": TorchAoConfig(
@@ -115,11 +115,42 @@ def _config(kind: Quantize, widths: Iterable[int], dtype: torch.dtype, device: t
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether all weights of a module are plain tensors of floating point numbers."""
-    return all(
-        type(tensor) in (torch.Tensor, nn.Parameter) and tensor.is_floating_point()
-        for tensor in module.parameters()
-    ) and not any(hasattr(child, "qweight") for child in module.modules())
+    """Whether a module multiplies by plain tensors of floating point numbers, and nothing else.
+
+    Not where weights are of other kinds, be they parameters or buffers, nor where layers quantize
+    what they are given. A forward that only hands work to other devices changes nothing.
+    """
+    return all(map(is_dense, module.parameters())) and not any(map(_is_odd, module.modules()))
+
+
+def _is_odd(layer: nn.Module) -> bool:
+    """Whether a layer multiplies by more than its parameters say."""
+    weight = getattr(layer, "weight", None)  # which may be a buffer
+    if hasattr(layer, "qweight") or (isinstance(weight, torch.Tensor) and not is_dense(weight)):
+        return True
+    replaced = "forward" in vars(layer) and not hasattr(layer, "_hf_hook")
+    return replaced and isinstance(layer, nn.Linear | nn.Embedding)
+
+
+def kept_bytes(layer: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
+    """Return the weights of one layer by their names, each with the bytes that are read of it.
+
+    Those of its children are not among them. A quantized weight may say the size of what it stands
+    for, and what is packed may be in buffers.
+    """
+    found: dict[str, torch.Tensor] = {**dict(layer.named_parameters(recurse=False))}
+    if hasattr(layer, "qweight"):
+        found |= dict(layer.named_buffers(recurse=False))
+    return {name: (weight, _bytes(weight)) for name, weight in found.items()}
+
+
+def _bytes(weight: torch.Tensor) -> int:
+    inner = getattr(weight, "__tensor_flatten__", None)
+    if inner is not None:
+        parts = (getattr(weight, name) for name in inner()[0])
+        return sum(_bytes(part) for part in parts if isinstance(part, torch.Tensor))
+    scales = getattr(getattr(weight, "quant_state", None), "absmax", None)  # bitsandbytes'
+    return weight.nbytes + (0 if scales is None else scales.nbytes)
 
 
 def precision(model: Any, dtype: torch.dtype) -> str:
@@ -129,7 +160,5 @@ def precision(model: Any, dtype: torch.dtype) -> str:
     """
     body = model.get_decoder()
     kinds = {type(p).__name__ for p in body.parameters()} - {"Parameter", "Tensor"}
-    own = getattr(model.config, "quantization_config", None)
-    method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "")
-    named = {str(getattr(method, "value", method) or "")} - {""}
+    named = {method_of(settings_of(model.config))} - {""}
     return " ".join((str(dtype), *sorted(kinds | named)))

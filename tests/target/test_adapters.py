@@ -130,8 +130,9 @@ def test_an_adapter_without_peft_is_one_clear_sentence(folder, monkeypatch):
         {"target_modules": ["lm_head"]},
         {"target_modules": ["q_proj", "down_proj"]},
         {"target_modules": ["q_proj"], "layer_replication": [[0, 2], [0, 2]]},
+        {"target_modules": ["q_proj"], "trainable_token_indices": [9, 17]},
     ],
-    ids=["embedding", "head", "layers", "layers twice"],
+    ids=["embedding", "head", "layers", "layers twice", "tokens"],
 )
 def test_weights_that_others_share_are_not_changed_for_them(tmp_path, settings):
     model = tiny_target("llama-gqa", tie_word_embeddings=True).model
@@ -141,7 +142,7 @@ def test_weights_that_others_share_are_not_changed_for_them(tmp_path, settings):
         tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
-            if "lora" in name:
+            if "lora" in name or "tokens_delta" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(1))
         wanted = tuned(TOKENS).logits
     with warnings.catch_warnings():
@@ -150,6 +151,24 @@ def test_weights_that_others_share_are_not_changed_for_them(tmp_path, settings):
     changed(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     target = load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(target), wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")  # of peft, that embeddings are tied
+def test_tokens_that_an_adapter_lacks_are_named_where_embeddings_are_tied(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_target("llama-gqa", tie_word_embeddings=True).model
+    model.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(
+        r=4, task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[9]
+    )
+    peft.get_peft_model(model, config).save_pretrained(tmp_path / "adapter")
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    kept = {name: value for name, value in load_file(path).items() if "tokens" not in name}
+    save_file(kept, path)
+    changed(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
+    with pytest.raises(TargetError, match=r"does not fit .*trainable_tokens_delta"):
+        load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_by_its_kind(folder, tmp_path):

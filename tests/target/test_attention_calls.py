@@ -167,6 +167,45 @@ def test_the_probe_notices_what_a_backend_drops(architecture, dropped, dtype):
         target.probe(Dropping(dropped))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(
+    ("architecture", "changes", "dropped"),
+    [
+        ("gemma2", {"attn_logit_softcapping": 50.0}, "softcap"),
+        ("gpt-oss", {}, "sinks"),
+        ("mistral-window", {"sliding_window": 400}, "window"),
+    ],
+)
+def test_what_a_backend_drops_is_noticed_where_the_probes_texts_do_not_need_it(
+    architecture, changes, dropped, dtype
+):
+    model = tiny_target(architecture, **changes).model
+    for name, parameter in model.named_parameters():
+        if "sinks" in name:
+            parameter.data.fill_(-20.0)
+    target = Target(model.to(dtype), None, architecture)
+    target.probe(Dropping(None))
+    with pytest.raises(TargetError, match=rf"its values are off by .*{dropped}.*layers have"):
+        target.probe(Dropping(dropped))
+
+
+@pytest.mark.parametrize("dtype", HALF)
+@pytest.mark.parametrize(("architecture", "dropped"), [("gemma2", "softcap"), ("gpt-oss", "sinks")])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_half_precision_is_held_against_its_own_noise(architecture, dropped, dtype, seed):
+    model = tiny_target(architecture, seed=seed).model
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "sinks" in name:
+            parameter.data.normal_(generator=generator)
+        elif "q_proj.weight" in name and architecture == "gemma2":
+            parameter.data.mul_(8)  # scores that its cap bends
+    target = Target(model.to(dtype), None, architecture)
+    target.probe(Dropping(None))
+    with pytest.raises(TargetError, match="gives other logits"):
+        target.probe(Dropping(dropped))
+
+
 def test_the_probe_notices_a_dropped_cap():
     with pytest.raises(TargetError, match="gives other logits"):
         tiny_target("gemma2", attn_logit_softcapping=0.5).probe(Dropping("softcap"))
@@ -186,8 +225,13 @@ def test_in_half_precision_the_probe_notices_a_wrong_tree(wrong, dtype, monkeypa
         tiny_target(dtype=dtype).probe(backend())
 
 
-def test_gpt_oss_is_served_in_bfloat16_with_the_distribution_of_its_own():
-    target = tiny_target("gpt-oss", dtype=torch.bfloat16)
+@pytest.mark.parametrize("architecture", ["gpt-oss", "gemma2"])
+def test_sinks_and_caps_are_served_in_bfloat16_with_the_models_own_distribution(architecture):
+    model = tiny_target(architecture).model
+    for name, parameter in model.named_parameters():
+        if "q_proj.weight" in name and architecture == "gemma2":
+            parameter.data.mul_(8)  # scores that its cap bends
+    target = Target(model.to(torch.bfloat16), None, architecture)
     tokens = torch.randint(3, 64, (1, 60), generator=torch.Generator().manual_seed(0))
     step = Step.chain(torch.zeros(1, dtype=torch.int64), 60, 60)
     with torch.inference_mode():

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from eagle import Decoder, DecoderSpec
+from eagle.bench.floors import weight_bytes
 from eagle.errors import CompileError, TargetError
 from eagle.runtime.aot import AheadPass, ahead
 from eagle.spec.schema import TargetSpec
@@ -103,6 +104,13 @@ def test_features_of_a_quantized_target_are_told_from_those_of_the_plain_one(fol
     assert fingerprint(load(folder, "int8")) in found
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("int8", 8), ("int4", 4.5)])
+def test_a_pass_reads_the_bytes_that_are_kept_not_those_that_they_stand_for(folder, kind, bits):
+    whole, less = (weight_bytes(load(folder, one)) for one in (None, kind))
+    numbers = sum(t.numel() for t in load(folder).body.layers.parameters() if t.dim() > 1)
+    assert (whole - less) / numbers == pytest.approx(4 - bits / 8, abs=0.25)
+
+
 def test_quantizing_without_torchao_is_one_clear_sentence(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(TargetError, match=r"needs torchao, which is not installed; .* 'quantize'"):
@@ -141,14 +149,14 @@ def test_a_target_that_memory_cannot_hold_is_refused_with_what_would_fit(folder,
     less = memory.needed(folder, torch.float32, "int8")
     assert less is not None
     assert less < whole
-    monkeypatch.setattr(memory, "free_memory", lambda device: less)
+    monkeypatch.setattr(memory, "free_memory", lambda device, **_: less)
     monkeypatch.setattr(
         causal_lm.loading, "load_model", lambda *args: pytest.fail("something was loaded")
     )
     with pytest.raises(TargetError, match=r"for its weights, and cpu has .* free; .*quantize=int8"):
         load(folder)
     half = memory.needed(folder, torch.float32, processes=2)
-    monkeypatch.setattr(memory, "free_memory", lambda device: half)
+    monkeypatch.setattr(memory, "free_memory", lambda device, **_: half)
     config = loading.describe(loading.locate(TargetSpec(model=str(folder))))[1]
     with pytest.raises(TargetError, match=r"target.tp_plan=auto over 2 such GPUs"):
         memory.check_memory(
