@@ -309,6 +309,8 @@ def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
             continue
         key = cost_key(resolved, target.config, target.dtype, target.device, count)
         costs = recall(key)
+        if target.together is not None:
+            costs = target.together.share(costs)  # all measure, or none
         if costs is None and count > 1:
             if not said:
                 notify(
