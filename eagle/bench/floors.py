@@ -6,6 +6,7 @@ Knows a model's weights, its keys and values, and the device they are on; knows 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -29,6 +30,8 @@ def weight_bytes(target: Target, rows: int = 1) -> float:
     it is the LM head as well). Of experts, those that are read if each row is routed
     independently and evenly: ``E (1 - (1 - k / E) ** rows)`` of E, k for each row.
 
+    Of a target that is cut over processes, what one of them has.
+
     Args:
         target: the model.
         rows: tokens in the pass, in all slots together.
@@ -41,11 +44,16 @@ def weight_bytes(target: Target, rows: int = 1) -> float:
     read = 1 - (1 - chosen / experts) ** rows if experts and chosen else 1.0
     return float(
         sum(
-            weight.nbytes * (read if ".experts." in name else 1.0)
+            _held(weight).nbytes * (read if ".experts." in name else 1.0)
             for name, weight in model.named_parameters()
             if weight is readout or weight is not lookup
         )
     )
+
+
+def _held(weight: Any) -> Any:
+    """Return what this process has of a weight."""
+    return weight.to_local() if hasattr(weight, "to_local") else weight
 
 
 def cache_bytes(target: Target, rows: int) -> int:

@@ -4,8 +4,8 @@ Whoever waits for an answer drives it, one pass at a time: the thread that calle
 engine's. What comes of a pass goes to everybody's own sink, so they may be many. It knows requests
 and cycles; what a cycle's components do is theirs (see `eagle.cycle`).
 
-What a pass does follows from what was heard at its beginning, and from what came of those before:
-not from the time, nor from what other threads do meanwhile. So processes that hold a target together
+What a pass does follows from what was heard at its beginning and what came of those before: not
+from the time, nor from what other threads do meanwhile. So processes that hold a target together
 and hear the same do the same (see `eagle.decoding.leading`).
 """
 
@@ -137,7 +137,7 @@ class Loop:
         self._reports = False  # whether the latest cycle says what the target gave its tokens
         self._ahead = False  # whether the next cycle is under way already
         self._read_last = False
-        self._together, self._passes = cycle.target.together, 0
+        self._together = cycle.target.together
         self._news = News(came=False, left=False)  # since the pass that is under way began
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
@@ -476,8 +476,7 @@ class Loop:
         """
         self._news = News(came=bool(self._arrived), left=bool(self._cancelled))
         if self._together is not None:
-            self._passes += 1
-            self._news = self._together.same(self._passes, outcomes, self._news)
+            self._news = self._together.same(outcomes, self._news)
 
     def _advance(self) -> None:
         """Start one cycle for all slots; what the next one draws is sent behind it."""

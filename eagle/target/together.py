@@ -58,6 +58,7 @@ class Together:
         count: how many there are.
         turn: of all targets that they hold: what one does with another is done in one order.
         led: an engine is open: the others do what the first one orders, and nothing by themselves.
+        passes: that all came to the end of, or failed in.
         gone: why nothing can be done together any more; None as long as it can.
     """
 
@@ -65,7 +66,7 @@ class Together:
 
     def __init__(self, rank: int, count: int, beats: Any) -> None:
         self.rank, self.count = rank, count
-        self.turn, self.led = Turn(), False
+        self.turn, self.led, self.passes = Turn(), False, 0
         self.gone: TargetError | None = None
         self._beats, self._failure = beats, ""
         # Of their own on the host: what is decided is known there, and NCCL has no numbers of it.
@@ -189,11 +190,10 @@ class Together:
         self._run(lambda: dist.all_reduce(found, dist.ReduceOp.MIN, group=self._group))
         return int(found)
 
-    def same(self, cycle: int, outcomes: Any, news: News) -> News:
+    def same(self, outcomes: Any, news: News) -> News:
         """Hold what came of a pass against the others', all of it.
 
         Args:
-            cycle: its number.
             outcomes: what was accepted and chosen, of every slot.
             news: of this process.
 
@@ -204,18 +204,18 @@ class Together:
             PartedError: in every process, where they have parted; or in those in which the pass was
                 done, where another one failed in it.
         """
-        digest = blake2b(repr((cycle, outcomes)).encode(), digest_size=7).digest()
+        digest = blake2b(repr((self.passes, outcomes)).encode(), digest_size=7).digest()
         least, most, failed, *found = self._hold(int.from_bytes(digest, "little"), news)
         if failed:
             raise PartedError(
-                f"process {failed - 1} failed in pass {cycle}, and the others cannot go on with it "
-                "alone; what failed is in its own error"
+                f"process {failed - 1} failed in pass {self.passes}, which the others cannot do "
+                "without it; what failed is in its own error"
             )
         if least != most:
             raise PartedError(
-                f"the processes that hold the target have parted in pass {cycle}: they accepted or "
-                "chose different tokens, so that what they would say further is nobody's; their "
-                "hardware and software should be alike"
+                f"the processes that hold the target have parted in pass {self.passes}: they "
+                "accepted or chose different tokens, so that what they would say further is "
+                "nobody's; their hardware and software should be alike"
             )
         return News(*map(bool, found))
 
@@ -250,6 +250,7 @@ class Together:
 
     def _hold(self, mine: int, news: News, *, failed: bool = False) -> list[int]:
         """Return least and greatest number, who failed (from 1), and news, over all processes."""
+        self.passes += 1
         who = self.rank + 1 if failed else 0
         found = torch.tensor([-mine, mine, who, news.came, news.left])
         self._run(lambda: dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group))
