@@ -472,11 +472,14 @@ class Loop:
     def _compare(self, outcomes: list[Outcome]) -> None:
         """Hold outcomes against those of the processes that hold the target with this one.
 
-        And look whether somebody came or left meanwhile, which all go by if one of them sees it.
+        Who is seated is compared, too: a process that goes on with others waits for ever. And look
+        whether somebody came or left meanwhile, which all go by if one of them sees it.
         """
         self._news = News(came=bool(self._arrived), left=bool(self._cancelled))
         if self._together is not None:
-            self._news = self._together.same(outcomes, self._news)
+            seats = self.seats
+            state = (seats.active, seats.blocks.free, len(self._waiting))
+            self._news = self._together.same((outcomes, state), self._news)
 
     def _advance(self) -> None:
         """Start one cycle for all slots; what the next one draws is sent behind it."""

@@ -358,7 +358,9 @@ class Together:
             self._beats.set(str(self.rank), _OVER.decode())
             end = time.monotonic() + _PARTING
             # The first one keeps the beats: whoever looks for them later would miss it.
-            while self.main and time.monotonic() < end and set(self._heard().values()) != {_OVER}:
+            while self.main and self.gone is None and time.monotonic() < end:
+                if set(self._heard().values()) == {_OVER}:
+                    break
                 time.sleep(0.05)
         except RuntimeError:
             pass  # the others have left

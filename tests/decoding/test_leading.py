@@ -12,7 +12,10 @@ from eagle import Decoder, Engine, SamplingParams
 from eagle.cli import console
 from eagle.decoding.packing import packed, unpacked
 from eagle.errors import CancelledError, PartedError, RequestError, TargetError
+from eagle.runtime import runtime
 from eagle.target import together
+from eagle_plugins.attention.auto import Auto
+from tests.runtime.test_runtime import Replays
 from tests.target.test_together import pair, spec_of  # noqa: F401 - a fixture
 from tests.train.together import run_together
 
@@ -94,9 +97,17 @@ def sent(engine, numbers, wanted):
 # --- answers ----------------------------------------------------------------------------------
 
 
+def on_a_gpu(spec):
+    """Return a decoder that goes as on a GPU: rows in blocks, cycles that start ahead."""
+    Auto.paged, runtime.Graphs = True, Replays
+    decoder = Decoder.from_spec(spec)
+    decoder._runtime.graph = True  # nothing is captured
+    return decoder
+
+
 def _led(spec, wanted):
     leads = os.environ["RANK"] == "0"
-    decoder = Decoder.from_spec(spec)
+    decoder = on_a_gpu(spec)
     with pytest.raises(PartedError, match="process 1 has another engine than process 0: queue"):
         Engine(decoder, queue=7 if leads else 8)
     with Engine(decoder) as engine:
@@ -153,8 +164,8 @@ def _mistakes(engine, decoder, expected):
 def specs(pair):  # noqa: F811
     def made(tree, **target):
         spec = spec_of(pair, tree, **target)
-        runtime = spec.runtime.model_copy(update={"max_batch": 3})
-        return spec.model_copy(update={"runtime": runtime})
+        few = spec.runtime.model_copy(update={"max_batch": 3})
+        return spec.model_copy(update={"runtime": few})
 
     return made
 
@@ -165,7 +176,7 @@ def test_all_processes_do_what_the_first_one_takes(specs):
 
 
 def _many(spec, wanted):
-    decoder = Decoder.from_spec(spec)
+    decoder = on_a_gpu(spec)
     outcomes, seen = decoder.loop._compare, []
 
     def compare(found):
