@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eagle import Decoder, Engine, SamplingParams
+from eagle.bench.serving import Server, Work
 from eagle.cli import console
 from eagle.decoding.packing import packed, unpacked
 from eagle.errors import CancelledError, PartedError, RequestError, TargetError
@@ -125,6 +126,11 @@ def _led(spec, wanted):
     assert loop.cycles > 20
     again = decoder.generate(asked(0)[0], asked(0)[1], processors=asked(0)[2])
     assert again.tokens == wanted[0]
+    # A benchmark asks in process 0, and all know what came of it.
+    prompt, params, _ = asked(2)
+    service = Server(decoder).serve(Work.queue([0, 0], [prompt]), params)
+    assert service.requests[0].answer == wanted[2]
+    decoder.target.together.agree("service", repr(service))
 
 
 def _mistakes(engine, decoder, expected):
