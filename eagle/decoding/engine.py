@@ -24,7 +24,7 @@ from eagle.decoding.inputs import Prompt
 from eagle.decoding.leading import Follower, Lead
 from eagle.decoding.loop import Loop, Ticket
 from eagle.decoding.requests import Event
-from eagle.errors import ClosedError, EagleError, QueueFullError, RequestError
+from eagle.errors import ClosedError, EagleError, QueueFullError, RequestError, reason
 from eagle.host import Whole
 from eagle.plugin import Registry, SamplingParams
 from eagle.spec import DecoderSpec
@@ -369,6 +369,8 @@ class _Driver:
     def _break(self, error: BaseException) -> None:
         """Let all that were submitted fail of what ended the thread."""
         told = error if isinstance(error, Exception) else EagleError("the engine's thread ended")
+        if self._loop.lead is not None:
+            self._loop.lead.abandon(reason(error))
         with self._gate:
             self.broken = error
             left = list(self._open)
@@ -393,6 +395,7 @@ class _Following(_Driver):
         try:
             self._follower.run()
         except BaseException as error:
+            self._together.abandon(reason(error))
             self._break(error)
         finally:
             self.closing, self._together.led = True, False

@@ -58,6 +58,10 @@ class Lead:
         self._together.led = False
         self._together.relay(_END)
 
+    def abandon(self, why: str) -> None:
+        """Do nothing more with the others, who end where they wait for this process."""
+        self._together.abandon(why)
+
     def _asked(self, ticket: Ticket) -> _Asked:
         ticket.number = next(self._numbers)
         one = ticket.request
@@ -90,12 +94,9 @@ class Follower:
             self._tickets = {n: one for n, one in self._tickets.items() if not one.over}
 
     def _understood(self, order: bytes) -> tuple[list[Ticket], list[Ticket]]:
-        """Return who came and who was given up; whoever cannot read that keeps the others up."""
-        try:
-            asked, given_up = pickle.loads(order)
-            arrived = [self._ticket(one) for one in asked]
-        except Exception as error:
-            raise self._together.failed(error) from error
+        """Return who came and who was given up."""
+        asked, given_up = pickle.loads(order)
+        arrived = [self._ticket(one) for one in asked]
         return arrived, [self._tickets[n] for n in given_up if n in self._tickets]
 
     def _ticket(self, asked: _Asked) -> Ticket:

@@ -79,6 +79,9 @@ class Leader(Protocol):
     def end(self) -> None:
         """Say that no pass comes any more."""
 
+    def abandon(self, why: str) -> None:
+        """Say that this process has broken, and does nothing more with the others."""
+
 
 class Loop:
     """Requests that wait, and those that have a slot.

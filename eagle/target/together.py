@@ -355,7 +355,8 @@ class Together:
         self._over.set()
         self._watch.join(2 * _BEAT)
         try:
-            self._beats.set(str(self.rank), _OVER.decode())
+            if not self._failure:  # which those who wait in a pass still have to see
+                self._beats.set(str(self.rank), _OVER.decode())
             end = time.monotonic() + _PARTING
             # The first one keeps the beats: whoever looks for them later would miss it.
             while self.main and self.gone is None and time.monotonic() < end:

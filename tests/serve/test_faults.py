@@ -293,9 +293,10 @@ def test_a_server_ends_with_what_broke_its_engine(decoder, monkeypatch):
     monkeypatch.setattr(decoder.loop, "drive", lost)
     engine = Engine(decoder)
     threading.Timer(0.3, engine.submit, ([5],), {"max_new_tokens": 1}).start()
-    with reserved("127.0.0.1", 0) as made:
-        with pytest.raises(EagleError, match="process 1 is lost"):
-            running.run(engine, Settings(model="tiny"), [made])
+    made = reserved("127.0.0.1", 0)
+    with pytest.raises(EagleError, match="process 1 is lost"):
+        running.run(engine, Settings(model="tiny"), [made])
+    made.close()
 
 
 def test_a_head_that_comes_byte_by_byte_is_not_waited_for(decoder, monkeypatch):
