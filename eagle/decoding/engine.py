@@ -353,6 +353,7 @@ class _Driver:
     def _drive(self) -> None:
         loop = self._loop
         try:
+            loop.enter()
             while True:
                 self._wake.clear()
                 while loop.busy:
@@ -393,6 +394,7 @@ class _Following(_Driver):
 
     def _drive(self) -> None:
         try:
+            self._loop.enter()
             self._follower.run()
         except BaseException as error:
             self._together.abandon(reason(error))

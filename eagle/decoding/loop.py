@@ -197,6 +197,12 @@ class Loop:
         if self._together is not None:
             self._together.apart(what)
 
+    def enter(self) -> None:
+        """Let this thread, which is going to drive, launch kernels on the target's device."""
+        device = self._cycle.target.device
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
+
     def drive(self, until: Callable[[], bool]) -> None:
         """Do one pass, unless others have done what is waited for by the time it can be done.
 
