@@ -408,13 +408,14 @@ def _driver(decoder: Decoder, queue: int) -> _Driver:
 
     Raises:
         PartedError: the processes that hold the target make different engines.
-        RequestError: another engine is open.
+        RequestError: another engine is open, or a stream of the decoder.
     """
     together = decoder.target.together
     if together is None:
         return _Driver(decoder.loop)
-    together.agree("engine", {"queue": queue, "spec": decoder.spec.model_dump(mode="json")})
-    if decoder.loop.busy:
+    busy, spec = decoder.loop.busy, decoder.spec.model_dump(mode="json")
+    together.agree("engine", {"queue": queue, "busy": busy, "spec": spec})
+    if busy:
         raise RequestError("a stream of this decoder is under way; end it before an engine leads")
     together.led = True
     if not together.main:

@@ -111,6 +111,11 @@ def _led(spec, wanted):
     decoder = on_a_gpu(spec)
     with pytest.raises(PartedError, match="process 1 has another engine than process 0: queue"):
         Engine(decoder, queue=7 if leads else 8)
+    stream = decoder.stream([5], max_new_tokens=9, ignore_eos=True)
+    next(stream)
+    with pytest.raises(RequestError, match="a stream of this decoder is under way"):
+        Engine(decoder)
+    stream.close()
     with Engine(decoder) as engine:
         assert engine.leads == leads
         if leads:
@@ -211,7 +216,7 @@ def test_outcomes_are_alike_for_ten_thousand_cycles(specs, monkeypatch):
 def _heard(path):
     rank = os.environ["RANK"]
     os.dup2(os.open(f"{path}.{rank}", os.O_WRONLY | os.O_CREAT), 2)
-    together._LOST, together._BEAT = 2.0, 0.2  # seconds
+    together._LOST, together._BEAT = 3.0, 0.2  # seconds
     return rank
 
 
