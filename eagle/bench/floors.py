@@ -29,6 +29,8 @@ def weight_bytes(target: Target, rows: int = 1) -> float:
     it is the LM head as well). Of experts, those that are read if each row is routed
     independently and evenly: ``E (1 - (1 - k / E) ** rows)`` of E, k for each row.
 
+    Of a target that is cut over processes, what one of them has.
+
     Args:
         target: the model.
         rows: tokens in the pass, in all slots together.

@@ -73,7 +73,11 @@ class Setting:
             "vocab_size": target.info.vocab_size,
             "parameters": sum(weight.numel() for weight in target.model.parameters()),
         }
-        return cls.here(subjects.label, target.device, target.dtype, conditions, command, sizes)
+        label = subjects.label
+        if target.together is not None:
+            label += f" over {target.together.count} processes"
+            sizes["processes"] = target.together.count
+        return cls.here(label, target.device, target.dtype, conditions, command, sizes)
 
     @classmethod
     def here(

@@ -86,12 +86,29 @@ class Server:
     def serve(self, work: Work, params: SamplingParams) -> Service:
         """Serve some requests; each has a seed of its own, which follows from that of *params*."""
         decoder = self.decoder
+        together = decoder.target.together
+        if together is None:
+            return self._serve(work, params)
+        found: Service | EagleError
+        try:
+            found = self._serve(work, params)
+        except EagleError as error:
+            found = error
+        found = together.share(found)  # who follows has seen no answers
+        if isinstance(found, EagleError):
+            raise found
+        return found
+
+    def _serve(self, work: Work, params: SamplingParams) -> Service:
+        decoder = self.decoder
         device = decoder.target.device
         decoder.forget()  # a prompt that was answered before is read all the same
         reset_peak_memory(device)
-        captured = decoder.captured
+        captured, blocks = decoder.captured, 0
+        served: tuple[Served, ...] = ()
         with Engine(decoder, queue=len(work.texts)) as engine:
-            served, blocks = asyncio.run(_ask_all(engine, work, params))
+            if engine.leads:
+                served, blocks = asyncio.run(_ask_all(engine, work, params))
         return Service(
             requests=served,
             memory=peak_memory(device),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,12 +16,13 @@ from eagle.cli.decoding import SpecOption, Target, load_decoder, warn_if_lossy
 from eagle.cli.options import Overrides
 
 if TYPE_CHECKING:
-    from eagle.decoding import Decoder
+    from eagle.decoding import Decoder, Engine
 
 EXAMPLES = console.examples(
     "eagle serve",
     "eagle serve --target ./my-model --set head.weights=./my-head --port 8080",
     "EAGLE_API_KEY=... eagle serve --host 0.0.0.0 --set runtime.max_batch=16",
+    "torchrun --nproc-per-node 2 -m eagle.cli serve --target ./my-model --set target.tp_plan=auto",
 )
 
 
@@ -108,12 +112,18 @@ def serve(
     if api_key is not None and not (api_key.strip() and api_key.isprintable()):
         raise EagleError("--api-key: should be a word that can be written into a header, not empty")
     began = time.perf_counter()
-    made = reserved(host, port)  # before a model is loaded for nothing
-    with made:
+    # Before a model is loaded for nothing; of processes that hold it together, one has the port.
+    first = os.environ.get("RANK", "0") == "0"
+    with reserved(host, port) if first else nullcontext() as early:
         decoder = load_decoder(spec, set_, target)
         warn_if_lossy(decoder)
         from eagle.decoding import Engine
 
+        engine = Engine(decoder, queue=queue)
+        if not engine.leads:
+            _follow(engine)
+            return
+        made = early or reserved(host, port)
         loopback = is_loopback(host)
         settings = Settings(
             model=model_name,
@@ -128,8 +138,15 @@ def serve(
         if not loopback and api_key is None:
             _note(f"anybody who reaches {host} may ask: there is no --api-key")
         log_to(sys.stderr)
-        run(Engine(decoder, queue=queue), settings, [made], told=_note)
+        run(engine, settings, [made], told=_note)
     _note("ended")
+
+
+def _follow(engine: Engine) -> None:
+    """Do what the first process does until that ends; who is told to end tells that one, too."""
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, lambda *_: None)
+    engine.close()
 
 
 def _loaded(decoder: Decoder, seconds: float) -> str:

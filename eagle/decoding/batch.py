@@ -141,7 +141,7 @@ class Batch:
         verified: bool = True,
         logprobs: Logprobs | None = None,
     ) -> Event:
-        """Give a slot's new tokens to its request, and free the slot if that finishes it.
+        """Give a slot's new tokens to its request; who is finished keeps the slot till it leaves.
 
         Args:
             slot: which one; it has a request.
@@ -168,10 +168,7 @@ class Batch:
             )
         given, asked = tokens[:count], request.params.logprobs
         found = logprobs.of(slot, given, asked) if logprobs and asked is not None else ()
-        event = request.deliver(given, verified=verified, logprobs=found)
-        if event.finish_reason:
-            self.requests[slot] = None
-        return event
+        return request.deliver(given, verified=verified, logprobs=found)
 
 
 def failed_last(outcomes: Iterable[tuple[int, Outcome]]) -> list[tuple[int, Outcome]]:

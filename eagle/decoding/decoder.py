@@ -13,6 +13,7 @@ from eagle.cycle import Cycle, Processors
 from eagle.decoding.generation import Defaults
 from eagle.decoding.inputs import Prompt, intake
 from eagle.decoding.loop import Loop, Ticket
+from eagle.decoding.packing import packed
 from eagle.decoding.requests import Event, Request, Result
 from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief
 from eagle.host import Whole
@@ -288,7 +289,10 @@ class Decoder(Whole):
                 defaults=self.defaults,
                 capacity=self.capacity,
             )
-        if (together := self.target.together) is not None:
+        if self.loop.lead is not None:
+            for request in requests:
+                request.packed = packed(request.given, self.target.tokenizer)
+        elif (together := self.target.together) is not None:
             together.agree("request", [[r.prompt, r.params.model_dump()] for r in requests])
             for request, seed in zip(
                 requests, together.share([r.seed for r in requests]), strict=True
@@ -297,6 +301,39 @@ class Decoder(Whole):
         for request in requests:
             self.loop.seats.check(request)
         return single, requests
+
+    def again(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        processors: Processors,
+        index: int,
+        seed: int,
+    ) -> Request:
+        """Make a request that another process has made of the same.
+
+        Args:
+            prompt: its token ids.
+            params: its sampling parameters.
+            processors: its own logits processors, as they were given.
+            index: of its prompt among those that it was asked with.
+            seed: of its chance.
+        """
+        with self._checking:
+            _, (request,) = intake(
+                prompt,
+                params,
+                processors,
+                {},
+                raw=False,
+                template=None,
+                target=self.target,
+                defaults=self.defaults,
+                capacity=self.capacity,
+            )
+        request.index = index
+        request.draw_from(seed)
+        return request
 
 
 class _Inbox:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import functools
 import threading
 import time
 import weakref
@@ -20,13 +21,14 @@ from eagle.cycle import Processors
 from eagle.decoding.decoder import Decoder
 from eagle.decoding.handles import Handle
 from eagle.decoding.inputs import Prompt
+from eagle.decoding.leading import Follower, Lead
 from eagle.decoding.loop import Loop, Ticket
 from eagle.decoding.requests import Event
-from eagle.errors import ClosedError, EagleError, QueueFullError, RequestError
+from eagle.errors import ClosedError, EagleError, QueueFullError, RequestError, reason
 from eagle.host import Whole
 from eagle.plugin import Registry, SamplingParams
 from eagle.spec import DecoderSpec
-from eagle.target import Target
+from eagle.target import Target, Together
 
 __all__ = ["Engine", "EngineStats"]
 
@@ -86,6 +88,10 @@ class Engine(Whole):
     take. As long as requests of a higher priority keep coming, lower ones wait. Who has a slot
     keeps it to the end. Prompts are read a bounded piece at a time, in turn with cycles.
 
+    Where several processes hold the target, each makes the engine. The first takes requests, and
+    the others' engines do the passes that it does (see `leads`); to close one waits until the first
+    is closed. Meanwhile nothing else is asked of the target but by the first.
+
     Args:
         decoder: what decodes; its own `generate` and `stream` may be used meanwhile.
         queue: requests that may wait for a slot; more are refused.
@@ -101,18 +107,13 @@ class Engine(Whole):
             )
         if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
             raise RequestError(f"queue is how many requests may wait, at least 1, not {queue!r}")
-        if decoder.target.together is not None:
-            raise RequestError(
-                "an Engine takes requests at any time, and the processes that hold this target "
-                "take them in step; use the decoder's generate or stream, the same in each, or "
-                "hold the target in one process"
-            )
         self.decoder, self.queue = decoder, queue
+        self._driver = _driver(decoder, queue)
         decoder.loop.seats.steady = True
-        self._driver = _Driver(decoder.loop)
         # Who forgets the engine ends it. A collector may run in any thread, so it waits for none.
         weakref.finalize(self, self._driver.close, drain=False).atexit = False
         self._driver.thread.start()
+        _ended_in_time()
         _DRIVERS.add(self._driver)
 
     @classmethod
@@ -164,6 +165,10 @@ class Engine(Whole):
             QueueFullError: as many requests wait as may.
             ClosedError: the engine was closed, or has broken.
         """
+        if not self.leads:
+            raise RequestError(
+                "this process follows process 0 of those that hold the target; submit there"
+            )
         if not isinstance(priority, int) or isinstance(priority, bool):
             raise RequestError(f"priority is a whole number, not {priority!r}")
         self._driver.check()
@@ -178,9 +183,19 @@ class Engine(Whole):
         return handle
 
     @property
+    def leads(self) -> bool:
+        """Whether requests are taken in this process; in others that hold the target, not."""
+        return not isinstance(self._driver, _Following)
+
+    @property
     def closed(self) -> bool:
         """Whether no more requests are taken."""
         return self._driver.closing
+
+    @property
+    def broken(self) -> BaseException | None:
+        """What ended the engine's thread before its time, if anything did."""
+        return self._driver.broken
 
     def stats(self) -> EngineStats:
         """Return what the engine is doing now; what its decoder does for others counts too."""
@@ -191,9 +206,14 @@ class Engine(Whole):
 
         Args:
             drain: answer those that were submitted first; otherwise they are cancelled.
+
+        Raises:
+            TargetError: where this process follows, a process is lost.
         """
         self._driver.close(drain=drain)
         self._driver.join()
+        if not self.leads and isinstance(self.broken, EagleError):
+            raise self.broken
 
     async def aclose(self, drain: bool = True) -> None:
         """Do what `close` does, while other tasks go on."""
@@ -333,20 +353,25 @@ class _Driver:
     def _drive(self) -> None:
         loop = self._loop
         try:
+            loop.enter()
             while True:
                 self._wake.clear()
                 while loop.busy:
                     loop.drive(bool)  # nothing is waited for but that it is done
                 with self._gate:
                     if self.closing and not self._open:
-                        return
+                        break
                 self._wake.wait()
+            if loop.lead is not None:
+                loop.retire()
         except BaseException as error:
             self._break(error)
 
     def _break(self, error: BaseException) -> None:
         """Let all that were submitted fail of what ended the thread."""
         told = error if isinstance(error, Exception) else EagleError("the engine's thread ended")
+        if self._loop.lead is not None:
+            self._loop.lead.abandon(reason(error))
         with self._gate:
             self.broken = error
             left = list(self._open)
@@ -355,6 +380,48 @@ class _Driver:
         finally:
             for ticket in left:  # also where that failed, too
                 ticket.sink.fail(ticket, told)
+
+
+class _Following(_Driver):
+    """The thread of an engine in a process that follows the first one."""
+
+    def __init__(self, decoder: Decoder, together: Together) -> None:
+        super().__init__(decoder.loop)
+        self._follower, self._together = Follower(decoder, together), together
+
+    def close(self, *, drain: bool) -> None:
+        """Let nobody do anything: the first process says when it is over."""
+
+    def _drive(self) -> None:
+        try:
+            self._loop.enter()
+            self._follower.run()
+        except BaseException as error:
+            self._together.abandon(reason(error))
+            self._break(error)
+        finally:
+            self.closing, self._together.led = True, False
+
+
+def _driver(decoder: Decoder, queue: int) -> _Driver:
+    """Return what drives a decoder's loop here: by itself, or as the first process does.
+
+    Raises:
+        PartedError: the processes that hold the target make different engines.
+        RequestError: another engine is open, or a stream of the decoder.
+    """
+    together = decoder.target.together
+    if together is None:
+        return _Driver(decoder.loop)
+    busy, spec = decoder.loop.busy, decoder.spec.model_dump(mode="json")
+    together.agree("engine", {"queue": queue, "busy": busy, "spec": spec})
+    if busy:
+        raise RequestError("a stream of this decoder is under way; end it before an engine leads")
+    together.led = True
+    if not together.main:
+        return _Following(decoder, together)
+    decoder.loop.lead = Lead(together)
+    return _Driver(decoder.loop)
 
 
 class _Tally:
@@ -375,7 +442,12 @@ class _Tally:
 _DRIVERS: weakref.WeakSet[_Driver] = weakref.WeakSet()
 
 
-@atexit.register
+@functools.cache
+def _ended_in_time() -> None:
+    """See to it that threads are ended before what they use: what is registered last goes first."""
+    atexit.register(_end)
+
+
 def _end() -> None:
     """End all threads with the program: what they compute with is taken apart after that."""
     for driver in list(_DRIVERS):

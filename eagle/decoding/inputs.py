@@ -106,7 +106,9 @@ def _request(
     applied = defaults.processors(ids, limit, () if params.ignore_eos else ends, own)
     added = penalties(params, ids, target.info.vocab_size)
     bound = tuple(map(Bound, (*applied, *added)))
-    return Request(index, ids, params, limit, ends, target.tokenizer, bound)
+    return Request(
+        index, ids, params, limit, ends, target.tokenizer, bound, given=tuple(processors)
+    )
 
 
 def encode(

@@ -3,6 +3,10 @@
 Whoever waits for an answer drives it, one pass at a time: the thread that called a decoder, or an
 engine's. What comes of a pass goes to everybody's own sink, so they may be many. It knows requests
 and cycles; what a cycle's components do is theirs (see `eagle.cycle`).
+
+What a pass does follows from what was heard at its beginning and what came of those before: not
+from the time, nor from what other threads do meanwhile. So processes that hold a target together
+and hear the same do the same (see `eagle.decoding.leading`).
 """
 
 from __future__ import annotations
@@ -29,8 +33,9 @@ from eagle.errors import EagleError, RequestError
 from eagle.plugin import Breach, OfferingHead, RequestAware, Role, Sampling, VaryingTree
 from eagle.runtime import Runtime
 from eagle.spec import Resolved
+from eagle.target import News
 
-__all__ = ["Loop", "Sink", "Ticket"]
+__all__ = ["Leader", "Loop", "Sink", "Ticket"]
 
 
 _UNREAD = torch.zeros(1, dtype=torch.float64)  # of a prompt that goes on, no token is chosen
@@ -55,12 +60,27 @@ class Ticket:
         sink: where its events go.
         priority: higher ones are seated first, and of equals who came first.
         over: it was answered, failed or was cancelled: nothing more comes of it.
+        number: by which the processes that follow this one know it; 0 where none was told of it.
     """
 
     request: Request
     sink: Sink
     priority: int = 0
     over: bool = False
+    number: int = 0
+
+
+class Leader(Protocol):
+    """What tells other processes, which do the same passes, what this one goes by."""
+
+    def tell(self, arrived: Sequence[Ticket], cancelled: Sequence[Ticket]) -> None:
+        """Say who came and who was given up before the pass that comes now."""
+
+    def end(self) -> None:
+        """Say that no pass comes any more."""
+
+    def abandon(self, why: str) -> None:
+        """Say that this process has broken, and does nothing more with the others."""
 
 
 class Loop:
@@ -79,6 +99,7 @@ class Loop:
 
     Attributes:
         seats: slots and blocks, and who has them.
+        lead: is told what every pass goes by, where other processes follow this one.
         cycles: cycles that were started.
         reading: seconds in which prompts were read; where that goes on between cycles, without
             what the device does of it while the host goes on.
@@ -101,6 +122,7 @@ class Loop:
     ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
         self.seats = Seats(cycle, runtime, limit, capacity, sized)
+        self.lead: Leader | None = None
         self._arrived: deque[Ticket] = deque()
         self._cancelled: deque[Ticket] = deque()
         self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
@@ -118,7 +140,8 @@ class Loop:
         self._reports = False  # whether the latest cycle says what the target gave its tokens
         self._ahead = False  # whether the next cycle is under way already
         self._read_last = False
-        self._together, self._passes = cycle.target.together, 0
+        self._together = cycle.target.together
+        self._news = News(came=False, left=False)  # since the pass that is under way began
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
         self.prompt_tokens = 0
@@ -142,19 +165,20 @@ class Loop:
         """Let nothing more come of requests; the pass that is under way is their last.
 
         It waits for nobody: where the loop is being driven, whoever does that makes their slots
-        and blocks free.
+        and blocks free. Where other processes follow, so does the next pass.
         """
         for ticket in tickets:
             if not ticket.over:
                 ticket.over = True
                 self._cancelled.append(ticket)
-        if self._cancelled:
+        if self._cancelled and self.lead is None:
             with self._cycle.target.turn.tried("cancelling") as had:
                 if had:
-                    self._sweep()
+                    self._sweep(_drained(self._cancelled))
 
     def let_go(self) -> None:
         """Forget what was allocated for those who were seated; nobody may be."""
+        self._apart("forgetting")
         self.seats.let_go()
 
     def resize(self, slots: int) -> None:
@@ -165,8 +189,19 @@ class Loop:
 
     def forget(self) -> None:
         """Forget the texts that were decoded, which those that begin alike would go on from."""
+        self._apart("forgetting")
         with self._cycle.target.turn.held("decoding", within=False):
             self.seats.blocks.forget()
+
+    def _apart(self, what: str) -> None:
+        if self._together is not None:
+            self._together.apart(what)
+
+    def enter(self) -> None:
+        """Let this thread, which is going to drive, launch kernels on the target's device."""
+        device = self._cycle.target.device
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
 
     def drive(self, until: Callable[[], bool]) -> None:
         """Do one pass, unless others have done what is waited for by the time it can be done.
@@ -177,6 +212,26 @@ class Loop:
         with self._cycle.target.turn.held("decoding", within=False):
             if not until():
                 self._turn()
+
+    def follow(self, arrived: Sequence[Ticket], cancelled: Sequence[Ticket]) -> None:
+        """Do the pass that the process does which leads this one, by what it goes by.
+
+        Raises:
+            RequestError: see `drive`.
+        """
+        with self._cycle.target.turn.held("decoding", within=False):
+            self.submit(arrived)
+            self.cancel(cancelled)
+            self._turn()
+
+    def retire(self) -> None:
+        """Do what is left to do, and let the processes go that follow this one."""
+        with self._cycle.target.turn.held("decoding", within=False):
+            while self.busy:
+                self._turn()
+            lead, self.lead = self.lead, None
+            if lead is not None:
+                lead.end()
 
     def fail(self, error: Exception) -> None:
         """Let every request fail that there is."""
@@ -193,7 +248,7 @@ class Loop:
         """Do one pass: read on in prompts, or run a cycle; both in turn where there are both."""
         seats = self.seats
         try:
-            self._sweep()
+            self._sweep(self._hear())
             if not self._ahead:  # its outcome is of those who had the slots when it began
                 self._admit()
                 if seats.reader and not (self._read_last and seats.batch):
@@ -206,17 +261,35 @@ class Loop:
             else:
                 self._ahead = False
         except Exception as error:
-            lost = self._together.lost(error) if self._together is not None else None
-            self._give_up(lost or error)
+            told = error if self._together is None else self._together.failed(error)
+            self._give_up(told)
+            if self._together is not None and self._together.gone is not None:
+                self.fail(told)
+                if told is error:
+                    raise
+                raise told from error
         except BaseException:  # Ctrl-C, in the middle of a pass
             self._give_up(EagleError("the thread that decoded this with others was interrupted"))
+            if self._together is not None:
+                self._together.abandon("interrupted")
             raise
 
-    def _sweep(self) -> None:
+    def _hear(self) -> list[Ticket]:
+        """Take in who came, and return who was given up; until the next pass, nobody else is."""
+        if self._together is not None:
+            self._together.still()
+        cancelled = _drained(self._cancelled)
+        arrived = [ticket for ticket in _drained(self._arrived) if not ticket.over]
+        for ticket in arrived:
+            heapq.heappush(self._waiting, (-ticket.priority, next(self._numbers), ticket))
+        if self.lead is not None:
+            self.lead.tell(arrived, cancelled)
+        return cancelled
+
+    def _sweep(self, cancelled: Iterable[Ticket]) -> None:
         """Give up the places of those who were cancelled."""
         gone = set()
-        while self._cancelled:
-            ticket = self._cancelled.popleft()
+        for ticket in cancelled:
             if self._tickets.pop(id(ticket.request), None) is None:
                 gone.add(ticket)
             else:
@@ -239,14 +312,10 @@ class Loop:
 
         Nobody overtakes who came first, so that a long text is not kept waiting by short ones.
         """
-        while self._arrived:
-            ticket = self._arrived.popleft()
-            if not ticket.over:
-                heapq.heappush(self._waiting, (-ticket.priority, next(self._numbers), ticket))
         while self._waiting:
             ticket = self._waiting[0][2]
             try:
-                if not ticket.over and not self._seat(ticket):
+                if not self._seat(ticket):
                     break
             except Exception as error:  # there is less memory than there seemed to be
                 heapq.heappop(self._waiting)
@@ -363,7 +432,8 @@ class Loop:
                     seats.begin(one.slot, one.request)
             except Exception as error:
                 # Whether other processes failed too is not known; to go on would wait for them.
-                if self._together is not None:
+                # A request's own mistake is one in all of them.
+                if self._together is not None and not isinstance(error, RequestError):
                     raise
                 groups.append(([one.slot for one in group], error))
             else:
@@ -397,8 +467,8 @@ class Loop:
         self._ahead = (
             self._runtime.graph
             and not self.seats.reader
-            and not self._cancelled
-            and batch.goes_on(outcomes, waiting=self.waiting > 0)
+            and not self._news.left
+            and batch.goes_on(outcomes, waiting=self._news.came or bool(self._waiting))
         )
         if self._ahead:
             self._advance()
@@ -409,10 +479,16 @@ class Loop:
             self._deliver(slot, outcomes[slot], failure)
 
     def _compare(self, outcomes: list[Outcome]) -> None:
-        """Hold outcomes against those of the processes that hold the target with this one."""
+        """Hold outcomes against those of the processes that hold the target with this one.
+
+        Who is seated is compared, too: a process that goes on with others waits for ever. And look
+        whether somebody came or left meanwhile, which all go by if one of them sees it.
+        """
+        self._news = News(came=bool(self._arrived), left=bool(self._cancelled))
         if self._together is not None:
-            self._passes += 1
-            self._together.same(self._passes, outcomes)
+            seats = self.seats
+            state = (seats.active, seats.blocks.free, len(self._waiting))
+            self._news = self._together.same((outcomes, state), self._news)
 
     def _advance(self) -> None:
         """Start one cycle for all slots; what the next one draws is sent behind it."""
@@ -457,7 +533,7 @@ class Loop:
         ticket = self._tickets[id(request)]
         event = None
         try:
-            if failure is None and not ticket.over:
+            if failure is None:
                 event = seats.batch.deliver(slot, outcome, verified=verified, logprobs=logprobs)
         except Exception as error:
             failure = error
@@ -482,8 +558,11 @@ class Loop:
                 del self._tickets[id(request)]
                 self._sampling = None
                 self._leave(slot)
-                ticket.over = True
-            ticket.sink.put(ticket, event)
+            # Who was cancelled in this pass keeps the slot until the next, in every process.
+            told = not ticket.over
+            ticket.over = ticket.over or event.result is not None
+            if told:
+                ticket.sink.put(ticket, event)
 
     def _end(self, ticket: Ticket, error: Exception) -> None:
         if not ticket.over:
@@ -501,3 +580,8 @@ class Loop:
         tickets, self._tickets = list(self._tickets.values()), {}
         for ticket in tickets:
             self._end(ticket, error)
+
+
+def _drained(tickets: deque[Ticket]) -> list[Ticket]:
+    """Take all that are there now; other threads may add some at any time."""
+    return [tickets.popleft() for _ in range(len(tickets))]

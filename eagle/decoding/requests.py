@@ -144,6 +144,8 @@ class Request:
     Attributes:
         seed: of that source: the parameters' own, or one that the operating system drew.
         key: of the noise of the text's positions, which follows from the seed.
+        given: its own logits processors as they were given, which `processors` were made of.
+        packed: the same, as other processes can have them.
     """
 
     index: int
@@ -158,6 +160,8 @@ class Request:
     drafted: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    given: Processors = ()
+    packed: bytes = b""
 
     def __post_init__(self) -> None:
         self._text = TextStream(self.tokenizer, self.params.stop)

@@ -81,6 +81,8 @@ class Runtime:
         ahead_of_time = cycle.target.device.type in _AHEAD
         self.compiled = self.graph if spec.compile == "auto" else spec.compile and not ahead_of_time
         self.captured = 0
+        # Asked while all processes that hold the target are here; see `most_blocks`.
+        self._at_first = self._room() if cuda and cycle.target.together is not None else 0
         self._told = self._asked = False
         self._wished = 0  # blocks that were asked for, when there was memory for no more
         self._graphs: Graphs | None = None
@@ -188,6 +190,8 @@ class Runtime:
         """Return how many blocks there can be at most, where *total* are; None if unbounded."""
         if self.cycle.target.device.type != "cuda":
             return None
+        if self.cycle.target.together is not None:
+            return max(total, self._at_first)  # what is free now, others would have to be asked
         return total + self._room()
 
     def _room(self) -> int:

@@ -121,6 +121,10 @@ class Running(uvicorn.Server):
         )
         self._service, self._told = service, told
 
+    async def on_tick(self, counter: int) -> bool:
+        """Say whether to end now: asked ten times a second."""
+        return await super().on_tick(counter) or self._service.engine.broken is not None
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take no more requests, and end when none is left or time is up."""
         service, loop = self._service, asyncio.get_running_loop()
@@ -178,6 +182,9 @@ def run(
         settings: names and limits.
         sockets: to listen on.
         told: called with what a person should know.
+
+    Raises:
+        EagleError: an address cannot be had; or the engine broke, and why.
     """
     for made in sockets:
         host, port = made.getsockname()[:2]
@@ -193,6 +200,8 @@ def run(
         running.run(sockets)
     finally:
         engine.close(drain=False)
+    if engine.broken is not None:
+        raise engine.broken
 
 
 def log_to(stream: Any) -> None:

@@ -89,6 +89,9 @@ class Watcher:
             Problem: the spec cannot be had, or too many look on already.
             EagleError: the conversation cannot be answered.
         """
+        if self._base.target.together is not None:
+            raise Problem(501, "this server's target is held by several processes, which cannot "
+                          "show their cycles", code="not_shown")  # fmt: skip
         if self.waiting > _WAITING:
             raise Problem(429, "others are looking on; ask again later", code="queue_full",
                           kind="rate_limit_error", headers={"retry-after": "5"})  # fmt: skip

@@ -179,7 +179,7 @@ def measure(resolved: Resolved, target: Target, slots: int = 1) -> Costs:
         PluginError: a component raises.
     """
     with resolved.blaming():
-        costs = measure_costs(resolved, target, lambda what: notify(f"  {what}"), slots)
+        costs = measure_costs(resolved, target, lambda what: _tell(target, f"  {what}"), slots)
     if target.together is not None:
         costs = target.together.share(costs)
     _keep(cost_key(resolved, target.config, target.dtype, target.device, slots), costs)
@@ -248,24 +248,29 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
         if not isinstance(resolved.head, MeasuredHead):
             lacking = "no files in which that could be kept"
             help_ = "Give its size in the spec instead of `size: auto`, or take a head with files."
-        notify(
+        _tell(
+            target,
             f"tree: its size is chosen by how often the draft head is right, and this head has "
-            f"{lacking}; so the tree has {shape.nodes} nodes and {shape.depth} levels. {help_}"
+            f"{lacking}; so the tree has {shape.nodes} nodes and {shape.depth} levels. {help_}",
         )
         return resolved
     known = recall(cost_key(resolved, target.config, target.dtype, target.device))
     if target.together is not None:
         known = target.together.share(known)  # all have the same tree
     if known is None:
-        notify("Measuring what a cycle costs on this machine, to choose the tree's size (once) ...")
+        _tell(
+            target,
+            "Measuring what a cycle costs on this machine, to choose the tree's size (once) ...",
+        )
     fit = _ask(resolved, Budget(rates, known or measure(resolved, target)))
     if fit is None:
         return resolved
     if known is None:
         best = fit.chosen
-        notify(
+        _tell(
+            target,
             f"  chosen: {best.nodes} nodes, {best.depth} levels; {best.tokens:.2f} tokens expected "
-            f"in {best.milliseconds:.2f} ms"
+            f"in {best.milliseconds:.2f} ms",
         )
     return replace(resolved, tree=fit.builder)
 
@@ -309,11 +314,14 @@ def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
             continue
         key = cost_key(resolved, target.config, target.dtype, target.device, count)
         costs = recall(key)
+        if target.together is not None:
+            costs = target.together.share(costs)  # all measure, or none
         if costs is None and count > 1:
             if not said:
-                notify(
+                _tell(
+                    target,
                     f"Measuring what cycles over up to {wanted[-1]} slots cost on this machine, to "
-                    "choose the tree's size (once) ..."
+                    "choose the tree's size (once) ...",
                 )
             said = True
             try:
@@ -326,6 +334,12 @@ def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
         if costs is not None:
             with resolved.blaming():
                 tree.learn(count, costs)
+
+
+def _tell(target: Target, text: str) -> None:
+    """Notify, once where several processes hold the target."""
+    if target.together is None or target.together.main:
+        notify(text)
 
 
 def _check_laws(resolved: Resolved, builder: TreeBuilder, method: str) -> None:

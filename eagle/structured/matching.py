@@ -59,6 +59,9 @@ class Grammar:
         self._begun: dict[frozenset[int], LLMatcher] = {}
         self._matcher(frozenset() if own is None else frozenset([own]))
 
+    def __reduce__(self) -> tuple[type[Grammar], tuple[Any, str, str]]:
+        return Grammar, (self._tokenizer, self._written, self._name)
+
     def for_request(self, prompt: Sequence[int], ends: Collection[int]) -> Following:
         """Return what answers one prompt's request, whose answer begins behind the prompt.
 

@@ -8,12 +8,15 @@ from eagle.target.causal_lm import Forward, Target, load_target, resolve_device,
 from eagle.target.interfaces import PassCache
 from eagle.target.loading import device_of
 from eagle.target.templating import template_text, template_tokens
+from eagle.target.together import News, Together
 
 __all__ = [
     "Forward",
     "Layers",
+    "News",
     "PassCache",
     "Target",
+    "Together",
     "device_of",
     "load_target",
     "loading",

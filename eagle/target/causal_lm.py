@@ -80,7 +80,8 @@ class Target(Whole):
         self.together = Together.joined() if loading.is_cut(model) else None
         own = model.config._attn_implementation
         self._stock = "sdpa" if own == bridge.ATTENTION else own
-        self.layout, self.turn = Switch(), Turn()
+        self.layout = Switch()
+        self.turn = Turn() if self.together is None else self.together.turn
         if not self.spread:  # its layers are hooked, by what they are
             arrange(model, self.layout)
         self.body = model.get_decoder()
@@ -322,7 +323,12 @@ class Target(Whole):
         """Yield the model as transformers runs it: its own attention, its own layers.
 
         Other threads' cycles on this target wait meanwhile; this thread cannot decode in it.
+
+        Raises:
+            RequestError: processes hold it together, and the others follow an engine of the first.
         """
+        if self.together is not None:
+            self.together.apart("target.stock()")
         with self.turn.held("target.stock()"):
             outermost = self.layout.on
             self._attend_through(self._stock)

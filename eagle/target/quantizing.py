@@ -145,6 +145,8 @@ def kept_bytes(layer: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
 
 
 def _bytes(weight: torch.Tensor) -> int:
+    if hasattr(weight, "to_local"):
+        return _bytes(weight.to_local())  # of a target that is cut, what this process has
     inner = getattr(weight, "__tensor_flatten__", None)
     if inner is not None:
         parts = (getattr(weight, name) for name in inner()[0])

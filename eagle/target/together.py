@@ -1,8 +1,8 @@
 """The processes that hold one target together, each a part of every layer.
 
 All run the same command and decide alike, from the same logits and uniforms. Here they meet, hold
-what they decided against each other, and notice at once when one is lost. Knows torch.distributed;
-knows no model and no cycle.
+what they decided against each other, hear what the first one orders, and notice at once when one is
+lost. Knows torch.distributed; knows no model, no cycle and no request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
 from typing import Any
@@ -23,17 +24,30 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from eagle.errors import PartedError, TargetError, clipped
+from eagle.errors import PartedError, RequestError, TargetError, clipped, reason
+from eagle.host import Turn
 
-__all__ = ["Together"]
+__all__ = ["News", "Together"]
 
 _MEETING = timedelta(minutes=2)  # that the first waits for the last at the start
 _COLLECTIVE = timedelta(minutes=30)  # compiling may take one longer than another
 _BEAT = 1.0  # seconds
+_ORDERS = timedelta(days=365)  # nobody may ask for anything for as long as that
 _LOST = 20.0  # seconds without a beat: whoever is killed is noticed by the others within 30
 _PARTING = 5.0  # that the first waits for the others at the end
 _EXIT = 2
 _OVER = b"over"
+
+
+@dataclass(frozen=True)
+class News:
+    """Whether requests came, and whether some were given up, since a pass began.
+
+    When that is seen differs from process to process, so what follows of it is agreed on.
+    """
+
+    came: bool
+    left: bool
 
 
 class Together:
@@ -42,15 +56,22 @@ class Together:
     Attributes:
         rank: which one this is, from 0; the first one takes requests and prints.
         count: how many there are.
+        turn: of all targets that they hold: what one does with another is done in one order.
+        led: an engine is open: the others do what the first one orders, and nothing by themselves.
+        passes: that all came to the end of, or failed in.
+        gone: why nothing can be done together any more; None as long as it can.
     """
 
     _joined: Together | None = None
 
     def __init__(self, rank: int, count: int, beats: Any) -> None:
         self.rank, self.count = rank, count
-        self._beats = beats
-        # Of its own on the host: what is decided is known there, and NCCL has no numbers of it.
+        self.turn, self.led, self.passes = Turn(), False, 0
+        self.gone: TargetError | None = None
+        self._beats, self._failure = beats, ""
+        # Of their own on the host: what is decided is known there, and NCCL has no numbers of it.
         self._group = dist.new_group(backend="gloo", timeout=_COLLECTIVE)
+        self._orders = dist.new_group(backend="gloo", timeout=_ORDERS)
         self._over = threading.Event()
         self._watch = threading.Thread(target=self._look, name="eagle-watch", daemon=True)
         self._watch.start()
@@ -110,7 +131,9 @@ class Together:
 
         Raises:
             PartedError: in every process, with the first process that has another one.
+            RequestError: an engine is open, so that the others are not here to agree.
         """
+        self.apart(f"another {what}")
         text = json.dumps(value, sort_keys=True, default=str)
         found: list[Any] = [None] * self.count
         self._run(lambda: dist.all_gather_object(found, text, group=self._group))
@@ -121,6 +144,39 @@ class Together:
                     f"{_difference(json.loads(found[0]), json.loads(other))}; every process that "
                     "holds a part of a target is given the same"
                 )
+
+    def apart(self, what: str) -> None:
+        """Refuse what all processes have to do at once, while the others follow the first one.
+
+        Raises:
+            RequestError: an engine is open.
+        """
+        if self.led:
+            raise RequestError(
+                f"{what} has to wait: an engine is open, and its requests are process 0's, for all "
+                "that hold the target; ask the engine there, or close it"
+            )
+
+    def still(self) -> None:
+        """Refuse to begin anything where nothing can be done together any more.
+
+        Raises:
+            TargetError: a process is lost, or has left the others.
+        """
+        if self.gone is not None:
+            raise self.gone
+
+    def relay(self, order: bytes = b"") -> bytes:
+        """Return what the first process orders; all must call it, and the others wait for it."""
+        size = torch.tensor(len(order))
+        self._run(lambda: dist.broadcast(size, 0, group=self._orders))
+        if not int(size):
+            return b""
+        data = torch.empty(int(size), dtype=torch.uint8)
+        if self.main:
+            data = torch.frombuffer(bytearray(order), dtype=torch.uint8)
+        self._run(lambda: dist.broadcast(data, 0, group=self._orders))
+        return data.numpy().tobytes()
 
     def share(self, value: Any) -> Any:
         """Return what the first process has; all must call it."""
@@ -134,32 +190,95 @@ class Together:
         self._run(lambda: dist.all_reduce(found, dist.ReduceOp.MIN, group=self._group))
         return int(found)
 
-    def same(self, cycle: int, outcomes: Sequence[Sequence[int]]) -> None:
+    def same(self, outcomes: Any, news: News) -> News:
         """Hold what came of a pass against the others', all of it.
 
         Args:
-            cycle: its number.
             outcomes: what was accepted and chosen, of every slot.
+            news: of this process.
+
+        Returns:
+            News of any process, the same in all.
 
         Raises:
-            PartedError: in every process, where they have parted.
+            PartedError: in every process, where they have parted; or in those in which the pass was
+                done, where another one failed in it.
         """
-        digest = blake2b(repr((cycle, outcomes)).encode(), digest_size=7).digest()
-        mine = int.from_bytes(digest, "little")
-        ends = torch.tensor([mine, -mine])
-        self._run(lambda: dist.all_reduce(ends, dist.ReduceOp.MIN, group=self._group))
-        if int(ends[0]) != -int(ends[1]):
+        digest = blake2b(repr((self.passes, outcomes)).encode(), digest_size=7).digest()
+        least, most, failed, *found = self._hold(int.from_bytes(digest, "little"), news)
+        if failed:
             raise PartedError(
-                f"the processes that hold the target have parted in pass {cycle}: they accepted or "
-                "chose different tokens, so that what they would say further is nobody's; their "
-                "hardware and software should be alike"
+                f"process {failed - 1} failed in pass {self.passes}, which the others cannot do "
+                "without it; what failed is in its own error"
             )
+        if least != most:
+            raise PartedError(
+                f"the processes that hold the target have parted in pass {self.passes}: they "
+                "accepted or chose different tokens, so that what they would say further is "
+                "nobody's; their hardware and software should be alike"
+            )
+        return News(*map(bool, found))
+
+    def failed(self, error: Exception) -> Exception:
+        """Tell the others that this process failed in a pass, and return what is said of it.
+
+        They are in that pass too, or at its end. Where all failed, or all the others come to the
+        end, everybody gives it up and goes on. One that waits inside of the pass waits for ever, so
+        it ends itself; see `_look`.
+        """
+        if isinstance(error, PartedError) or self.gone is not None:
+            return error  # which they know of
+        if (lost := self.lost(error)) is not None:
+            self.gone = lost
+            return lost
+        self._say(reason(error))
+        try:
+            self._hold(0, News(came=False, left=False), failed=True)
+        except TargetError:
+            return error  # which says more than that the others have ended because of it
+        self._say("")
+        return error
+
+    def abandon(self, why: str) -> None:
+        """Do nothing more with the others: this process has left a pass that they are in."""
+        if self.gone is None:
+            self.gone = TargetError(
+                f"process {self.rank} has left the others in the middle of a pass ({why}); nothing "
+                "more can be decoded by them"
+            )
+            self._say(why)
+
+    def _hold(self, mine: int, news: News, *, failed: bool = False) -> list[int]:
+        """Return least and greatest number, who failed (from 1), and news, over all processes."""
+        self.passes += 1
+        who = self.rank + 1 if failed else 0
+        found = torch.tensor([-mine, mine, who, news.came, news.left])
+        self._run(lambda: dist.all_reduce(found, dist.ReduceOp.MAX, group=self._group))
+        least, *others = found.tolist()
+        return [-least, *others]
 
     def _run(self, collective: Any) -> None:
+        self.still()
         try:
             collective()
         except RuntimeError as error:
-            raise TargetError(_GONE.format(self._missing())) from error
+            self.gone = self._why()
+            raise self.gone from error
+
+    def _why(self) -> TargetError:
+        """Return why a collective could not be done."""
+        if self._failure:
+            return TargetError(
+                "the other processes that hold the target have ended, since this one failed "
+                f"({self._failure}), so nothing more can be decoded"
+            )
+        return TargetError(_GONE.format(self._missing()))
+
+    def _say(self, failure: str) -> None:
+        """Let the others see what failed here, now and with every beat until it is settled."""
+        self._failure = clipped(failure, 500)
+        with suppress(RuntimeError):  # whoever kept the beats is gone
+            self._beats.set(str(self.rank), f"now {self._failure}")
 
     def lost(self, error: BaseException | None) -> TargetError | None:
         """Return the clear error for what a collective raised, None if it was something else."""
@@ -195,31 +314,38 @@ class Together:
     def _look(self) -> None:
         """Beat, and end this process where another one does no more; in a thread of its own.
 
-        Nothing else would: a collective waits for whoever is lost, and cannot be interrupted.
+        Nothing else would: a collective waits for whoever is lost, and cannot be interrupted. Nor
+        can it where another one has failed in the pass that this one waits in.
         """
         heard: dict[int, tuple[bytes, float]] = {}
+        failed: dict[int, float] = {}
         number, kept = 0, time.monotonic()
         while not self._over.wait(_BEAT):
             number += 1
             now = time.monotonic()
             try:
-                self._beats.set(str(self.rank), str(number))
+                self._beats.set(str(self.rank), f"{number} {self._failure}")
                 for rank in range(self.count):
                     beat = self._beats.get(str(rank)) if self._has(str(rank)) else b""
                     if rank not in heard or heard[rank][0] != beat:
                         heard[rank] = (beat, now)
                 kept = now
             except RuntimeError:  # the first process keeps the beats
-                if now - kept > _LOST / 2 and not self._over.is_set():
+                if now - kept > _LOST / 2 and not self._failure:
                     self._end("process 0")
                 continue
             silent = [r for r, (beat, since) in heard.items() if now - since > _LOST]
             if gone := [r for r in silent if heard[r][0] != _OVER]:
                 self._end(f"process {', '.join(map(str, gone))}")
+            said = {r: beat.decode().partition(" ")[2] for r, (beat, _) in heard.items()}
+            failed = {r: failed.get(r, now) for r, why in said.items() if why}
+            for rank, since in failed.items():
+                if not self._failure and now - since > _LOST / 2:
+                    self._end(f"process {rank}", f". It failed: {said[rank]}")
 
-    def _end(self, who: str) -> None:
+    def _end(self, who: str, why: str = "") -> None:
         if not self._over.is_set():
-            print(f"error: {_GONE.format(who)}", file=sys.stderr, flush=True)
+            print(f"error: {_GONE.format(who)}{why}", file=sys.stderr, flush=True)
             os._exit(_EXIT)
 
     def part(self) -> None:
@@ -229,10 +355,13 @@ class Together:
         self._over.set()
         self._watch.join(2 * _BEAT)
         try:
-            self._beats.set(str(self.rank), _OVER.decode())
+            if not self._failure:  # which those who wait in a pass still have to see
+                self._beats.set(str(self.rank), _OVER.decode())
             end = time.monotonic() + _PARTING
             # The first one keeps the beats: whoever looks for them later would miss it.
-            while self.main and time.monotonic() < end and set(self._heard().values()) != {_OVER}:
+            while self.main and self.gone is None and time.monotonic() < end:
+                if set(self._heard().values()) == {_OVER}:
+                    break
                 time.sleep(0.05)
         except RuntimeError:
             pass  # the others have left

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from eagle import Decoder, DecoderSpec, SamplingParams
+from eagle import Decoder, DecoderSpec, Engine, SamplingParams
 from eagle.cache.blocks import Blocks
 from eagle.cache.store import BLOCK
 from eagle.decoding.seats import Seats
@@ -206,6 +206,33 @@ def test_a_chat_goes_on_behind_its_own_earlier_turns(spec, pair, alone, paged, p
         result = decoder.generate(text, params[0])
         assert result.tokens == expected
         text = [*text, *result.tokens, 5 + turn, 6]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_second_turn_goes_on_behind_the_first_answer(
+    temperature, spec, pair, alone, paged, poisoned, monkeypatch
+):
+    """Rows of an answer were written by cycles, its head's too; the next turn reads none anew."""
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    read, original = [], decoder._runtime.read
+
+    def noted(slots, pieces, *args):
+        read.extend(piece.start for piece in pieces)
+        return original(slots, pieces, *args)
+
+    monkeypatch.setattr(decoder._runtime, "read", noted)
+    text = tiny_text(1, 10, torch.Generator().manual_seed(6))[0].tolist()
+    params, found = some(1, temperature, longest=BLOCK + 30), []
+    for turn in range(3):
+        (expected,) = alone([text], params)
+        with Engine(decoder) as engine:  # which makes room for longer texts from the start
+            result = engine.submit(text, params[0]).result()
+        assert result.tokens == expected
+        # All but the last token, which nobody had read.
+        found.append((len(text) + len(result.tokens) - 1) // BLOCK * BLOCK)
+        text = [*text, *result.tokens, 5 + turn, 6]
+    assert read == [0, *found[:-1]]
+    assert found[0] == BLOCK
 
 
 def test_who_finds_no_blocks_waits_and_all_are_answered(

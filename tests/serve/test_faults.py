@@ -14,7 +14,8 @@ from contextlib import suppress
 import pytest
 
 from eagle import Engine
-from eagle.serve import running
+from eagle.errors import EagleError
+from eagle.serve import Settings, reserved, running
 from tests.serve.conftest import serving, until
 
 LONG = {"max_tokens": 400, "ignore_eos": True, "temperature": 0}
@@ -283,6 +284,19 @@ def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started
         until(lambda: site.service.gate.closing)
         loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
         until(loop.is_closed, patience=5)
+
+
+def test_a_server_ends_with_what_broke_its_engine(decoder, monkeypatch):
+    def lost(until):
+        raise EagleError("process 1 is lost")
+
+    monkeypatch.setattr(decoder.loop, "drive", lost)
+    engine = Engine(decoder)
+    threading.Timer(0.3, engine.submit, ([5],), {"max_new_tokens": 1}).start()
+    made = reserved("127.0.0.1", 0)
+    with pytest.raises(EagleError, match="process 1 is lost"):
+        running.run(engine, Settings(model="tiny"), [made])
+    made.close()
 
 
 def test_a_head_that_comes_byte_by_byte_is_not_waited_for(decoder, monkeypatch):

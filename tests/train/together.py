@@ -12,6 +12,8 @@ from eagle.testing import tiny_target
 from eagle.train.run.run import train
 from eagle.train.run.state import RunState
 
+PATIENCE = 60  # seconds that processes may take
+
 BASE = """
 target: {dtype: float32}
 data: {packed: text.npz, length: 32, heldout: 0.1}
@@ -79,7 +81,7 @@ def run_together(function, *args, count=2, exits=(0, 0)):
     for process in started:
         process.start()
     for process, code in zip(started, exits, strict=True):
-        process.join(60) if code is not None else process.kill()
+        process.join(PATIENCE) if code is not None else process.kill()
     found = [process.exitcode for process in started]
     assert [None if code is None else own for own, code in zip(found, exits, strict=True)] == [
         *exits

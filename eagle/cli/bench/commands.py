@@ -161,7 +161,7 @@ def speed(
     show(setting, note, tables)
     figures = speed_json(setting, subjects.specs, found)
     write(setting, note, tables, figures, as_json, as_markdown)
-    if plots is not None:
+    if plots is not None and not console.following():
         from eagle.bench import draw_speed
 
         for path in draw_speed(setting, found, plots):

@@ -138,6 +138,8 @@ def write(
 def command_of(context: typer.Context) -> str:
     """Return the command as it could be given again: what differs from the defaults."""
     words = context.command_path.split()
+    if count := os.environ.get("LOCAL_WORLD_SIZE"):  # of torchrun
+        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "eagle.cli"]
     for parameter in context.command.params:
         value = context.params.get(str(parameter.name))
         if value is None or value == parameter.default:

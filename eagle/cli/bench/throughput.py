@@ -112,7 +112,7 @@ def throughput(
     tables = [throughput_table(cells), latency_table(cells)]
     note = throughput_note(cells)
     show(setting, note, tables)
-    if folder is None:
+    if folder is None or console.following():
         return
     figures = throughput_json(setting, subjects.specs, cells)
     write(setting, note, tables, figures, folder / "throughput.json", folder / "throughput.md")
