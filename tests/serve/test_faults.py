@@ -306,3 +306,21 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(decoder, monkeypatch):
         assert gate.entered.wait(60)
         threading.Timer(0.6, gate.opened.set).start()
         assert site.chat().status == 200
+
+
+def test_the_second_answer_on_a_connection_does_not_wait_for_an_acknowledgement(decoder):
+    with Engine(decoder) as engine, serving(engine) as site:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
+        body = json.dumps({"prompt": "hello", "stream": True, "max_tokens": 1})
+        taken = []
+        for _ in range(8):
+            connection.request(
+                "POST", "/v1/completions", body, {"content-type": "application/json"}
+            )
+            response = connection.getresponse()
+            began = time.perf_counter()  # the head has come, in a packet of its own
+            response.readline()
+            taken.append(time.perf_counter() - began)
+            response.read()
+        connection.close()
+        assert min(taken[1:]) < 0.02  # by Nagle's algorithm, each comes after 40 ms
