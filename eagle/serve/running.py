@@ -43,8 +43,8 @@ def reserved(host: str, port: int) -> socket.socket:
         EagleError: the address cannot be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # The protocol by its name: asyncio turns Nagle's algorithm off only where it finds that, and with
-    # it, a kept connection's first event waits 40 ms until the client acknowledges the head.
+    # The protocol by its name: asyncio turns Nagle's algorithm off only where it finds that. With
+    # the algorithm, a kept connection's first event waits 40 ms for the head's acknowledgement.
     made = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         if sys.platform != "win32":  # a port that was just left can be had again
@@ -84,8 +84,7 @@ class _Connection(H11Protocol):
             self._cancel_head()
 
     def on_response_complete(self) -> None:
-        if not self.transport.is_closing():
-            self._await_head()
+        self._await_head()  # and where it is closed, that what was sent is read
         super().on_response_complete()  # which begins the next request, if that has come
 
     def _await_head(self) -> None:

@@ -324,3 +324,19 @@ def test_the_second_answer_on_a_connection_does_not_wait_for_an_acknowledgement(
             response.read()
         connection.close()
         assert min(taken[1:]) < 0.02  # by Nagle's algorithm, each comes after 40 ms
+
+
+def test_a_whole_answer_that_is_not_read_is_not_kept_for_ever(decoder, monkeypatch):
+    monkeypatch.setattr(running, "_KEEP_ALIVE", 0.3)
+    with Engine(decoder) as engine, serving(engine, buffer=4096) as site, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        raw.connect(("127.0.0.1", site.port))
+        # More than the kernel takes, and less than has the server wait.
+        body = json.dumps({"prompt": "hello", "max_tokens": 40, "logprobs": 5, "ignore_eos": True})
+        head = "Host: localhost\r\nConnection: close\r\nContent-Type: application/json"
+        raw.sendall(
+            f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{body}".encode()
+        )
+        until(lambda: engine.stats().finished == 1)
+        until(lambda: not site.running.server_state.connections)
