@@ -188,19 +188,27 @@ class Handle:
     async def _arrival(self, place: int) -> None:
         """Wait until there is an event at a place, or the request is over, or for a second."""
         self._may_wait()
-        loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # Neither `asyncio.Event` nor `wait_for`: each has the loop go round once more before this
+        # goes on, and each round gives the interpreter up to the thread that decodes.
+        arrived = loop.create_future()
+
+        def settle() -> None:
+            if not arrived.done():
+                arrived.set_result(None)
 
         def wake() -> None:
-            loop.call_soon_threadsafe(arrived.set)
+            loop.call_soon_threadsafe(settle)
 
         with self._changed:
             if self._settled(place):
                 return
             self._wakers.append(wake)
+        patience = loop.call_later(_PATIENCE, settle)
         try:
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(arrived.wait(), _PATIENCE)
+            await arrived
         finally:
+            patience.cancel()
             with self._changed:
                 self._wakers = [other for other in self._wakers if other is not wake]
         self._look()

@@ -320,3 +320,37 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(decoder, monkeypatch):
         assert gate.entered.wait(60)
         threading.Timer(0.6, gate.opened.set).start()
         assert site.chat().status == 200
+
+
+def test_the_second_answer_on_a_connection_does_not_wait_for_an_acknowledgement(decoder):
+    with Engine(decoder) as engine, serving(engine) as site:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
+        body = json.dumps({"prompt": "hello", "stream": True, "max_tokens": 1})
+        taken = []
+        for _ in range(8):
+            connection.request(
+                "POST", "/v1/completions", body, {"content-type": "application/json"}
+            )
+            response = connection.getresponse()
+            began = time.perf_counter()  # the head has come, in a packet of its own
+            response.readline()
+            taken.append(time.perf_counter() - began)
+            response.read()
+        connection.close()
+        assert min(taken[1:]) < 0.02  # by Nagle's algorithm, each comes after 40 ms
+
+
+def test_a_whole_answer_that_is_not_read_is_not_kept_for_ever(decoder, monkeypatch):
+    monkeypatch.setattr(running, "_KEEP_ALIVE", 0.3)
+    with Engine(decoder) as engine, serving(engine, buffer=4096) as site, socket.socket() as raw:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        raw.connect(("127.0.0.1", site.port))
+        # More than the kernel takes, and less than has the server wait.
+        body = json.dumps({"prompt": "hello", "max_tokens": 40, "logprobs": 5, "ignore_eos": True})
+        head = "Host: localhost\r\nConnection: close\r\nContent-Type: application/json"
+        raw.sendall(
+            f"POST /v1/completions HTTP/1.1\r\n{head}\r\nContent-Length: {len(body)}\r\n\r\n"
+            f"{body}".encode()
+        )
+        until(lambda: engine.stats().finished == 1)
+        until(lambda: not site.running.server_state.connections)
