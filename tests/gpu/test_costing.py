@@ -40,4 +40,4 @@ def test_every_part_of_a_cycle_is_timed_in_every_mode(
     assert {job.captured for job in jobs} == {mode != "eager"}
     assert len({len(job.times) for job in jobs}) == 1, "all take turns"
     assert all(min(job.times) > 0 for job in jobs)
-    assert len(jobs) == (4 + 1 + 2 + 1 if mode == "compiled" else 7 + 1 + 3 + 1)
+    assert len(jobs) == (4 + 1 + 2 + 2 if mode == "compiled" else 7 + 1 + 3 + 2)
