@@ -204,7 +204,8 @@ def test_a_new_head_may_be_made_without_an_lm_head(target, tmp_path):
     head = strategy.build(settings, BuildContext(target.info, fresh=True))
     head.choose_vocabulary(torch.arange(VOCAB))
     head.initialise(target, 0)
-    assert head.draft_vocab is None and not any("lm_head" in n for n in head.module.state_dict())
+    assert head.draft_vocab is None
+    assert not any("lm_head" in n for n in head.module.state_dict())
     states = torch.randn(1, 3, H, requires_grad=True)
     head.logits(states).sum().backward()
     assert states.grad.abs().sum() > 0  # trained through the frozen LM head
