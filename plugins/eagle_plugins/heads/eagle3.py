@@ -7,7 +7,7 @@ the head is fed its own output, and its LM head has a vocabulary of its own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -253,7 +253,7 @@ class Eagle3Head(DecoderHead):
         """See `DecoderHead.adopt`."""
         super().adopt(module, config, target)
         self._rough: Int8Linear | None = None
-        self._shared = target.logits
+        self._shared: Callable[[Tensor], Tensor] = target.logits
 
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """See `DecoderHead.allocate`; drafts may read the LM head with eight bits from now on."""
