@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from eagle.cache import BLOCK, Pages, Step
-from eagle.cycle.drafter import CycleDrafter
+from eagle.cycle.drafter import HeadDrafter
 from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import Processing
 from eagle.cycle.reports import Report, Reported, report_of
@@ -335,7 +335,7 @@ class Cycle:
 
     def draft(self, slots: Slots, sampling: Sampling, span: int, draws: Draws) -> TokenTree:
         """Return a token tree for every slot."""
-        drafter = CycleDrafter(
+        drafter = HeadDrafter(
             self.drafting,
             slots.root,
             slots.state,

@@ -15,11 +15,11 @@ from torch import Tensor
 from eagle.cache import Step
 from eagle.plugin import Drafted, DraftHead, ParallelHead, Sampling, TokenTree
 
-__all__ = ["CycleDrafter"]
+__all__ = ["HeadDrafter"]
 
 
-class CycleDrafter:
-    """Drafts for one cycle; what a tree builder sees as an `eagle.plugin.Drafter`.
+class HeadDrafter:
+    """Runs the head for one cycle; what a tree builder sees as an `eagle.plugin.Drafter`.
 
     Args:
         head: the draft head, which has absorbed the text up to the root.

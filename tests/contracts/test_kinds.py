@@ -153,21 +153,21 @@ def test_a_parallel_head_is_asked_once_in_a_cycle(decoder, monkeypatch):
 
 
 def test_all_levels_can_be_seen_at_once(decoder):
-    from eagle.cycle.drafter import CycleDrafter
+    from eagle.cycle.drafter import HeadDrafter
     from eagle.plugin.sampling import Sampling
 
     made = decoder(head="at-once", tree=CHAIN)
     head = made.resolved.head
     state, root, length = torch.randn(2, 64), torch.tensor([3, 4]), torch.tensor([5, 6])
     sampling = Sampling.of([SamplingParams()] * 2, "cpu")
-    drafter = CycleDrafter(head, root, state, length, 16, sampling, 3, head)
+    drafter = HeadDrafter(head, root, state, length, 16, sampling, 3, head)
     levels = drafter.levels()
     assert levels.shape == (2, 3, 64)
     assert torch.equal(drafter.begin(), levels[:, :1])
     below = drafter.expand(torch.tensor([[1, 2]] * 2), torch.tensor([[-1, -1]] * 2))
     assert torch.equal(below, levels[:, 1:2].expand(2, 2, 64))
     other = decoder(head="mtp", tree=CHAIN).resolved.head
-    assert CycleDrafter(other, root, state, length, 16, sampling, 3).levels() is None
+    assert HeadDrafter(other, root, state, length, 16, sampling, 3).levels() is None
 
 
 def test_the_next_tree_is_chosen_by_what_was_read_back(decoder):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eagle import SamplingParams
-from eagle.cycle.drafter import CycleDrafter
+from eagle.cycle.drafter import HeadDrafter
 from eagle.plugin.sampling import UniformDraws
 from tests.exact.tiny import DEVICES, PROMPTS, exact_decoder
 
@@ -66,7 +66,7 @@ def assert_drafts_are_the_heads_along_each_path(decoder):
     """Draft logits are those of the head run on the true text and then on its own states."""
     drafters = []
 
-    class Recorder(CycleDrafter):
+    class Recorder(HeadDrafter):
         def __init__(self, *args):
             super().__init__(*args)
             self.paths, self.asked = [{-1: ()} for _ in PROMPTS], []
@@ -83,7 +83,7 @@ def assert_drafts_are_the_heads_along_each_path(decoder):
     texts = [list(prompt) for prompt in PROMPTS]
     compared = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("eagle.cycle.cycle.CycleDrafter", Recorder)
+        patch.setattr("eagle.cycle.cycle.HeadDrafter", Recorder)
         for event in decoder.stream(PROMPTS, PARAMS):
             for number in range(len(drafters[-1].asked) if drafters else 0):
                 path = drafters[-1].paths[event.index][number]
