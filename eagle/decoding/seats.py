@@ -85,9 +85,15 @@ class Seats:
         most = self._runtime.most_blocks(self.blocks.total)
         if most is None or need <= most:
             return
-        fits = self._cycle.tokens(most)
+        fits, told = self._cycle.tokens(most), request.index + 1
+        if fits < 1:
+            raise RequestError(
+                f"prompt {told} does not fit: the device has no memory left for keys and values; "
+                "whatever else holds its memory (another process, say) should be ended first, or "
+                "the target needs a larger device, or runtime.quantize"
+            )
         raise RequestError(
-            f"prompt {request.index + 1} and its answer may come to {_size(request)} tokens, and "
+            f"prompt {told} and its answer may come to {_size(request)} tokens, and "
             f"this device has memory for {fits}; "
             + (
                 f"with max_new_tokens={fits - len(request.prompt)} it would fit"

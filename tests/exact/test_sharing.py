@@ -354,3 +354,13 @@ def test_a_text_that_never_fits_is_refused_with_what_would_fit(spec, pair, monke
     assert not decoder.loop.busy
     text = decoder.generate([5, 6, 7], max_new_tokens=fits - 3, ignore_eos=True)
     assert len(text.tokens) == fits - 3
+
+
+def test_where_something_else_holds_all_memory_no_shorter_prompt_is_asked_for(
+    spec, pair, monkeypatch
+):
+    monkeypatch.setattr(Auto, "paged", True)
+    decoder = Decoder.from_spec(spec(), target=pair[0])
+    monkeypatch.setattr(decoder._runtime, "most_blocks", lambda total: 0)
+    with pytest.raises(RequestError, match="no memory left for keys and values; whatever else"):
+        decoder.generate([5, 6, 7], max_new_tokens=1)
