@@ -140,7 +140,9 @@ def read_variant(layout: Layout) -> tuple[Variant, Layout]:
     return Variant(
         config=config,
         draft_vocab=draft_vocab,
-        own_lm_head=head is not None or draft_vocab != config.vocab_size,
+        # The target's is of use for its own hidden size and vocabulary only.
+        own_lm_head=head is not None
+        or (draft_vocab, config.hidden_size) != (config.vocab_size, target_size),
         target_size=target_size,
         joined=joined,
         layers=layers,

@@ -231,6 +231,10 @@ def test_a_head_of_another_hidden_size_brings_its_embedding(tmp_path):
     head = load(wide, authors(tmp_path, tensors, **said))
     assert (head.feature_size(wide.info), head.state_size(wide.info)) == (144, H)
     check_draft_head(head, wide)
+    whole = weights(embed=True, target=48, drafts=VOCAB)
+    del whole["lm_head.weight"]  # the target's is for states of another size
+    with pytest.raises(CheckpointError, match=r"missing lm_head\.weight"):
+        load(wide, authors(tmp_path, whole, **said, draft_vocab_size=VOCAB))
     del tensors["embed_tokens.weight"]
     with pytest.raises(CheckpointError, match=r"needs an embed_tokens\.weight of its own"):
         load(wide, authors(tmp_path, tensors, **said))
