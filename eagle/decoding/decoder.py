@@ -277,18 +277,7 @@ class Decoder(Whole):
             RequestError: a prompt or a parameter is not valid, or there will never be memory for
                 the text.
         """
-        with self._checking:
-            single, requests = intake(
-                prompts,
-                params,
-                processors,
-                sampling,
-                raw=raw,
-                template=template,
-                target=self.target,
-                defaults=self.defaults,
-                capacity=self.capacity,
-            )
+        single, requests = self._made(prompts, params, processors, sampling, raw, template)
         if self.loop.lead is not None:
             for request in requests:
                 request.packed = packed(request.given, self.target.tokenizer)
@@ -319,21 +308,32 @@ class Decoder(Whole):
             index: of its prompt among those that it was asked with.
             seed: of its chance.
         """
+        _, (request,) = self._made(prompt, params, processors, {}, raw=False, template=None)
+        request.index = index
+        request.draw_from(seed)
+        return request
+
+    def _made(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        processors: Processors | Sequence[Processors | None] | None,
+        sampling: Mapping[str, Any],
+        raw: bool,
+        template: Mapping[str, Any] | None,
+    ) -> tuple[bool, list[Request]]:
         with self._checking:
-            _, (request,) = intake(
-                prompt,
+            return intake(
+                prompts,
                 params,
                 processors,
-                {},
-                raw=False,
-                template=None,
+                sampling,
+                raw=raw,
+                template=template,
                 target=self.target,
                 defaults=self.defaults,
                 capacity=self.capacity,
             )
-        request.index = index
-        request.draw_from(seed)
-        return request
 
 
 class _Inbox:

@@ -17,6 +17,7 @@ from eagle.errors import RequestError
 from eagle.spec.building import DecoderSpec
 from eagle.testing import tiny_target
 from eagle_plugins.attention.auto import Auto
+from tests.caches import noted_pieces
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 41]]
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
@@ -110,15 +111,9 @@ def test_no_part_of_a_cycle_takes_less_than_nothing(spec, pair, slots, monkeypat
 def test_a_prompt_that_was_answered_before_is_read_all_the_same(spec, pair, monkeypatch):
     monkeypatch.setattr(Auto, "paged", True)
     decoder = Decoder.from_spec(spec(), target=pair[0])
-    read, original = [], decoder._runtime.read
-
-    def noted(slots, pieces, *args):
-        read.extend(piece.start for piece in pieces)
-        return original(slots, pieces, *args)
-
-    monkeypatch.setattr(decoder._runtime, "read", noted)
+    read = noted_pieces(decoder, monkeypatch)
     measure_speed({"tree": decoder}, [[5 + place % 50 for place in range(200)]], PARAMS, repeats=2)
-    timed = [start for start in read if start == 0]
+    timed = [piece for piece in read if piece.start == 0]
     assert len(timed) >= 3
 
 

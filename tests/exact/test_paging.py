@@ -20,6 +20,7 @@ from eagle.testing import tiny_target, tiny_text
 from eagle_plugins.attention.auto import Auto
 from eagle_plugins.heads.ablation import UnshiftedHead
 from eagle_plugins.heads.eagle import EagleConfig
+from tests.caches import noted_pieces
 from tests.contracts import toys
 
 TREES = {
@@ -162,20 +163,18 @@ def test_a_text_goes_on_behind_a_prefix_that_others_have_read(
     params = some(4, temperature)
     expected = alone(prompts, params)
     decoder = Decoder.from_spec(spec(runtime={"max_batch": 1}), target=pair[0])
-    read, original = [], decoder._runtime.read
+    pieces = noted_pieces(decoder, monkeypatch)
 
-    def noted(slots, pieces, *args):
-        read.extend((piece.request.index, piece.start) for piece in pieces if piece.last)
-        return original(slots, pieces, *args)
+    def read():
+        return [(piece.request.index, piece.start) for piece in pieces if piece.last]
 
-    monkeypatch.setattr(decoder._runtime, "read", noted)
     found = decoder.generate(prompts, params)
     assert [result.tokens for result in found] == expected
     # Of the first prompt, the token behind the third block is another than the second's.
-    assert read == [(0, 0), (1, 2 * BLOCK), (2, BLOCK), (3, 0)]
+    assert read() == [(0, 0), (1, 2 * BLOCK), (2, BLOCK), (3, 0)]
     again = decoder.generate(prompts[0], params[0])
     assert again.tokens == expected[0]
-    assert read[-1] == (0, 3 * BLOCK)
+    assert read()[-1] == (0, 3 * BLOCK)
 
 
 def test_a_head_that_sees_own_tokens_goes_on_behind_a_shared_prefix(
@@ -214,13 +213,7 @@ def test_a_second_turn_goes_on_behind_the_first_answer(
 ):
     """Rows of an answer were written by cycles, its head's too; the next turn reads none anew."""
     decoder = Decoder.from_spec(spec(), target=pair[0])
-    read, original = [], decoder._runtime.read
-
-    def noted(slots, pieces, *args):
-        read.extend(piece.start for piece in pieces)
-        return original(slots, pieces, *args)
-
-    monkeypatch.setattr(decoder._runtime, "read", noted)
+    read = noted_pieces(decoder, monkeypatch)
     text = tiny_text(1, 10, torch.Generator().manual_seed(6))[0].tolist()
     params, found = some(1, temperature, longest=BLOCK + 30), []
     for turn in range(3):
@@ -231,7 +224,7 @@ def test_a_second_turn_goes_on_behind_the_first_answer(
         # All but the last token, which nobody had read.
         found.append((len(text) + len(result.tokens) - 1) // BLOCK * BLOCK)
         text = [*text, *result.tokens, 5 + turn, 6]
-    assert read == [0, *found[:-1]]
+    assert [piece.start for piece in read] == [0, *found[:-1]]
     assert found[0] == BLOCK
 
 
