@@ -26,7 +26,7 @@ from eagle.cache import BLOCK
 from eagle.cycle import PHASES, PREFILL, Cycle, Piece, Processing, Read, Slots
 from eagle.errors import EagleError, IncompatibleError
 from eagle.host import free_memory
-from eagle.plugin import Sampling, SamplingParams, TokenTree, TreeBuilder, UniformDraws
+from eagle.plugin import Sampling, SamplingParams, TokenTree, UniformDraws
 from eagle.runtime.aot import ahead
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
@@ -432,15 +432,16 @@ class _Compiled:
 
     def __init__(self, name: str, phase: Callable[..., Any]) -> None:
         self._name, self._phase = name, phase
-        self._met: list[TreeBuilder] = []
+        self._met: list[object] = []
         self._compiled: Callable[..., Any] = torch.compile(phase, fullgraph=True, dynamic=False)
         self._failed: set[tuple[tuple[bool, bool], ...]] = set()
 
     def __call__(self, cycle: Cycle, *args: Any) -> Any:
         # Sampling takes other operators than greedy decoding: one may fail without the other.
         kind = tuple((a.greedy, a.filtered) for a in args if isinstance(a, Sampling))
-        if not any(cycle.tree is one for one in self._met):
-            self._met.append(cycle.tree)
+        maker = self.maker(cycle)
+        if not any(maker is one for one in self._met):
+            self._met.append(maker)
         elif kind not in self._failed:
             self.loosen(args)
             try:
@@ -454,6 +455,10 @@ class _Compiled:
                 level = logging.INFO if sizes else logging.WARNING
                 log.log(level, "the phase %s runs uncompiled: %.300s", self._name, reason)
         return self._phase(cycle, *args)
+
+    def maker(self, cycle: Cycle) -> object:
+        """Return the component whose first call makes what is made only once."""
+        return cycle.tree
 
     def loosen(self, args: tuple[Any, ...]) -> None:
         """Say which sizes one piece of code is to serve: of several slots, any number of them.
@@ -476,6 +481,10 @@ class _Compiled:
 
 class _Packed(_Compiled):
     """A packed pass, which is compiled once for any number of tokens and prompts."""
+
+    def maker(self, cycle: Cycle) -> object:
+        """Return the attention backend: prompts are read alike, whatever tree comes next."""
+        return cycle.attention
 
     def loosen(self, args: tuple[Any, ...]) -> None:
         """Leave open how many tokens there are, and how many prompts."""

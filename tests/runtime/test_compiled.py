@@ -1,0 +1,47 @@
+"""Compiled phases: what is compiled for some slots serves any number of them, and every tree."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from eagle import Decoder
+from eagle.cycle import PHASES
+from eagle.cycle.cycle import Cycle
+from eagle.runtime.runtime import _Compiled
+
+PROMPTS = [[3, 5, 7], [2, 9], [11, 4, 8, 6], [1], [7, 7]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_one_piece_of_code_serves_any_number_of_slots(pair, spec, monkeypatch, temperature):
+    # All slots are allocated at once, as on a GPU: a pass compiled ahead has them one by one.
+    monkeypatch.setattr("eagle.runtime.runtime._AHEAD", ())
+    torch._dynamo.reset()
+    compiled = dict.fromkeys(PHASES, 0)
+
+    def backend(graph, inputs, *, phase):
+        compiled[phase] += 1
+        return graph.forward
+
+    def counted(phase, **options):
+        return compiler(phase, backend=partial(backend, phase=phase.__name__), **options)
+
+    compiler = torch.compile
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", counted)
+        phases = {name: _Compiled(name, getattr(Cycle, name)) for name in PHASES}
+
+    for number, branching in enumerate(([2, 1], [3, 1])):
+        tree = {"name": "static", "branching": branching}
+        decoder = Decoder.from_spec(spec(tree=tree, runtime={"max_batch": 5}), target=pair[0])
+        for count in (2, 3, 5):
+            given = {"max_new_tokens": 6, "temperature": temperature, "seed": 3, "ignore_eos": True}
+            decoder._cycle.compiled = {}
+            expected = decoder.generate(PROMPTS[:count], **given)
+            decoder._cycle.compiled = phases
+            found = decoder.generate(PROMPTS[:count], **given)
+            assert [one.tokens for one in found] == [one.tokens for one in expected]
+        # The target's pass serves other trees too; what drafts and accepts follows the tree.
+        assert compiled["verify"] == 1
+        assert max(compiled.values()) == number + 1
