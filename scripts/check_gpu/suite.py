@@ -19,7 +19,7 @@ __all__ = ["outcomes", "run_suite", "suite"]
 _USES_CUDA = re.compile(
     r"cuda\.is_available\(\)|from tests\.interpreted|from tests\.exact\.tiny|mark\.gpu"
 )
-_BESIDE = 4  # tests at once, where pytest-xdist is there
+_BESIDE, _CORES = 4, 3  # tests at once, where pytest-xdist is there, and cores for each of more
 _ORDER = ("gpu", "kernels", "plugins", "plugin", "runtime")
 """Folders of tests, those first that need a device most; proofs take longest and come last."""
 
@@ -56,8 +56,9 @@ async def run_suite(
     found = {name: importlib.util.find_spec(name) for name in ("pytest_timeout", "xdist")}
     if found["pytest_timeout"]:
         words += ["-p", "pytest_timeout"]
-    if found["xdist"] and (os.cpu_count() or 1) >= 2 * _BESIDE:
-        words += ["-p", "xdist.plugin", "-n", str(_BESIDE)]
+    cores = os.cpu_count() or 1
+    if found["xdist"] and cores >= 2 * _BESIDE:
+        words += ["-p", "xdist.plugin", "-n", str(max(_BESIDE, cores // _CORES))]
     if device == "cuda":
         words += ["-k", "not cpu"]
     own = dict(env) | {
