@@ -219,16 +219,29 @@ class TreeCache(Whole):
     @classmethod
     def over(cls, stores: list[Tensor]) -> TreeCache:
         """Return a cache of one slot over stores that there are, to write to and read from."""
+        return cls._of(stores, 1, None)
+
+    @classmethod
+    def _of(cls, stores: list[Tensor], slots: int, pages: Pages | None) -> TreeCache:
         made = cls.__new__(cls)
-        made._set(stores, [store[None] for store in stores], 1, None)
+        made._set(stores, [store[None] for store in stores], slots, pages)
         made._mover = None
         return made
+
+    def of_layer(self, layer: int) -> TreeCache:
+        """Return the cache of one layer, number 0 in it, over the same memory."""
+        if not self._layers:
+            half = len(self.stores) // 2
+            for keys, values in zip(self.stores[:half], self.stores[half:], strict=True):
+                self._layers.append(TreeCache._of([keys, values], self.slots, self.pages))
+        return self._layers[layer]
 
     def _set(
         self, stores: list[Tensor], pieces: list[Tensor], slots: int, pages: Pages | None
     ) -> None:
         self.stores, self._pieces, self.slots, self.pages = stores, pieces, slots, pages
         self.rows = stores[0].shape[1] // slots if pages is None else pages.table.shape[1] * BLOCK
+        self._layers: list[TreeCache] = []
 
     @property
     def keys(self) -> list[Tensor]:

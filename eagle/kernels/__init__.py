@@ -15,7 +15,7 @@ from eagle.kernels.prepacked import (
     packs,
     reorder,
 )
-from eagle.kernels.racing import clocks, race
+from eagle.kernels.racing import clocks, race, race_at
 from eagle.kernels.topk import argmax, top_k
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "products",
     "quantize",
     "race",
+    "race_at",
     "reorder",
     "rows_of",
     "top_k",

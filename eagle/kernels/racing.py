@@ -14,7 +14,7 @@ from torch import Tensor
 
 from eagle.kernels.topk import argmax
 
-__all__ = ["clocks", "race"]
+__all__ = ["clocks", "race", "race_at"]
 
 # The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), its constants as signed numbers.
 _GAMMA = -7046029254386353131
@@ -63,6 +63,37 @@ def race(weights: Tensor, clocks: Tensor, count: int = 1) -> tuple[Tensor, Tenso
         return places, values
     best = argmax(paces)[..., None]
     return best, paces.gather(-1, best)
+
+
+@torch.library.custom_op("eagle::race_at", mutates_args=())
+def race_at(
+    weights: Tensor, keys: Tensor, positions: Tensor, tokens: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Do what `clocks` and `race` do, as one operator.
+
+    PyTorch 2.11 fails to compile these for a GPU, and code that is compiled and code that is not
+    should draw the same.
+
+    Args:
+        weights: float ``[B, V]`` or ``[B, W, V]``.
+        keys: int64 ``[B]``.
+        positions: int64 ``[B]``.
+        tokens: int64 ``[V]``.
+        count: how many.
+
+    Returns:
+        See `race`.
+    """
+    made = clocks(keys, positions, tokens)
+    return race(weights, made[:, None] if weights.dim() == 3 else made, count)
+
+
+@race_at.register_fake
+def _(
+    weights: Tensor, keys: Tensor, positions: Tensor, tokens: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    shape = (*weights.shape[:-1], count)
+    return keys.new_empty(shape), weights.new_empty(shape, dtype=torch.float64)
 
 
 def _mixed(x: Tensor) -> Tensor:

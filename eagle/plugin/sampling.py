@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from torch import Tensor
 
-from eagle.kernels import argmax, clocks, draw, race
+from eagle.kernels import argmax, clocks, draw, race, race_at
 
 __all__ = [
     "MOST_LOGPROBS",
@@ -341,17 +341,24 @@ class UniformDraws:
     ) -> tuple[Tensor, Tensor]:
         """See `Draws.race`, and `eagle.kernels.racing`."""
         size = weights.shape[-1]
+        if weights.is_cuda:
+            found: tuple[Tensor, Tensor] = race_at(weights, *self._texts(depth, size, vocab), count)
+            return found
         own = self._clocks_at(depth, size, vocab)
         return race(weights, own[:, None] if weights.dim() == 3 else own, count)
+
+    def _texts(self, depth: int, size: int, vocab: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the keys of the texts, their positions so deep in the tree, and token ids."""
+        none = torch.zeros(len(self.uniforms), dtype=torch.int64, device=self.uniforms.device)
+        keys = none if self._keys is None else self._keys
+        positions = (none if self._positions is None else self._positions) + depth
+        tokens = torch.arange(size, device=keys.device) if vocab is None else vocab
+        return keys, positions, tokens
 
     def _clocks_at(self, depth: int, size: int, vocab: Tensor | None) -> Tensor:
         if vocab is None and (known := self._clocks.get((depth, size))) is not None:
             return known
-        none = torch.zeros(len(self.uniforms), dtype=torch.int64, device=self.uniforms.device)
-        keys = none if self._keys is None else self._keys
-        position = (none if self._positions is None else self._positions) + depth
-        tokens = torch.arange(size, device=keys.device) if vocab is None else vocab
-        made = clocks(keys, position, tokens)
+        made = clocks(*self._texts(depth, size, vocab))
         # The target asks again for what was drafted by; what is traced stays in its own trace.
         if vocab is None and not torch.compiler.is_compiling():
             self._clocks[depth, size] = made

@@ -8,26 +8,21 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
-from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from eagle.assets import cache_dir, notify
 from eagle.cache import BLOCK
-from eagle.cycle import PHASES, PREFILL, Cycle, Piece, Processing, Read, Slots
+from eagle.cycle import PREFILL, Cycle, Piece, Processing, Read, Slots
 from eagle.errors import EagleError, IncompatibleError
 from eagle.host import free_memory
-from eagle.plugin import Sampling, SamplingParams, TokenTree, UniformDraws
+from eagle.plugin import Sampling, SamplingParams, UniformDraws
 from eagle.runtime.aot import ahead
+from eagle.runtime.compiling import compiled_phases
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
 from eagle.spec import RuntimeSpec
@@ -92,11 +87,7 @@ class Runtime:
         if self.compiled:
             # Compiled code is found again by later processes, also after a restart.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
-            for name in PHASES:
-                cycle.compiled[name] = _Compiled(name, getattr(type(cycle), name))
-            if cycle.paged:  # else the host looks at every piece
-                cycle.compiled["pack"] = _Packed("pack", type(cycle).pack)
-
+            cycle.compiled.update(compiled_phases(cycle))
         if ahead_of_time and spec.compile is not False:
             cycle.ahead = ahead(
                 cycle.target,
@@ -152,6 +143,8 @@ class Runtime:
             return needed
         asked = min(self.bucket(needed), total)
         larger = [width for width in self._widths if width > asked]
+        if self.compiled and asked == 1 and larger and asked not in self._widths:
+            return min(larger)  # one slot has code of its own, which others would wait for
         if asked not in self._widths and larger:
             self._asked_for[asked] = self._asked_for.get(asked, 0) + 1
             if self._asked_for[asked] < _WORTH:
@@ -417,123 +410,3 @@ class _Inputs:
         numbers = [slot, start, count, *piece, *[0] * (length + 1 - len(piece))]
         # Nobody waits until it has arrived: the piece before this one may still be read.
         self._numbers[: len(numbers)].copy_(torch.tensor(numbers), non_blocking=True)
-
-
-class _Compiled:
-    """A phase that is compiled when called again, and called eagerly where that fails.
-
-    The first call with a tree is eager, for components make there what they make only once (index
-    tensors, say), which would be traced into every cycle.
-
-    Args:
-        name: of the phase.
-        phase: the method, not bound: it would keep the cycle that keeps this.
-    """
-
-    def __init__(self, name: str, phase: Callable[..., Any]) -> None:
-        self._name, self._phase = name, phase
-        self._met: list[object] = []
-        self._compiled: Callable[..., Any] = torch.compile(phase, fullgraph=True, dynamic=False)
-        self._failed: set[tuple[tuple[bool, bool], ...]] = set()
-
-    def __call__(self, cycle: Cycle, *args: Any) -> Any:
-        # Sampling takes other operators than greedy decoding: one may fail without the other.
-        kind = tuple((a.greedy, a.filtered) for a in args if isinstance(a, Sampling))
-        maker = self.maker(cycle)
-        if not any(maker is one for one in self._met):
-            self._met.append(maker)
-        elif kind not in self._failed:
-            self.loosen(args)
-            try:
-                with _many_shapes():
-                    return self._compiled(cycle, *args)
-            except _failures() as error:
-                self._failed.add(kind)
-                reason = " ".join(str(error).split())
-                # A packed pass that SDPA attends piece by piece is another one for all sizes.
-                sizes = isinstance(error, ConstraintViolationError)
-                level = logging.INFO if sizes else logging.WARNING
-                log.log(level, "the phase %s runs uncompiled: %.300s", self._name, reason)
-        return self._phase(cycle, *args)
-
-    def maker(self, cycle: Cycle) -> object:
-        """Return the component whose first call makes what is made only once."""
-        return cycle.tree
-
-    def loosen(self, args: tuple[Any, ...]) -> None:
-        """Say which sizes one piece of code is to serve: of several slots, any number of them.
-
-        So what is compiled for two serves 64. The target's pass, which takes by far the longest to
-        compile, serves every tree too. One slot has code of its own, made for its sizes.
-        """
-        first = args[0]
-        slots = (first.tokens if isinstance(first, TokenTree) else first.root).shape[0]
-        if slots == 1:
-            return
-        for tensor in (tensor for one in args for tensor in _tensors(one)):
-            if tensor.dim() and tensor.shape[0] == slots:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
-        if self._name == "verify":
-            tree: TokenTree = args[1]
-            for tensor in (tree.tokens, tree.depths, tree.ancestors):
-                torch._dynamo.maybe_mark_dynamic(tensor, tuple(range(1, tensor.dim())))
-
-
-class _Packed(_Compiled):
-    """A packed pass, which is compiled once for any number of tokens and prompts."""
-
-    def maker(self, cycle: Cycle) -> object:
-        """Return the attention backend: prompts are read alike, whatever tree comes next."""
-        return cycle.attention
-
-    def loosen(self, args: tuple[Any, ...]) -> None:
-        """Leave open how many tokens there are, and how many prompts."""
-        tokens, follow, step, ended, sampling, uniforms, _ = args
-        for tensor in (tokens, follow, step.positions):
-            torch._dynamo.mark_dynamic(tensor, 1)
-        few = (ended, uniforms, step.lengths, step.tail, step.segments.slots, step.table)
-        filters = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p)
-        for tensor in (*few, *filters, step.segments.offsets, step.segments.owners):
-            torch._dynamo.mark_dynamic(tensor, 0)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors of an argument of a phase, those of its fields among them."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, UniformDraws):
-        yield from _tensors(vars(value))
-    elif is_dataclass(value):
-        for field in fields(value):
-            yield from _tensors(getattr(value, field.name))
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one)
-
-
-def _failures() -> tuple[type[Exception], ...]:
-    """Return what is raised where a phase cannot be compiled, or needs more than a device has."""
-    found: tuple[type[Exception], ...] = (
-        TorchDynamoException,
-        FailOnRecompileLimitHit,
-        ConstraintViolationError,
-    )
-    if "triton" not in sys.modules:
-        return found
-    from triton.runtime.errors import OutOfResources
-
-    return (*found, OutOfResources)
-
-
-@contextmanager
-def _many_shapes() -> Iterator[None]:
-    """Let one phase be compiled for many shapes: the limit is meant for shapes that keep coming.
-
-    Advice that is not for users of a decoder is left unsaid.
-    """
-    patched = torch._dynamo.config.patch(recompile_limit=64, accumulated_recompile_limit=1024)
-    with patched, warnings.catch_warnings():
-        # Products in float32 are asked for in float32, and Inductor knows when to split.
-        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores")
-        warnings.filterwarnings("ignore", r"\s*Online softmax is disabled")
-        yield

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from eagle.spec import TargetSpec
 from eagle.target import interfaces as bridge
 from eagle.target import loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
+from eagle.target.layerwise import LayerCall, layers_of, one_by_one
 from eagle.target.memory import check_memory
 from eagle.target.rotary import settle_rotary
 from eagle.target.together import Together
@@ -56,6 +57,7 @@ class Target(Whole):
         plain: whether the weights of its body are plain tensors, which can be cut, stacked,
             copied and handed to compiled code.
         layout: of its linear layers.
+        layers: its decoder layers in order, or nothing where they cannot be told.
         turn: which thread may run passes or change the layout.
     """
 
@@ -88,6 +90,7 @@ class Target(Whole):
         if isinstance(self.body, nn.Linear):  # ModernBERT calls its LM head the decoder
             self.body = model.base_model
         settle_rotary(self.body)
+        self.layers = () if self.spread else layers_of(self.body, self.info.layers)
         self.precision = quantizing.precision(model, self.dtype)
         self.plain = quantizing.is_plain(self.body)
         self._head = model.get_output_embeddings()
@@ -317,6 +320,10 @@ class Target(Whole):
     def _attend_through(self, implementation: str) -> None:
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
+
+    def one_by_one(self, call: LayerCall) -> AbstractContextManager[None]:
+        """Let its `layers` go through a function in passes of this block."""
+        return one_by_one(self.layers, call)
 
     @contextmanager
     def stock(self) -> Iterator[Any]:

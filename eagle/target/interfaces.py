@@ -97,6 +97,22 @@ class PassCache(Cache):  # type: ignore[misc]
             raise RuntimeError("the cache was used outside a pass of its target")
         return self.store.write(layer_idx, key_states, value_states, self.step)
 
+    def of_layer(self, layer: int) -> LayerCache:
+        """Return the part of one layer, which writes there whatever the layer says it is."""
+        made = LayerCache(self.store.of_layer(layer))
+        made.step = self.step
+        return made
+
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: positions are always given, never derived from the cache."""
         return 0
+
+
+class LayerCache(PassCache):
+    """A cache of one layer, which does not ask for its number."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """See `PassCache.update`."""
+        return super().update(key_states, value_states, 0)

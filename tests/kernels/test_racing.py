@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
-from eagle.kernels.racing import clocks, race
+from eagle.kernels.racing import clocks, race, race_at
 
 WEIGHTS = torch.tensor([0.5, 0.0, 0.25, 0.2, 0.05])
 MANY = 8_000
@@ -49,3 +50,17 @@ def test_clocks_are_a_function_of_key_position_and_token_alone():
     assert torch.equal(clocks(keys[1:], positions[1:], torch.tensor([17, 4])), whole[1:, [17, 4]])
     assert (whole > 0).all()
     assert whole.isfinite().all()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("nodes", [(), (4,)])
+def test_the_operator_is_the_race(count, nodes):
+    weights = torch.rand(2, *nodes, 9, generator=torch.Generator().manual_seed(0))
+    keys, positions = torch.tensor([5, -7]), torch.tensor([3, 11])
+    tokens = torch.tensor([2, 3, 5, 7, 11, 13, 17, 19, 23])
+    own = clocks(keys, positions, tokens)
+    places, paces = race(weights, own[:, None] if nodes else own, count)
+    found = race_at(weights, keys, positions, tokens, count)
+    assert torch.equal(found[0], places)
+    assert torch.equal(found[1], paces)
+    torch.library.opcheck(race_at, (weights, keys, positions, tokens, count))

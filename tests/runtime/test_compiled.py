@@ -1,14 +1,13 @@
 """Compiled phases: what is compiled for some slots serves any number of them, and every tree."""
 
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 
 from eagle import Decoder
-from eagle.cycle import PHASES
-from eagle.cycle.cycle import Cycle
-from eagle.runtime.runtime import _Compiled
+from eagle.runtime.compiling import compiled_phases
 
 PROMPTS = [[3, 5, 7], [2, 9], [11, 4, 8, 6], [1], [7, 7]]
 
@@ -18,23 +17,23 @@ def test_one_piece_of_code_serves_any_number_of_slots(pair, spec, monkeypatch, t
     # All slots are allocated at once, as on a GPU: a pass compiled ahead has them one by one.
     monkeypatch.setattr("eagle.runtime.runtime._AHEAD", ())
     torch._dynamo.reset()
-    compiled = dict.fromkeys(PHASES, 0)
+    compiled = Counter()
 
-    def backend(graph, inputs, *, phase):
-        compiled[phase] += 1
+    def backend(graph, inputs, *, code):
+        compiled[code] += 1
         return graph.forward
 
-    def counted(phase, **options):
-        return compiler(phase, backend=partial(backend, phase=phase.__name__), **options)
+    def counted(code, **options):
+        return compiler(code, backend=partial(backend, code=code.__name__), **options)
 
     compiler = torch.compile
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "compile", counted)
-        phases = {name: _Compiled(name, getattr(Cycle, name)) for name in PHASES}
-
+    monkeypatch.setattr(torch, "compile", counted)
+    phases = None
     for number, branching in enumerate(([2, 1], [3, 1])):
         tree = {"name": "static", "branching": branching}
         decoder = Decoder.from_spec(spec(tree=tree, runtime={"max_batch": 5}), target=pair[0])
+        assert len(decoder.target.layers) > 1
+        phases = phases or compiled_phases(decoder._cycle)
         for count in (2, 3, 5):
             given = {"max_new_tokens": 6, "temperature": temperature, "seed": 3, "ignore_eos": True}
             decoder._cycle.compiled = {}
@@ -42,6 +41,8 @@ def test_one_piece_of_code_serves_any_number_of_slots(pair, spec, monkeypatch, t
             decoder._cycle.compiled = phases
             found = decoder.generate(PROMPTS[:count], **given)
             assert [one.tokens for one in found] == [one.tokens for one in expected]
-        # The target's pass serves other trees too; what drafts and accepts follows the tree.
-        assert compiled["verify"] == 1
+        # A layer's code serves all layers and other trees too; what drafts and accepts follows the
+        # tree. Of the target's pass nothing else is compiled.
+        assert compiled["_layer"] == 1
+        assert not compiled["verify"]
         assert max(compiled.values()) == number + 1

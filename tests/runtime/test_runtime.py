@@ -277,7 +277,7 @@ def test_a_phase_compiled_too_often_runs_all_the_same(spec, pair, traced, monkey
     expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
     decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
     limited = functools.partial(torch._dynamo.config.patch, recompile_limit=1)
-    monkeypatch.setattr("eagle.runtime.runtime._many_shapes", limited)
+    monkeypatch.setattr("eagle.runtime.compiling._many_shapes", limited)
     for temperature in (1.0, 0.0):
         found = decoder.generate(PROMPTS[0], max_new_tokens=12, temperature=temperature)
     assert found.tokens == expected.tokens

@@ -25,7 +25,9 @@ from eagle.plugin import (
 
 __all__ = ["FollowingTree"]
 
-_SIZES = (2, 3, 4, 6, 9, 13, 18, 26, 40, 61)  # nodes, the root included, of trees to choose from
+# Nodes, the root included, of trees to choose from; fewer where what drafts each is compiled.
+_SIZES, _SIZES_COMPILED = (2, 3, 4, 6, 9, 13, 18, 26, 40, 61), (4, 6, 13, 26)
+_NEARLY = 0.94  # of the tokens that the best number of levels promises, for which fewer will do
 _MEMORY = 0.97  # of what was seen, how much still counts a cycle later
 _IDLE_MEMORY = 0.995  # and where cycles draft nothing
 _PRIOR = 8.0  # cycles of one slot that the head's measured acceptance counts for
@@ -63,6 +65,10 @@ class _Choice:
         return costs.undrafted if nodes == 1 else costs.cycle(nodes, self.extended)
 
 
+def _promised(tree: Sequence[tuple[tuple[int, ...], float]]) -> float:
+    return 1 + sum(probability for _, probability in tree)
+
+
 class FollowingTree:
     """A usual tree, and smaller ones down to the root alone for when many slots are decoded.
 
@@ -77,18 +83,25 @@ class FollowingTree:
     Args:
         usual: the tree for one slot, and where nobody knows what cycles cost. None is larger.
         rates: of the head.
+        few: choose among few trees, one of each size.
     """
 
     capturable = True
     laws = frozenset({Law.TOP_K, Law.SHARED_NOISE})
     uniforms = 0
 
-    def __init__(self, usual: Topology, rates: RankRates) -> None:
-        found = {usual.paths: usual}
-        for nodes in (1, *(size for size in _SIZES if size <= usual.nodes)):
-            for depth in range(1, min(len(rates.levels), usual.depth) + 1):
-                paths = [path for path, _ in rates.likeliest(nodes - 1, depth)]
-                topology = Topology.from_paths(paths) if paths else Topology()
+    def __init__(self, usual: Topology, rates: RankRates, *, few: bool = False) -> None:
+        found = {usual.paths: usual, Topology().paths: Topology()}
+        for nodes in _SIZES_COMPILED if few else _SIZES:
+            trees = [
+                [*rates.likeliest(nodes - 1, depth)]
+                for depth in range(1, min(len(rates.levels), usual.depth) + 1)
+                if nodes <= usual.nodes
+            ]
+            most = max((_promised(tree) for tree in trees), default=0.0)
+            enough = [tree for tree in trees if _promised(tree) >= _NEARLY * most]
+            for tree in enough[:1] if few else trees:
+                topology = Topology.from_paths([path for path, _ in tree])
                 found.setdefault(topology.paths, topology)
         self._choices = [_Choice.of(topology, rates) for topology in found.values()]
         self._costs: dict[int, list[float]] = {}

@@ -101,17 +101,27 @@ class FittedStatic(StaticTree):
         tree = build_checked(Topology.from_paths(paths), self._config.sampling, self._context)
         if tree.sampling != Law.SHARED_NOISE:
             return tree
-        following = FollowingTree(tree.topology, budget.rates)
+        few = is_cuda(self._context.device)
+        following = FollowingTree(tree.topology, budget.rates, few=few)
         following.learn(1, budget.costs)
         return following
 
 
 class StaticBySlots(StaticTree):
-    """A static tree for one slot, which gives way to smaller ones for several."""
+    """A static tree for one slot, which gives way to smaller ones for several.
+
+    Args:
+        topology: of that tree.
+        few: as for `FollowingTree`.
+    """
+
+    def __init__(self, topology: Topology, *, few: bool) -> None:
+        super().__init__(topology, Law.SHARED_NOISE)
+        self._few = few
 
     def follow(self, rates: RankRates) -> FollowingTree:
         """See `eagle.plugin.FollowsSlots`."""
-        return FollowingTree(self.topology, rates)
+        return FollowingTree(self.topology, rates, few=self._few)
 
 
 def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
@@ -119,11 +129,16 @@ def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
         return FittedStatic(config, context)
     # By any other law a text would depend on how many share the batch.
     if config.size == "by-slots" and config.sampling == Law.SHARED_NOISE.name:
-        tree = StaticBySlots(config.topology(context.device), Law.SHARED_NOISE)
+        tree = StaticBySlots(config.topology(context.device), few=is_cuda(context.device))
         if context.target is not None:
             tree.check_vocab(context.target.vocab_size)
         return tree
     return build_checked(config.topology(context.device), config.sampling, context)
+
+
+def is_cuda(device: torch.device | None) -> bool:
+    """Return whether a device is a GPU, where what drafts a tree is compiled for it."""
+    return device is not None and device.type == "cuda"
 
 
 def build_checked(topology: Topology, sampling: str, context: BuildContext) -> StaticTree:

@@ -116,3 +116,12 @@ def test_by_slots_keeps_one_size_where_texts_would_depend_on_the_batch():
     builder = STATIC.build(config, BuildContext())
     assert builder.sampling == Law.SHARED_NOISE
     assert builder.follow(RATES).shape == builder.shape
+
+
+def test_few_trees_are_one_of_each_size():
+    usual = Topology.from_branching([4, 3, 2])
+    few, all_ = FollowingTree(usual, RATES, few=True), FollowingTree(usual, RATES)
+    sizes = [one.shape.nodes for one in few.alternatives]
+    assert sizes[:2] == [usual.nodes, 1]
+    assert len(set(sizes[1:])) == len(sizes[1:]) < len(all_.alternatives) - 1
+    assert {one.topology for one in few.alternatives} <= {one.topology for one in all_.alternatives}
