@@ -1,7 +1,7 @@
 """One cycle: draft, verify, accept, commit; knows the five roles, and no request."""
 
 from eagle.cycle.cycle import PHASES, Cycle
-from eagle.cycle.models import PREFILL
+from eagle.cycle.models import PREFILL, Models
 from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import (
     Bound,
@@ -11,6 +11,7 @@ from eagle.cycle.processing import (
     for_request,
     processors_of_each,
 )
+from eagle.cycle.prompts import PromptReader
 from eagle.cycle.reports import Report
 from eagle.cycle.slots import Slots
 
@@ -19,10 +20,12 @@ __all__ = [
     "PREFILL",
     "Bound",
     "Cycle",
+    "Models",
     "Piece",
     "Processing",
     "Processor",
     "Processors",
+    "PromptReader",
     "Read",
     "Report",
     "Slots",

@@ -48,6 +48,7 @@ PHASES = ("draft", "verify", "accept", "commit")
 class Cycle(PromptReader):
     """The components of a decoder and the cycle they run, free of host reads.
 
+    Beside these methods it has those of what it stands on, of `PromptReader` and of `Models`.
     Only a cycle with `Processing` reads device values: it runs processors on the host.
 
     Attributes:
