@@ -9,7 +9,7 @@ from hypothesis import settings
 # Without a GPU, Triton's kernels are interpreted; that is settled when triton is imported.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from eagle.spec.building import DecoderSpec
+from eagle.spec import DecoderSpec
 from eagle.testing import tiny_pair
 
 # On tensors as small as these, threads wait for each other longer than they work.

@@ -1,6 +1,7 @@
 """One cycle: draft, verify, accept, commit; knows the five roles, and no request."""
 
-from eagle.cycle.cycle import PHASES, PREFILL, Cycle, Slots
+from eagle.cycle.cycle import PHASES, Cycle
+from eagle.cycle.models import PREFILL, Models
 from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import (
     Bound,
@@ -10,17 +11,21 @@ from eagle.cycle.processing import (
     for_request,
     processors_of_each,
 )
+from eagle.cycle.prompts import PromptReader
 from eagle.cycle.reports import Report
+from eagle.cycle.slots import Slots
 
 __all__ = [
     "PHASES",
     "PREFILL",
     "Bound",
     "Cycle",
+    "Models",
     "Piece",
     "Processing",
     "Processor",
     "Processors",
+    "PromptReader",
     "Read",
     "Report",
     "Slots",

@@ -16,7 +16,6 @@ from eagle.host import multiprocessors, shared_memory
 from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, padded, rows_of, top_k
 from eagle.plugin.budget import RATES_FILE, Budget, Costs, Curve, Fit, Option, RankRates, steady
 from eagle.plugin.capabilities import (
-    ChoosesVocabulary,
     Exportable,
     FittedTree,
     FollowsLayers,
@@ -33,8 +32,6 @@ from eagle.plugin.capabilities import (
     ParallelHead,
     RequestAware,
     Seen,
-    TrainableHead,
-    TrainsLevels,
     VaryingTree,
 )
 from eagle.plugin.conformity import Breach, check_draft_vocab, check_draws, check_states, check_tree
@@ -84,6 +81,7 @@ from eagle.plugin.strategy import (
     StrategyConfig,
     TargetInfo,
 )
+from eagle.plugin.training_head import ChoosesVocabulary, TrainableHead, TrainsLevels
 from eagle.plugin.training_loss import Prediction, TrainingLoss
 from eagle.plugin.tree import Acceptance, TokenTree, TreeShape, ancestor_mask
 

@@ -4,9 +4,10 @@ acceptance.
 
 from eagle.target import loading, quantizing
 from eagle.target.attention_calls import Layers
-from eagle.target.causal_lm import Forward, Target, load_target, resolve_device, resolve_dtype
+from eagle.target.causal_lm import Forward, Target
+from eagle.target.from_spec import load_target
 from eagle.target.interfaces import PassCache
-from eagle.target.loading import device_of
+from eagle.target.placement import device_of, resolve_device, resolve_dtype
 from eagle.target.templating import template_text, template_tokens
 from eagle.target.together import News, Together
 

@@ -5,7 +5,6 @@ Knows how a transformers model is driven; knows nothing of drafting or acceptanc
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -17,22 +16,19 @@ from torch import Tensor, nn
 
 from eagle.cache import Pages, Step, TreeCache
 from eagle.errors import TargetError, reason
-from eagle.host import Turn, Whole, in_turn, versions
-from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, left_alone
+from eagle.host import Turn, Whole, in_turn
+from eagle.kernels import Switch, arrange
 from eagle.plugin import AttentionBackend
-from eagle.spec import TargetSpec
 from eagle.target import interfaces as bridge
 from eagle.target import loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
 from eagle.target.layerwise import LayerCall, layers_of, one_by_one
-from eagle.target.memory import check_memory
+from eagle.target.lm_head import LmHead, width_of
 from eagle.target.rotary import settle_rotary
 from eagle.target.together import Together
-from eagle.target.tokens import check_same_tokens
+from eagle.target.tokens import check_same_tokens, end_tokens
 
-__all__ = ["Forward", "Target", "load_target", "resolve_device", "resolve_dtype"]
-
-log = logging.getLogger("eagle.target")
+__all__ = ["Forward", "Target"]
 
 Forward = Callable[..., tuple[Tensor, list[Tensor]]]
 
@@ -53,6 +49,7 @@ class Target(Whole):
             but no cycles; cut over processes, it has both.
         together: the processes that hold it with this one, each a part of every layer, or None.
         body: the model without its LM head.
+        lm_head: what makes logits of its last hidden states.
         precision: how its numbers are kept: its dtype, and what quantizes its weights, if any.
         plain: whether the weights of its body are plain tensors, which can be cut, stacked,
             copied and handed to compiled code.
@@ -75,7 +72,7 @@ class Target(Whole):
         self.model, self.tokenizer = model, tokenizer
         self.config = model.config.get_text_config()
         head = model.get_output_embeddings()
-        self.info = replace(loading.info_of(name, self.config), vocab_size=loading.width_of(head))
+        self.info = replace(loading.info_of(name, self.config), vocab_size=width_of(head))
         self.device = loading.device_of(model.get_output_embeddings())
         self.dtype = model.dtype
         self.spread = loading.is_spread(model)
@@ -93,9 +90,7 @@ class Target(Whole):
         self.layers = () if self.spread else layers_of(self.body, self.info.layers)
         self.precision = quantizing.precision(model, self.dtype)
         self.plain = quantizing.is_plain(self.body)
-        self._head = model.get_output_embeddings()
-        self._int8_head: Int8Linear | None = None
-        self._int8_of: tuple[int, int] | None = None
+        self.lm_head = LmHead(model.get_output_embeddings(), self.config, self.dtype)
         self._embedding = model.get_input_embeddings()
         self._asked: Layers | None = None
         _ = self.eos_tokens  # what is no token is refused before anything is decoded
@@ -133,16 +128,7 @@ class Target(Whole):
         Raises:
             TargetError: its files name something else.
         """
-        ids = self.model.generation_config.eos_token_id
-        if ids is None and self.tokenizer is not None:
-            ids = self.tokenizer.eos_token_id
-        found = [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
-        if not all(isinstance(token, int) for token in found):
-            raise TargetError(
-                f"the target {self.info.name!r} cannot be served: eos_token_id should be a token's "
-                f"number or a list of them, not {ids!r:.40}"
-            )
-        return frozenset(found)
+        return end_tokens(self.model.generation_config, self.tokenizer, self.info.name)
 
     @property
     def embeddings(self) -> int:
@@ -175,21 +161,22 @@ class Target(Whole):
                 )
             return recorder.found(self.info.layers)
         except TargetError as error:
-            raise TargetError(f"{self._named} cannot be served: {error}") from error
+            raise TargetError(f"{self.title} cannot be served: {error}") from error
         except bridge.OutsideError as error:
             raise TargetError(
-                f"{self._named} cannot be served: its layers do not hand the keyword arguments of "
+                f"{self.title} cannot be served: its layers do not hand the keyword arguments of "
                 "its forward to their attention, which is how a token tree reaches it"
             ) from error
         except _FOREIGN as error:
             raise self._fails(error) from error
 
     @property
-    def _named(self) -> str:
+    def title(self) -> str:
+        """What messages call it: its name, and the class of its model."""
         return f"the target {self.info.name!r} ({type(self.model).__name__})"
 
     def _fails(self, error: Exception) -> TargetError:
-        return TargetError(f"{self._named} cannot be run over a tree cache: {reason(error)}")
+        return TargetError(f"{self.title} cannot be run over a tree cache: {reason(error)}")
 
     def make_cache(self, slots: int, rows: int, pages: Pages | None = None) -> bridge.PassCache:
         """Allocate a cache of *rows* rows for each of *slots* texts, or one of blocks."""
@@ -213,31 +200,14 @@ class Target(Whole):
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits ``[B, N, V]`` of final hidden states ``[B, N, H]``."""
-        return self._scaled(self._head(features))
+        return self.lm_head.logits(features)
 
     def draft_logits(self) -> Callable[[Tensor], Tensor]:
         """Return what gives `logits` to drafts: nearly, by a weight of eight bits, where it pays.
 
-        What is drafted decides how much of it is accepted, not what is said. The weight is copied
-        once, and anew where it has been changed since; what was returned before keeps the old one.
+        What is drafted decides how much of it is accepted, not what is said.
         """
-        if left_alone(self._head):
-            return self.logits
-        weight: Tensor = self._head.weight
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if self._int8_head is None or self._int8_of != state:
-            self._int8_head, self._int8_of = int8_linear(self._head), state
-        head = self._int8_head
-        if head is None:
-            return self.logits
-
-        def logits(features: Tensor) -> Tensor:
-            changed = features.dtype != self.dtype or left_alone(self._head)  # since then
-            if changed or not head.serves(features):
-                return self.logits(features)
-            return self._scaled(head(features))
-
-        return logits
+        return self.lm_head.rough() or self.logits
 
     def draft_model(self, folder: Path, attention: AttentionBackend) -> Target:
         """Load another model beside this one; see `eagle.plugin.TargetModel.draft_model`."""
@@ -249,15 +219,6 @@ class Target(Whole):
         check_same_tokens(self.tokenizer, made.tokenizer, name)
         made.probe(attention)
         return made
-
-    def _scaled(self, out: Tensor) -> Tensor:
-        """Return logits of the LM head's products."""
-        if getattr(self.config, "logit_scale", None):  # Cohere
-            out = out * self.config.logit_scale
-        if getattr(self.config, "logits_scaling", None):  # Granite
-            out = out / self.config.logits_scaling
-        cap = getattr(self.config, "final_logit_softcapping", None)  # Gemma 2
-        return torch.tanh(out / cap) * cap if cap else out
 
     def forward(
         self,
@@ -363,106 +324,10 @@ class Target(Whole):
             TargetError: they differ, so that the output would not be the target's; or the backend
                 cannot serve this target.
         """
-        if self.spread and self.together is None:
-            raise TargetError(
-                f"the target {self.info.name!r} is spread over several devices, and a cycle, its "
-                "caches and its draft head are on one; load it without a device_map, or cut it "
-                "over processes with target.tp_plan: auto, to decode it"
-            )
-        asked = self.asked
-        missing = asked.modifiers - getattr(attention, "modifiers", frozenset())
-        reason = attention.unsupported(self.device, self.dtype, self.head_dim)
-        if missing:
-            reason = f"it does not serve {' and '.join(sorted(missing))}, which its layers have"
-        if reason:
-            raise TargetError(f"the attention backend cannot serve {self.info.name!r}: {reason}")
+        probing.check_servable(self, attention)
         try:
-            difference = probing.difference(self, attention, forward or self.forward)
-            wrong = None if difference else probing.unserved(self, attention)
+            wrong = probing.wrong(self, attention, forward or self.forward)
         except _FOREIGN as error:
             raise self._fails(error) from error
-        if difference is not None:
-            raise TargetError(
-                f"{self._named} gives other logits over a tree cache than by itself ({difference});"
-                " decoding it would change what it says, so it is refused"
-            )
         if wrong:
-            raise TargetError(
-                f"the attention backend cannot serve {self.info.name!r}: {wrong}, which its layers "
-                "have"
-            )
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a spec; ``auto`` is the first CUDA device, or the CPU.
-
-    Raises:
-        TargetError: there is no such device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except (RuntimeError, ValueError):  # digits of other scripts, or more than an index may have
-        raise TargetError(
-            f"target.device: there is no {name:.40} here; use 'cpu' or 'auto'"
-        ) from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise TargetError(f"target.device: there is no {name} here; use 'cpu' or 'auto'")
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a spec; ``auto`` is bfloat16 where the hardware multiplies it."""
-    if name != "auto":
-        dtype: torch.dtype = getattr(torch, name)
-        return dtype
-    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if fast else torch.float32
-
-
-def load_target(
-    spec: TargetSpec, folder: Path | None = None, quantize: quantizing.Quantize | None = None
-) -> Target:
-    """Load the target of a spec, on its device or devices and in its dtype.
-
-    Args:
-        spec: the target.
-        folder: of the spec file, where a relative path is looked for first.
-        quantize: what its linear layers become, if they are to be quantized.
-
-    Raises:
-        TargetError: it cannot be found, loaded or served.
-        AssetError: the embedded model is not in the cache and cannot be fetched.
-    """
-    source = loading.locate(spec, folder)
-    device = resolve_device(spec.device)
-    _, text = loading.describe(source)
-    if spec.tp_plan:
-        loading.check_split(source.name, text)
-        if not torch.distributed.is_initialized():  # not to train
-            together = Together.join()
-            together.agree("target", spec.model_dump(mode="json"))
-            together.agree("version", versions())
-    dtype = resolve_dtype(spec.dtype, device)
-    if spec.device_map is None:
-        check_memory(
-            loading.folder_of(source.path, spec.revision),
-            text,
-            source.name,
-            dtype=dtype,
-            device=device,
-            kind=None if source.adapter else quantize,
-            processes=loading.processes() if spec.tp_plan else 1,
-            gguf=source.options.get("gguf_file"),
-        )
-    model = loading.load_model(source, dtype, device, spec, quantize)
-    if spec.dtype != "auto" and model.dtype != dtype:
-        log.warning(
-            "target.dtype: %s is not what %s is loaded in: a checkpoint quantized like this "
-            "one keeps the dtype that it was saved in, %s",
-            spec.dtype,
-            source.name,
-            str(model.dtype).removeprefix("torch."),
-        )
-    return Target(model, loading.load_tokenizer(source), spec.model)
+            raise TargetError(wrong)

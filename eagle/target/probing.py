@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from eagle.cache import Pages, Step
+from eagle.errors import TargetError
 from eagle.plugin import Scores, ancestor_mask
 
-__all__ = ["difference", "unserved"]
+__all__ = ["check_servable", "wrong"]
 
 _PARENTS = [[-1, 0, 0, 0, 1, 2, 3, 4, 5, 6]]
 _DEPTHS = [[0, 1, 1, 1, 2, 2, 2, 3, 3, 3]]
@@ -41,7 +42,52 @@ _LENGTH, _NEAR, _CAP, _SINK, _SPREAD = 30, 8, 1.5, 4.0, 4.0
 _APART = 0.05  # relative; right backends have under 0.01 in bfloat16
 
 
-def difference(target: Any, attention: Any, forward: Any) -> str | None:
+def check_servable(target: Any, attention: Any) -> None:
+    """Refuse, before any pass, what a backend or one device cannot serve.
+
+    Args:
+        target: an `eagle.target.Target`.
+        attention: the backend to attend through.
+
+    Raises:
+        TargetError: with the reason.
+    """
+    name = target.info.name
+    if target.spread and target.together is None:
+        raise TargetError(
+            f"the target {name!r} is spread over several devices, and a cycle, its caches and its "
+            "draft head are on one; load it without a device_map, or cut it over processes with "
+            "target.tp_plan: auto, to decode it"
+        )
+    missing = target.asked.modifiers - getattr(attention, "modifiers", frozenset())
+    reason = attention.unsupported(target.device, target.dtype, target.head_dim)
+    if missing:
+        reason = f"it does not serve {' and '.join(sorted(missing))}, which its layers have"
+    if reason:
+        raise TargetError(f"the attention backend cannot serve {name!r}: {reason}")
+
+
+def wrong(target: Any, attention: Any, forward: Any) -> str | None:
+    """Return what is wrong with passes over a tree cache, in a sentence, or None.
+
+    Args:
+        target: an `eagle.target.Target`.
+        attention: the backend to attend through.
+        forward: what runs the passes.
+    """
+    if apart := _difference(target, attention, forward):
+        return (
+            f"{target.title} gives other logits over a tree cache than by itself ({apart}); "
+            "decoding it would change what it says, so it is refused"
+        )
+    if off := _unserved(target, attention):
+        return (
+            f"the attention backend cannot serve {target.info.name!r}: {off}, which its layers have"
+        )
+    return None
+
+
+def _difference(target: Any, attention: Any, forward: Any) -> str | None:
     """Return what is different in passes over a tree cache, or None.
 
     Args:
@@ -75,7 +121,7 @@ def difference(target: Any, attention: Any, forward: Any) -> str | None:
     return _judged(found, own, target)
 
 
-def unserved(target: Any, attention: Any) -> str | None:
+def _unserved(target: Any, attention: Any) -> str | None:
     """Return how far a backend is off where layers ask for more than scaled scores, or None.
 
     What random texts make of a model's own weights need not show it: scores may stay below a cap,

@@ -1,4 +1,4 @@
-"""Whether two tokenizers mean the same by a number; knows no model."""
+"""What numbers mean as tokens: which end a text, whether two tokenizers agree; knows no model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from eagle.errors import TargetError
 
-__all__ = ["check_same_tokens"]
+__all__ = ["check_same_tokens", "end_tokens"]
 
 _STRANGE = 0.01  # of the ids; added tokens and names of padding differ between models of a family
 
@@ -35,3 +35,26 @@ def check_same_tokens(ours: Any, theirs: Any, name: str) -> None:
             f"{first} is {other[first]!r:.40} there and {own[first]!r:.40} here; use a model of "
             "the target's family"
         )
+
+
+def end_tokens(generation: Any, tokenizer: Any, name: str) -> frozenset[int]:
+    """Return the tokens that end a text, by a model's files.
+
+    Args:
+        generation: its generation configuration.
+        tokenizer: its tokenizer, asked where that says nothing, or None.
+        name: of the model.
+
+    Raises:
+        TargetError: they name something else.
+    """
+    ids = generation.eos_token_id
+    if ids is None and tokenizer is not None:
+        ids = tokenizer.eos_token_id
+    found = [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+    if not all(isinstance(token, int) for token in found):
+        raise TargetError(
+            f"the target {name!r} cannot be served: eos_token_id should be a token's number or a "
+            f"list of them, not {ids!r:.40}"
+        )
+    return frozenset(found)

@@ -14,7 +14,7 @@ from eagle.bench.sweep import sweep_passes
 from eagle.bench.timing import PhaseClock, phase_times
 from eagle.cycle.cycle import PHASES
 from eagle.errors import RequestError
-from eagle.spec.building import DecoderSpec
+from eagle.spec import DecoderSpec
 from eagle.testing import tiny_target
 from eagle_plugins.attention.auto import Auto
 from tests.caches import noted_pieces

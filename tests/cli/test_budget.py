@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from eagle.plugin.budget import Costs, Curve, RankRates
-from eagle.spec.building import load_spec
+from eagle.spec import load_spec
 
 COSTS = Costs(
     verify=Curve.of([(1, 10.0), (61, 20.0)]),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eagle.cli import decoding
-from eagle.spec.building import load_spec
+from eagle.spec import load_spec
 
 
 @pytest.mark.parametrize(

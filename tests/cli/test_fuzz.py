@@ -14,7 +14,7 @@ from eagle.cli import app, console
 from eagle.errors import EagleError
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import Role
-from eagle.spec.building import load_spec, resolve
+from eagle.spec import load_spec, resolve
 from eagle.spec.schema import DecoderSpec
 
 STRANGE = [

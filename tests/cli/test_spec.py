@@ -5,7 +5,7 @@ import json
 import pytest
 import yaml
 
-from eagle.spec.building import load_spec, shipped_specs
+from eagle.spec import load_spec, shipped_specs
 
 
 def test_list_names_and_describes_every_shipped_spec(eagle):

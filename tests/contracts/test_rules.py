@@ -13,7 +13,7 @@ from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law
 from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
-from eagle.spec.building import DecoderSpec, resolve
+from eagle.spec import DecoderSpec, resolve
 from eagle.testing import assert_lossless
 from eagle.testing.oracle import ScalarEnumeratingDraws, TableDrafter, enumerate_scalar_draws
 from eagle_plugins.acceptance.speculative import SpeculativeRule

@@ -147,7 +147,7 @@ def test_a_long_prompt_is_read_in_chunks(decoder, monkeypatch):
     prompt = [3 + i % 61 for i in range(130)]
     whole = decoder.generate(prompt, max_new_tokens=12, ignore_eos=True)
     for chunk in (64, 65, 129):
-        monkeypatch.setattr("eagle.cycle.cycle.PREFILL", chunk)
+        monkeypatch.setattr("eagle.cycle.prompts.PREFILL", chunk)
         assert decoder.generate(prompt, max_new_tokens=12, ignore_eos=True).tokens == whole.tokens
 
 

@@ -12,7 +12,7 @@ import pytest
 import eagle
 from eagle.plugin import blocks, capabilities
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS
-from eagle.spec.building import shipped_specs
+from eagle.spec import shipped_specs
 from eagle.spec.schema import DecoderSpec
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -50,7 +50,7 @@ def test_padded_prompts_are_read_right(make, length):
 
 
 def test_prompts_of_several_pieces_are_read_right(make, monkeypatch):
-    monkeypatch.setattr("eagle.cycle.cycle.PREFILL", 64)
+    monkeypatch.setattr("eagle.cycle.prompts.PREFILL", 64)
     monkeypatch.setattr("eagle.runtime.runtime.PREFILL", 64)
     monkeypatch.setattr("eagle.runtime.runtime._PIECES", (16, 64))
     for length in (63, 64, 65, 128, 150):

@@ -170,7 +170,7 @@ def test_where_it_pays_on_a_gpu(monkeypatch):
 @needs_triton
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
 def test_compiled_drafts_read_what_eager_ones_do(backend, monkeypatch):
-    monkeypatch.setattr("eagle.target.causal_lm.int8_linear", Int8OnGpu)
+    monkeypatch.setattr("eagle.target.lm_head.int8_linear", Int8OnGpu)
     target = Target(tiny_target(dtype=torch.bfloat16).model.to(DEVICE), None, "tiny")
     draft, x = target.draft_logits(), _features(1, 5, target.info.hidden_size, device=DEVICE)
     torch._dynamo.reset()
@@ -194,9 +194,9 @@ def test_drafts_read_eight_bits():
 def test_decoders_of_one_target_share_the_weight():
     target = tiny_target(dtype=torch.bfloat16)
     target.draft_logits()
-    shared = target._int8_head
+    shared = target.lm_head.int8
     target.draft_logits()
-    assert target._int8_head is shared
+    assert target.lm_head.int8 is shared
 
 
 def test_drafts_in_float32_are_exact():
@@ -229,7 +229,7 @@ def test_weights_that_were_changed_are_copied_anew():
     target = tiny_target(dtype=torch.bfloat16)
     x, before = _features(1, 2, target.info.hidden_size), target.draft_logits()
     kept = before(x)
-    head = target._head
+    head = target.lm_head.layer
     head.load_state_dict({"weight": -head.weight})
     assert torch.equal(before(x), kept)
     assert torch.equal(target.draft_logits()(x), -kept)

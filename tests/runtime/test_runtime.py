@@ -158,7 +158,7 @@ def stores(cycle):
 def test_a_slot_of_several_reads_what_it_would_read_alone(
     spec, pair, monkeypatch, attention, temperature
 ):
-    monkeypatch.setattr("eagle.cycle.cycle.PREFILL", 4)
+    monkeypatch.setattr("eagle.cycle.prompts.PREFILL", 4)
     prompt = [3 + 5 * place % 60 for place in range(10)]
     sampling = Sampling.of([SamplingParams(temperature=temperature)], "cpu")
     uniform = torch.full((1, 1), 0.6, dtype=torch.float64)

@@ -15,7 +15,7 @@ from eagle.errors import (
 from eagle.plugin.registry import Registry, default_registry
 from eagle.plugin.roles import BuildContext, Law, Role, TargetInfo
 from eagle.plugin.strategy import ROLES
-from eagle.spec.building import (
+from eagle.spec import (
     ComponentSpec,
     DecoderSpec,
     json_schema,

@@ -9,8 +9,7 @@ import pytest
 
 from eagle.errors import TargetError
 from eagle.spec.schema import TargetSpec
-from eagle.target import loading
-from eagle.target.causal_lm import load_target
+from eagle.target import load_target, loading
 from eagle.testing import tiny_target
 
 CODE = """

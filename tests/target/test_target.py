@@ -13,7 +13,7 @@ from eagle.errors import TargetError
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
 from eagle.spec.schema import TargetSpec
-from eagle.target.causal_lm import Target, load_target, resolve_device
+from eagle.target import Target, load_target, resolve_device
 from eagle.target.interfaces import ATTENTION
 from eagle.target.loading import refuse
 from eagle.testing import ARCHITECTURES, tiny_head, tiny_target
@@ -97,8 +97,8 @@ def test_the_probe_reads_blocks_where_the_backend_finds_rows_in_them(wrong, monk
 def test_probe_refuses_unknown_treatment_of_logits():
     target = tiny_target()
     target.model.lm_head.register_forward_hook(lambda module, args, out: out * 3)
-    target._head = torch.nn.Linear(32, 64, bias=False)
-    target._head.weight = target.model.lm_head.weight
+    target.lm_head.layer = torch.nn.Linear(32, 64, bias=False)
+    target.lm_head.layer.weight = target.model.lm_head.weight
     with pytest.raises(TargetError, match="gives other logits"):
         target.probe(_sdpa())
 

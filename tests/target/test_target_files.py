@@ -12,8 +12,7 @@ from eagle.errors import EagleError, TargetError
 from eagle.kernels.fused_linear import arrange
 from eagle.kernels.prepacked import Switch, left_alone
 from eagle.spec.schema import TargetSpec
-from eagle.target import loading
-from eagle.target.causal_lm import Target, load_target, resolve_device
+from eagle.target import Target, load_target, loading, resolve_device
 from eagle.testing import tiny_target
 
 

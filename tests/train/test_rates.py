@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from eagle.decoding.decoder import resolve_for
 from eagle.errors import DataError, PluginError
 from eagle.plugin.registry import default_registry
-from eagle.spec.building import DecoderSpec
+from eagle.spec import DecoderSpec
 from eagle.spec.schema import TargetSpec
 from eagle.testing import tiny_pair
 from eagle.train.evaluation.rates import embedded_prompts, measure_rates, rank_rates

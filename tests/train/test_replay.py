@@ -8,7 +8,7 @@ from eagle.decoding.decoder import Decoder
 from eagle.errors import SpecError
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
-from eagle.spec.building import DecoderSpec, resolve
+from eagle.spec import DecoderSpec, resolve
 from eagle.testing import tiny_pair
 from eagle.train.data.packing import visibility
 from eagle.train.evaluation.answers import Answer, answer, replay_answers

@@ -6,9 +6,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from eagle import Decoder, DecoderSpec
 from eagle.errors import DataError, SpecError, TargetError
-from eagle.spec.building import load_spec
+from eagle.spec import load_spec
 from eagle.spec.schema import TargetSpec
-from eagle.target.causal_lm import Target, load_target
+from eagle.target import Target, load_target
 from eagle.target.loading import check_split
 from eagle.testing import tiny_head, tiny_target
 from eagle.train.run.processes import Processes

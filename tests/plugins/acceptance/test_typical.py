@@ -9,7 +9,7 @@ from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
 from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
 from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
-from eagle.spec.building import declared
+from eagle.spec import declared
 from eagle_plugins.acceptance import STRATEGIES
 from eagle_plugins.acceptance.typical import TypicalConfig, TypicalRule
 

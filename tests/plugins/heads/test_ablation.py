@@ -10,7 +10,7 @@ from eagle.decoding.decoder import Decoder
 from eagle.errors import CheckpointError
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
-from eagle.spec.building import DecoderSpec, resolve
+from eagle.spec import DecoderSpec, resolve
 from eagle.testing import check_draft_head, tiny_head, tiny_target, tiny_text
 from eagle.train.data.corpus import Corpus
 from eagle.train.data.template import Text

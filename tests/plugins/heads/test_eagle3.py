@@ -14,7 +14,7 @@ from eagle.errors import CheckpointError, IncompatibleError, SpecError
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
-from eagle.spec.building import load_spec, shipped_specs
+from eagle.spec import load_spec, shipped_specs
 from eagle.testing import check_draft_head, tiny_target
 from eagle_plugins.heads import Eagle3Head, EagleHead
 from tests.plugins.heads.published import VOCAB
