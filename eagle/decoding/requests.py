@@ -97,7 +97,7 @@ class Event:
         """
         event = cls.__new__(cls)
         # Not by the constructor, which takes its time for what is frozen.
-        vars(event).update(known, _late=(text, cycle))
+        vars(event).update(known, _late=text, _cycle=cycle)
         return event
 
     if not TYPE_CHECKING:  # which would take it for all attributes that there may be
@@ -106,14 +106,12 @@ class Event:
             """Make the pieces, which are the one attribute that may not be there yet."""
             if name != "pieces" or "_late" not in vars(self):
                 raise AttributeError(f"an event has no attribute {name!r}")
-            text, cycle = self._late
-            return vars(self).setdefault("pieces", text.pieces(cycle))
+            return vars(self).setdefault("pieces", self._late.pieces(self._cycle))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy holds: the pieces, not what would make them."""
-        state = {**vars(self), "pieces": self.pieces}
-        state.pop("_late", None)
-        return state
+        known = {**vars(self), "pieces": self.pieces}
+        return {name: known[name] for name in known if name not in ("_late", "_cycle")}
 
     @property
     def text(self) -> str:
@@ -265,7 +263,8 @@ class Request:
             self.logprobs += own
         self._last = time.perf_counter()
         self._first = self._first or self._last
-        final, pieces = self.finish_reason is not None, ()
+        final = self.finish_reason is not None
+        pieces: tuple[Piece, ...] = ()
         if watched is not None:
             pieces = watched.take(final=final)
             if watched.stopped:  # also by text that only the last token settled
