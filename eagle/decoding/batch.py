@@ -6,7 +6,6 @@ It knows requests and outcomes that were read back; it does not know the device 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
 
 import torch
 
@@ -61,7 +60,7 @@ class Batch:
     @property
     def longest(self) -> int:
         """Tokens of the longest text so far."""
-        return max(len(r.prompt) + len(r.tokens) for r in self.requests if r is not None)
+        return max([len(r.prompt) + len(r.tokens) for r in self.requests if r is not None])
 
     def params(self, count: int) -> list[SamplingParams]:
         """Return the first slots' parameters; a free one is greedy: it keeps no one from that."""
@@ -119,14 +118,18 @@ class Batch:
             waiting: whether there are requests without a slot. A slot that is free, or that a stop
                 string frees, is given to one at once, which must not get that cycle's outcome.
         """
-        return not (waiting and self.free) and not any(
-            request.processors
-            or outcome[1]
-            or (waiting and request.params.stop)
-            or request.ends_with(outcome[2 : 2 + outcome[0]])
-            for request, outcome in zip(self.requests, outcomes, strict=False)
-            if request is not None
-        )
+        if waiting and None in self.requests:
+            return False
+        # One plain loop: the device waits for this.
+        for request, outcome in zip(self.requests, outcomes, strict=False):
+            if request is not None and (
+                outcome[1]
+                or request.processors
+                or (waiting and request.params.stop)
+                or request.ends_with(outcome[2 : 2 + outcome[0]])
+            ):
+                return False
+        return True
 
     @property
     def reports(self) -> bool:
@@ -152,25 +155,30 @@ class Batch:
         Raises:
             NumericalError: NaN or infinity decided, or logits processors left no token.
         """
-        request = cast("Request", self.requests[slot])
-        count, bad, *tokens = outcome
+        request = self.requests[slot]
+        assert request is not None
+        if outcome[1]:
+            raise self._failure(request, outcome[1])
+        given, asked = outcome[2 : 2 + outcome[0]], request.params.logprobs
+        found = logprobs.of(slot, given, asked) if logprobs and asked is not None else ()
+        return request.deliver(given, verified=verified, logprobs=found)
+
+    def _failure(self, request: Request, bad: int) -> NumericalError:
         place = f"after {len(request.tokens)} tokens of prompt {request.index + 1}"
         if bad == _STUCK:
-            raise NumericalError(
+            return NumericalError(
                 f"{place} its logits processors give no token a finite best score, so none can "
                 "be chosen"
             )
-        if bad:
-            raise NumericalError(
-                f"{_NAN[bad % _STUCK]} produced NaN or infinity {place}; no token can be chosen "
-                f"from that (its weights may be damaged, or {self._dtype} too narrow for it: try "
-                "target.dtype=float32)"
-            )
-        given, asked = tokens[:count], request.params.logprobs
-        found = logprobs.of(slot, given, asked) if logprobs and asked is not None else ()
-        return request.deliver(given, verified=verified, logprobs=found)
+        return NumericalError(
+            f"{_NAN[bad % _STUCK]} produced NaN or infinity {place}; no token can be chosen "
+            f"from that (its weights may be damaged, or {self._dtype} too narrow for it: try "
+            "target.dtype=float32)"
+        )
 
 
 def failed_last(outcomes: Iterable[tuple[int, Outcome]]) -> list[tuple[int, Outcome]]:
     """Return slots and outcomes, failures last, so that they cost no answer that ends here too."""
-    return sorted(outcomes, key=lambda one: one[1][1] > 0)
+    found = list(outcomes)
+    failed = [one for one in found if one[1][1]]
+    return [one for one in found if not one[1][1]] + failed if failed else found

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, overload
 
@@ -243,24 +244,57 @@ class Decoder(Whole):
         """Forget the texts that were decoded, which those that begin alike would go on from."""
         self.loop.forget()
 
+    def flow(
+        self, more: Callable[[int], Sequence[tuple[Prompt, SamplingParams]]]
+    ) -> Iterator[Event]:
+        """Answer like `stream`, asking for prompts while others are answered.
+
+        Args:
+            more: is asked before each pass, with the number of prompts that are under way; returns
+                further ones, each with its parameters. Once nothing is under way and nothing comes,
+                that was all. Events count prompts in the order in which they came.
+        """
+        numbers = count()
+
+        def requests(left: int) -> Sequence[Request]:
+            asked = more(left)
+            if not asked:
+                return ()
+            prompts, params = zip(*asked, strict=True)
+            _, made = self.intake(prompts, params, None, {}, raw=False, template=None)
+            for request in made:
+                request.index = next(numbers)
+            return made
+
+        return self._flow(requests)
+
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
+        given = [requests]
+        return self._flow(lambda left: given.pop() if given else ())
+
+    def _flow(self, more: Callable[[int], Sequence[Request]]) -> Iterator[Event]:
         """Have requests answered, driving the loop as long as nothing has come of them."""
-        inbox = _Inbox()
-        tickets = [Ticket(request, inbox) for request in requests]
-        self.loop.submit(tickets)
-        left = len(tickets)
+        inbox, left = _Inbox(), 0
         try:
-            while left:
+            while True:
+                if requests := more(left):
+                    tickets = [Ticket(request, inbox) for request in requests]
+                    inbox.open.update(tickets)
+                    left += len(tickets)
+                    self.loop.submit(tickets)
+                if not left:
+                    return
                 while not inbox.found:
                     self.loop.drive(inbox.filled)
-                found = inbox.found.popleft()
-                if isinstance(found, Exception):
-                    raise found
-                left -= found.result is not None
-                yield found
+                while inbox.found:
+                    found = inbox.found.popleft()
+                    if isinstance(found, Exception):
+                        raise found
+                    left -= found.result is not None
+                    yield found
         finally:
             if left:
-                self.loop.cancel(tickets)
+                self.loop.cancel(list(inbox.open))
 
     def intake(
         self,
@@ -337,18 +371,22 @@ class Decoder(Whole):
 
 
 class _Inbox:
-    """What came of the requests of one call, until the caller asks for it."""
+    """What came of the requests of one call, until the caller asks for it, and which are open."""
 
     def __init__(self) -> None:
         self.found: deque[Event | Exception] = deque()
+        self.open: set[Ticket] = set()
 
     def filled(self) -> bool:
         return bool(self.found)
 
     def put(self, ticket: Ticket, event: Event) -> None:
+        if event.result is not None:
+            self.open.discard(ticket)
         self.found.append(event)
 
     def fail(self, ticket: Ticket, error: Exception) -> None:
+        self.open.discard(ticket)
         self.found.append(again(error))
 
 

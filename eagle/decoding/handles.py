@@ -49,10 +49,11 @@ class Handle:
 
     def __init__(self, driver: Driver, kept: object = None) -> None:
         self._driver, self._kept = driver, kept
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        # Who waits for the result is not woken by every event.
+        self._changed, self._ended = _Waiting(self._lock), _Waiting(self._lock)
         self._events: list[Event] = []
         self._error: Exception | None = None
-        self._wakers: list[Callable[[], None]] = []
 
     @property
     def done(self) -> bool:
@@ -76,9 +77,9 @@ class Handle:
             EagleError: the request failed; see `eagle.Decoder.generate`.
         """
         end = None if timeout is None else time.monotonic() + timeout
-        with self._changed:
+        with self._lock:
             while not self.done:
-                self._wait(end)
+                self._wait(self._ended, end)
             return self._outcome()
 
     def cancel(self) -> bool:
@@ -100,9 +101,9 @@ class Handle:
         """
         place = 0
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._settled(place):
-                    self._wait(None)
+                    self._wait(self._changed, None)
                 event = self._at(place)
             if event is None:
                 return
@@ -114,7 +115,7 @@ class Handle:
         place = 0
         while True:
             while not self._settled(place):
-                await self._arrival(place)
+                await self._arrival(self._changed, place)
             event = self._at(place)
             if event is None:
                 return
@@ -127,31 +128,29 @@ class Handle:
 
     async def _awaited(self) -> Result:
         while not self.done:
-            await self._arrival(len(self._events))
+            await self._arrival(self._ended, None)
         return self._outcome()
 
     # --- from the thread that decodes -------------------------------------------------------------
 
     def put(self, event: Event) -> None:
         """Take in an event."""
-        with self._changed:
+        with self._lock:
             if self._error is None:
                 self._events.append(event)
             self._tell()
 
     def fail(self, error: Exception) -> None:
         """Take in what keeps the request from being answered, unless it is over."""
-        with self._changed:
+        with self._lock:
             if not self.done:
                 self._error = error
             self._tell()
 
     def _tell(self) -> None:
-        self._changed.notify_all()
-        wakers, self._wakers = self._wakers, []
-        for wake in wakers:
-            with suppress(RuntimeError):  # the asyncio loop that waited is closed
-                wake()
+        self._changed.tell()
+        if self.done:
+            self._ended.tell()
 
     # --- for those who wait -----------------------------------------------------------------------
 
@@ -165,9 +164,13 @@ class Handle:
         assert self._answer is not None
         return self._answer
 
-    def _settled(self, place: int) -> bool:
-        """Return whether it is known what stands at a place among the events."""
-        return place < len(self._events) or self.done
+    @property
+    def _wakers(self) -> list[Callable[[], None]]:
+        return [*self._changed.wakers, *self._ended.wakers]
+
+    def _settled(self, place: int | None) -> bool:
+        """Return whether it is known what stands at a place among the events; None: at the end."""
+        return self.done or (place is not None and place < len(self._events))
 
     def _at(self, place: int) -> Event | None:
         if place < len(self._events):
@@ -176,16 +179,16 @@ class Handle:
             raise again(self._error)
         return None
 
-    def _wait(self, end: float | None) -> None:
-        """Wait for a change, for a second at most; whoever has the condition calls."""
+    def _wait(self, for_what: _Waiting, end: float | None) -> None:
+        """Wait for a change, for a second at most; whoever has the lock calls."""
         self._may_wait()
         left = _PATIENCE if end is None else min(end - time.monotonic(), _PATIENCE)
         if left <= 0:
             raise TimeoutError("the request has not been answered yet; it goes on")
-        self._changed.wait(left)
+        for_what.wait(left)
         self._look()
 
-    async def _arrival(self, place: int) -> None:
+    async def _arrival(self, for_what: _Waiting, place: int | None) -> None:
         """Wait until there is an event at a place, or the request is over, or for a second."""
         self._may_wait()
         loop = asyncio.get_running_loop()
@@ -200,17 +203,17 @@ class Handle:
         def wake() -> None:
             loop.call_soon_threadsafe(settle)
 
-        with self._changed:
+        with self._lock:
             if self._settled(place):
                 return
-            self._wakers.append(wake)
+            for_what.wakers.append(wake)
         patience = loop.call_later(_PATIENCE, settle)
         try:
             await arrived
         finally:
             patience.cancel()
-            with self._changed:
-                self._wakers = [other for other in self._wakers if other is not wake]
+            with self._lock:
+                for_what.wakers = [other for other in for_what.wakers if other is not wake]
         self._look()
 
     def _may_wait(self) -> None:
@@ -224,3 +227,36 @@ class Handle:
         """Fail where nobody will ever answer: in a child of the process with the thread, say."""
         if not self.done and not self._driver.thread.is_alive():
             self.fail(EagleError("the engine's thread has ended without an answer"))
+
+
+class _Waiting:
+    """Threads and asyncio tasks that wait for the same.
+
+    Args:
+        lock: whoever calls has it.
+
+    Attributes:
+        wakers: wake one task each.
+    """
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._condition, self._threads = threading.Condition(lock), 0
+        self.wakers: list[Callable[[], None]] = []
+
+    def wait(self, seconds: float) -> None:
+        """Let this thread wait, for so long at most."""
+        self._threads += 1
+        try:
+            self._condition.wait(seconds)
+        finally:
+            self._threads -= 1
+
+    def tell(self) -> None:
+        """Wake all."""
+        if self._threads:
+            self._condition.notify_all()
+        if self.wakers:
+            wakers, self.wakers = self.wakers, []
+            for wake in wakers:
+                with suppress(RuntimeError):  # the asyncio loop that waited is closed
+                    wake()

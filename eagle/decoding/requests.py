@@ -9,14 +9,14 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from eagle.cycle import Processors
 from eagle.decoding.logprobs import TokenLogprobs
-from eagle.decoding.text import Piece, TextStream
+from eagle.decoding.text import LateText, Piece, TextStream, Vocabulary
 from eagle.errors import RequestError
 from eagle.plugin import SamplingParams, fresh_seed
 
@@ -69,7 +69,8 @@ class Event:
     Attributes:
         index: which prompt.
         tokens: the tokens committed, in order; the last of a cycle is its bonus token.
-        pieces: the text that became certain, piece by piece.
+        pieces: the text that became certain, piece by piece; often it is made when it is first
+            looked at.
         finish_reason: None until the request is finished.
         result: the whole result, with the last event only.
         logprobs: of its tokens, where the request asked for them.
@@ -84,6 +85,33 @@ class Event:
     result: Result | None = None
     logprobs: tuple[TokenLogprobs, ...] | None = None
     drafted: int = 0
+
+    @classmethod
+    def late(cls, text: LateText, cycle: int, **known: Any) -> Event:
+        """Return an event whose pieces are made when they are looked at.
+
+        Args:
+            text: of its request.
+            cycle: its number there.
+            **known: all else.
+        """
+        event = cls.__new__(cls)
+        # Not by the constructor, which takes its time for what is frozen.
+        vars(event).update(known, _late=text, _cycle=cycle)
+        return event
+
+    if not TYPE_CHECKING:  # which would take it for all attributes that there may be
+
+        def __getattr__(self, name: str) -> Any:
+            """Make the pieces, which are the one attribute that may not be there yet."""
+            if name != "pieces" or "_late" not in vars(self):
+                raise AttributeError(f"an event has no attribute {name!r}")
+            return vars(self).setdefault("pieces", self._late.pieces(self._cycle))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy holds: the pieces, not what would make them."""
+        known = {**vars(self), "pieces": self.pieces}
+        return {name: known[name] for name in known if name not in ("_late", "_cycle")}
 
     @property
     def text(self) -> str:
@@ -164,7 +192,12 @@ class Request:
     packed: bytes = b""
 
     def __post_init__(self) -> None:
-        self._text = TextStream(self.tokenizer, self.params.stop)
+        vocabulary = None if self.tokenizer is None else Vocabulary.of(self.tokenizer)
+        # Only a stop string needs the text of a token to be known before the next one comes.
+        late = vocabulary is not None and vocabulary.fast and not self.params.stop
+        self._late = LateText(self.tokenizer) if late else None
+        self._watched = None if late else TextStream(self.tokenizer, self.params.stop)
+        self._vocabulary = vocabulary
         self._ends = stop_tokens(self.params.stop, self.tokenizer)
         if not self.params.ignore_eos:
             self._ends |= self.eos
@@ -209,31 +242,47 @@ class Request:
             verified: False for the first token, which the prompt's own pass gives.
             logprobs: of the tokens, where they are asked for.
         """
-        given: list[int] = []
-        for number, token in enumerate(tokens):
-            given.append(token)
-            stopped = self._text.push(token, drafted=number < len(tokens) - 1)
+        watched, room = self._watched, self.limit - len(self.tokens)
+        count, last = 0, len(tokens) - 1
+        for count, token in enumerate(tokens, 1):
+            stopped = watched is not None and watched.push(token, drafted=count <= last)
             if stopped or token in self._ends:
                 self.finish_reason = "stop"
-            elif len(self.tokens) + len(given) >= self.limit:
+            elif count >= room:
                 self.finish_reason = "length"
             if self.finish_reason:
                 break
+        given, drafted = tuple(tokens[:count]), min(count, last)
         self.tokens += given
-        drafted = min(len(given), len(tokens) - 1)
         if verified:
-            self.accepted.append(len(given))
+            self.accepted.append(count)
             self.drafted.append(drafted)
-        own = None if self.params.logprobs is None else tuple(logprobs[: len(given)])
-        self.logprobs += own or ()
+        own = None
+        if self.params.logprobs is not None:
+            own = tuple(logprobs[:count])
+            self.logprobs += own
         self._last = time.perf_counter()
         self._first = self._first or self._last
-        pieces = self._text.take(final=self.finish_reason is not None)
-        if self._text.stopped:  # also by text that only the last token settled
-            self.finish_reason = "stop"
-        result = self.result() if self.finish_reason else None
+        final = self.finish_reason is not None
+        pieces: tuple[Piece, ...] = ()
+        if watched is not None:
+            pieces = watched.take(final=final)
+            if watched.stopped:  # also by text that only the last token settled
+                self.finish_reason = "stop"
         reason = self.finish_reason
-        return Event(self.index, tuple(given), pieces, reason, result, own, drafted)
+        result = self.result() if reason else None
+        if self._late is None:
+            return Event(self.index, given, pieces, reason, result, own, drafted)
+        return Event.late(
+            self._late,
+            self._late.tell(given, drafted, final=final),
+            index=self.index,
+            tokens=given,
+            finish_reason=reason,
+            result=result,
+            logprobs=own,
+            drafted=drafted,
+        )
 
     def result(self) -> Result:
         """Return what the request has been given."""
@@ -253,7 +302,13 @@ class Request:
         reason = self.finish_reason or "length"
         prompt = tuple(self.prompt)
         found = None if self.params.logprobs is None else tuple(self.logprobs)
-        return Result(self._text.text, tuple(self.tokens), reason, stats, prompt, self.seed, found)
+        return Result(self._said(), tuple(self.tokens), reason, stats, prompt, self.seed, found)
+
+    def _said(self) -> str:
+        if self._watched is not None:
+            return self._watched.text
+        assert self._vocabulary is not None
+        return self._vocabulary.decode(self.tokens)
 
 
 def _by_position(drafted: Sequence[int]) -> tuple[int, ...]:

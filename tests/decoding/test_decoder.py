@@ -107,6 +107,31 @@ def test_events_add_up_to_the_result(decoder):
         assert [e.finish_reason for e in own] == [None] * (len(own) - 1) + ["length"]
 
 
+def test_prompts_that_are_asked_for_while_others_are_answered_are_answered_as_alone(decoder):
+    own = SamplingParams(max_new_tokens=9, ignore_eos=True)
+    left, under_way, found = list(PROMPTS), [], {}
+
+    def more(count):
+        under_way.append(count)
+        return [(left.pop(0), own)] if left and count < 2 else []
+
+    for event in decoder.flow(more):
+        found.setdefault(event.index, []).extend(event.tokens)
+    assert [tuple(found[i]) for i in range(len(PROMPTS))] == [
+        decoder.generate(prompt, own).tokens for prompt in PROMPTS
+    ]
+    assert max(under_way) == 2
+    assert list(decoder.flow(lambda count: [])) == []
+
+
+def test_a_flow_that_is_left_cancels_what_is_under_way(decoder):
+    given = [[(prompt, SamplingParams(max_new_tokens=30, ignore_eos=True)) for prompt in PROMPTS]]
+    events = decoder.flow(lambda count: given.pop() if given else [])
+    next(events)
+    events.close()
+    assert not decoder.loop.busy
+
+
 def test_an_abandoned_stream_leaves_nothing_behind(decoder):
     next(decoder.stream(PROMPTS, max_new_tokens=25, ignore_eos=True))
     again = decoder.generate(PROMPTS[:2], max_new_tokens=25, ignore_eos=True)

@@ -141,6 +141,23 @@ def test_a_task_that_gives_up_cancels_nothing_and_leaves_nothing(engine, gate, e
     assert asyncio.run(run()).tokens == expected[1]
 
 
+def test_who_waits_for_the_result_is_not_woken_by_every_event(engine, gate, expected):
+    async def run():
+        woken, loop = [], asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+        handle = engine.submit(PROMPTS[1], **LONG)
+        waiting = asyncio.ensure_future(handle._awaited())
+        await asyncio.sleep(0)
+        loop.call_soon_threadsafe = lambda *given: woken.append(given) or call(*given)
+        gate.opened.set()
+        result = await waiting
+        assert len([event async for event in handle]) > 2
+        assert len(woken) == 1
+        return result.tokens
+
+    assert asyncio.run(run()) == expected[1]
+
+
 def test_waiting_ends_when_its_time_is_over(engine, gate, expected):
     handle = engine.submit(PROMPTS[0], **LONG)
     with pytest.raises(TimeoutError, match="goes on"):

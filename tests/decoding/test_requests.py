@@ -1,13 +1,20 @@
-"""A request by itself: where special tokens, named as stop strings, end it."""
+"""A request by itself: what ends it, and the text of its events, whenever that is looked at."""
+
+import copy
+import pickle
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eagle.decoding.inputs import encode
 from eagle.decoding.requests import Request, stop_tokens
 from eagle.errors import RequestError
 from eagle.plugin.sampling import SamplingParams
+from tests import vocabularies
 from tests.cli.conftest import word_tokenizer
+from tests.decoding.test_text import sequences, tokenizer_of
 
 PAD, BOS, EOS = 0, 1, 2
 
@@ -68,3 +75,54 @@ def test_seeds_that_differ_anywhere_are_different_chance():
     numbers = Request(0, [5], SamplingParams(), 9, frozenset(), None).uniforms(1000)
     assert numbers.dtype == torch.float64
     assert 0 <= numbers.min() < numbers.max() < 1
+
+
+def events_of(tokenizer, cycles, look=None, stop=()):
+    """Return the events of a request that is given these cycles; look at one as soon as it is."""
+    limit = sum(map(len, cycles))
+    request = Request(0, [5], SamplingParams(stop=stop), limit, frozenset(), tokenizer)
+    events = []
+    for number, tokens in enumerate(cycles):
+        events.append(request.deliver(tokens))
+        if number == look:
+            assert events[number].pieces is events[number].pieces
+        if events[-1].finish_reason:
+            break
+    return events
+
+
+@pytest.mark.parametrize("kind", vocabularies.KINDS)
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_what_an_event_says_does_not_depend_on_who_looks_when(kind, data):
+    tokenizer, ids = tokenizer_of(kind), [3, *data.draw(sequences(kind)), 4]
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(ids) - 1), max_size=6)))
+    cycles = [ids[a:b] for a, b in zip([0, *cuts], [*cuts, len(ids)], strict=True)]
+    # A stop string that never comes has each token looked at when it is delivered.
+    told = events_of(tokenizer, cycles, stop=("nothing that is ever said",))
+    expected = [event.text for event in told]
+    assert "".join(expected) == told[-1].result.text == tokenizer.decode(ids, True)
+    late = events_of(tokenizer, cycles, data.draw(st.integers(0, len(cycles) - 1)))
+    assert late[-1].result.text == told[-1].result.text
+    order = data.draw(st.permutations(range(len(late))))
+    shown = {number: "".join(piece.text for piece in late[number].pieces) for number in order}
+    assert "".join(shown[number] for number in range(len(late))) == "".join(expected)
+    at_once = [event.pieces for event in events_of(tokenizer, cycles)]
+    assert [event.pieces for event in late] == at_once
+
+
+def test_the_pieces_of_an_event_say_which_tokens_were_drafted(tokenizer):
+    (event,) = events_of(tokenizer, [[5, 6, 7]])
+    assert [(piece.text.strip(), piece.drafted) for piece in event.pieces] == [
+        ("w5", True), ("w6", True), ("w7", False),
+    ]  # fmt: skip
+
+
+def test_an_event_that_nobody_looked_at_can_be_sent_and_compared(tokenizer):
+    (event,), (other,) = events_of(tokenizer, [[5, 6]]), events_of(tokenizer, [[5, 6]])
+    sent, kept = pickle.loads(pickle.dumps(event)), copy.copy(other)
+    assert sent.text == kept.text == "w5 w6"
+    assert sent.pieces == event.pieces
+    assert "pieces=(Piece(" in repr(other)
+    with pytest.raises(AttributeError, match="no attribute 'piece'"):
+        _ = event.piece

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle.decoding.text import TextStream
+from eagle.decoding.text import TextStream, Vocabulary
 from tests import vocabularies
 
 
@@ -172,3 +172,42 @@ def test_what_is_decoded_again_with_each_token_does_not_grow():
         assert stream_of(Counting(), text.encode())[0] == text
     stream_of(Counting(), [0x80] * 500)
     assert Counting.longest < 40
+
+
+@pytest.mark.parametrize("kind", vocabularies.KINDS)
+def test_a_fast_tokenizer_is_asked_directly_and_its_vocabulary_made_once(kind):
+    tokenizer = vocabularies.KINDS[kind]()
+    assert Vocabulary.of(tokenizer) is Vocabulary.of(tokenizer)
+    assert Vocabulary.of(tokenizer).fast
+
+
+def test_a_tokenizer_with_a_decode_of_its_own_is_asked_for_that():
+    tokenizer = vocabularies.byte_level()
+
+    class Louder(type(tokenizer)):
+        def decode(self, ids, **more):
+            return super().decode(ids, **more).upper()
+
+    ids = tokenizer.encode("the cat", add_special_tokens=False)
+    louder = Louder(tokenizer_object=tokenizer.backend_tokenizer)
+    assert stream_of(louder, ids)[0] == tokenizer.decode(ids).upper()
+    tokenizer.decode = louder.decode
+    assert stream_of(tokenizer, ids)[0] == louder.decode(ids)
+
+
+def test_a_token_that_is_made_special_later_is_left_out_from_then_on():
+    tokenizer = vocabularies.byte_level()
+    ids = tokenizer.convert_tokens_to_ids(["a", "<added>", "b"])
+    assert stream_of(tokenizer, ids)[0] == "a<added>b"
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<added>"]})
+    assert stream_of(tokenizer, ids)[0] == tokenizer.decode(ids, skip_special_tokens=True) == "ab"
+
+
+def test_a_token_of_whole_characters_is_looked_up_once():
+    tokenizer = vocabularies.byte_level()
+    vocabulary, asked = Vocabulary.of(tokenizer), []
+    decode = vocabulary.decode
+    vocabulary.decode = lambda ids: asked.append(list(ids)) or decode(ids)
+    ids = tokenizer.convert_tokens_to_ids(["a", "Ġthe", "a", "Ġthe"])
+    assert stream_of(tokenizer, ids)[0] == "a thea the"
+    assert asked == [[ids[0]], [ids[1]]]

@@ -72,6 +72,27 @@ def test_every_answer_is_what_the_target_says_to_the_conversation_before_it(
     assert report.tokens > report.answers
 
 
+def test_a_conversation_goes_on_while_others_have_not_begun(decoder, file, tmp_path, monkeypatch):
+    asked, intake = [], Decoder.intake
+
+    def noted(self, prompts, *rest, **more):
+        asked.extend(map(len, prompts))
+        return intake(self, prompts, *rest, **more)
+
+    monkeypatch.setattr(Decoder, "intake", noted)
+    talks = talks_of(items(file), "all")
+    answered, begun = [], []
+
+    def look(report):
+        answered.append(report.answers)
+        begun.append(sum(bool(talk.answers) for talk in talks))
+
+    regenerate(decoder, talks, tmp_path / "out.jsonl", GREEDY, look)
+    assert len(asked) == answered[-1] == sum(len(talk.questions) for talk in talks)
+    # When the last conversation got its first answer, others had got their second long before.
+    assert answered[begun.index(len(talks))] > len(talks)
+
+
 def test_training_reads_what_comes_out(decoder, file, tmp_path):
     regenerate(decoder, talks_of(items(file), "all"), tmp_path / "out.jsonl", GREEDY)
     before, after = items(file), items(tmp_path / "out.jsonl")
@@ -119,7 +140,7 @@ def test_a_file_that_is_finished_is_left_as_it_is(decoder, file, tmp_path, monke
     out = tmp_path / "out.jsonl"
     regenerate(decoder, talks_of(items(file), "all"), out, GREEDY)
     before = out.read_text()
-    monkeypatch.setattr(Decoder, "stream", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(Decoder, "intake", lambda *_: pytest.fail("asked again"))
     report = regenerate(decoder, talks_of(items(file), "all"), out, GREEDY)
     assert (report.answers, report.tokens) == (report.total, 0)
     assert out.read_text() == before

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from eagle.train.data.talks import Talk
 
 __all__ = ["Report", "regenerate"]
 
-_WAVE = 16  # conversations in hand for each slot, so that few slots wait for the last answers
+_WAVE = 2  # conversations in hand for each slot, so that none waits for its next prompt
+_STEP = 4  # prompts made between two passes where none is missed yet: the device goes on meanwhile
 
 
 @dataclass
@@ -149,34 +152,41 @@ def _report(talks: Sequence[Talk], first: int) -> Report:
 def _answered(
     decoder: Decoder, talks: Sequence[Talk], params: SamplingParams, report: Report
 ) -> Iterator[Talk]:
-    """Answer wave after wave: the next question of each of the conversations in hand.
+    """Answer all questions; the next one of a conversation as soon as the one before is answered.
 
     Yields each conversation that has got an answer, the last of its answers.
     """
-    waiting = iter(talk for talk in talks if not talk.done)
     slots = decoder.max_batch
-    hand: list[Talk] = []
-    while True:
-        hand += [talk for _, talk in zip(range(_WAVE * slots - len(hand)), waiting, strict=False)]
-        if not hand:
-            return
-        asked, prompts = [], []
-        for talk in hand:
+    hand: deque[Talk] = deque()  # go on, and are found in the cache best now
+    waiting = iter(talk for talk in talks if not talk.done)
+    asked: dict[int, Talk] = {}
+    numbers = count()
+
+    def more(left: int) -> list[tuple[list[int], SamplingParams]]:
+        # So many slots would idle; beyond that it is for later.
+        wanted = max(slots - left, min(_STEP, _WAVE * slots - left))
+        found: list[tuple[list[int], SamplingParams]] = []
+        while len(found) < wanted:
+            talk = hand.popleft() if hand else next(waiting, None)
+            if talk is None:
+                break
             prompt = _prompt(decoder, talk, params, report)
             if prompt is not None:
-                asked.append(talk)
-                prompts.append(prompt)
-        seeds = [_seed(params.seed or 0, talk) for talk in asked]
-        each = [params.model_copy(update={"seed": seed}) for seed in seeds]
-        for event in decoder.stream(prompts, each) if prompts else ():
-            report.tokens += len(event.tokens)
-            if event.result is not None:
-                talk, reason = asked[event.index], event.result.finish_reason
-                talk.answers.append((event.result.text, reason))
-                report.answers += 1
-                report.capped += reason == "length"
-                yield talk
-        hand = [talk for talk in asked if not talk.done]
+                asked[next(numbers)] = talk
+                seed = _seed(params.seed or 0, talk)
+                found.append((prompt, params.model_copy(update={"seed": seed})))
+        return found
+
+    for event in decoder.flow(more):
+        report.tokens += len(event.tokens)
+        if event.result is not None:
+            talk, reason = asked.pop(event.index), event.result.finish_reason
+            talk.answers.append((event.result.text, reason))
+            report.answers += 1
+            report.capped += reason == "length"
+            if not talk.done:
+                hand.append(talk)
+            yield talk
 
 
 def _prompt(
