@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from eagle.bench.plots import draw_speed, require_matplotlib
     from eagle.bench.products import product_times, products_of
     from eagle.bench.prompts import read_prompts
-    from eagle.bench.remote import verify_served
+    from eagle.bench.remote import ServedGreedy, verify_served, verify_served_greedy
     from eagle.bench.report import (
         Setting,
         Table,
@@ -68,7 +68,7 @@ _HOMES = {
     "plots": ("draw_speed", "require_matplotlib"),
     "products": ("product_times", "products_of"),
     "prompts": ("read_prompts",),
-    "remote": ("verify_served",),
+    "remote": ("ServedGreedy", "verify_served", "verify_served_greedy"),
     "report": (
         "Setting",
         "Table",
@@ -110,6 +110,7 @@ __all__ = [
     "Progress",
     "Sampled",
     "Section",
+    "ServedGreedy",
     "Setting",
     "Shape",
     "Side",
@@ -154,6 +155,7 @@ __all__ = [
     "verify_greedy",
     "verify_sampled",
     "verify_served",
+    "verify_served_greedy",
     "write_page",
     "write_sections",
 ]

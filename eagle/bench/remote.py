@@ -1,38 +1,121 @@
 """Does a server say what a target would have said? Asked from outside, over its public interface.
 
-Knows how to ask for tokens and what to hold them against; it does not know whose server it is.
+Knows what to hold a server's tokens against; whose server it is and how it is asked it does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 
+from eagle.bench.asking import Asking
 from eagle.bench.contexts import draws_of
+from eagle.bench.identity import Choice, evidence, strays
 from eagle.bench.significance import check_alpha, examine
 from eagle.bench.verify import Progress, Sampled
 from eagle.decoding import Prompt, encode
-from eagle.errors import RemoteError, RequestError
 from eagle.remote import Server
 from eagle.target import Target
 
-__all__ = ["verify_served"]
+__all__ = ["ServedGreedy", "verify_served", "verify_served_greedy"]
 
 _ROWS = 64  # texts in one scoring pass
-_NUMBERED = "token_id:"
-_PLAIN: dict[str, Any] = {
-    "logprobs": 1,
-    "return_token_ids": True,
-    "return_tokens_as_token_ids": True,
-    "ignore_eos": True,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-}
-"""What not every server takes: tokens by number, and none of the defaults that a model recommends,
-which servers apply to who does not say otherwise. Each is left out for a server that refuses it."""
+# Answers in one request. vLLM reads as many prompts in a pass as its max_num_batched_tokens allows
+# and cuts the next; on a CPU, 0.32 ends where it cut the prompt of a request with a seed.
+_AT_ONCE = 16
+_READ, _WIDTH = 8, 16  # answers read at once, and in passes as wide as a token tree
+
+
+@dataclass(frozen=True)
+class ServedGreedy:
+    """What `verify_served_greedy` found.
+
+    Attributes:
+        prompts: how many were answered.
+        tokens: that the server gave, over all prompts.
+        tau: tokens committed per verification; 0 if the server does not tell.
+        strays: its tokens that are not the best by the target's own full pass.
+        noise: median over all positions, see `eagle.bench.identity.evidence`.
+    """
+
+    prompts: int
+    tokens: int
+    tau: float
+    strays: tuple[Choice, ...]
+    noise: float
+
+    @property
+    def mistakes(self) -> tuple[Choice, ...]:
+        """The strays that are no ties."""
+        return tuple(choice for choice in self.strays if not choice.tie)
+
+    @property
+    def holds(self) -> bool:
+        """Every token is the target's choice, or one of a tie."""
+        return not self.mistakes
+
+
+def verify_served_greedy(
+    target: Target,
+    server: Server,
+    model: str,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int,
+    progress: Progress = lambda what, done, total: None,
+) -> ServedGreedy:
+    """Hold a server's answers at temperature 0 against the target's own choices, token by token.
+
+    The target reads prompt and answer by passes of its own, so that a token is judged given the
+    server's text before it, also behind a tie. The noise that tells a tie from a mistake is that of
+    the dtype that the target is loaded in here: load it in the server's.
+
+    Args:
+        target: what the server should serve, loaded here.
+        server: what is asked.
+        model: by which name.
+        prompts: at least one.
+        max_new_tokens: longest answer; the end of the text does not end it where the server takes
+            ``ignore_eos``.
+        progress: called as by `verify_greedy`.
+
+    Raises:
+        RemoteError: the server refuses, or its answers do not tell their tokens.
+        RequestError: a prompt is not valid.
+    """
+    texts = _encoded(target, prompts)
+    asking = Asking(server, target)
+    answers: list[list[int]] = []
+    progress("asking the server", 0, len(texts))
+    for text in texts:
+        body = {
+            "model": model,
+            "prompt": text,
+            "n": 1,
+            "max_tokens": max_new_tokens,
+            "temperature": 0.0,
+            "top_p": 1.0,
+        }
+        answers += asking.answers(body, 1, max_new_tokens)
+        progress("asking the server", len(answers), len(texts))
+    judged = evidence(
+        target,
+        texts,
+        answers,
+        [()] * len(texts),
+        width=_WIDTH,
+        batch=_READ,
+        progress=_counted(progress, "reading the answers", len(texts)),
+    )
+    return ServedGreedy(
+        prompts=len(texts),
+        tokens=sum(map(len, answers)),
+        tau=asking.tau,
+        strays=strays(answers, judged, target.dtype),
+        noise=float(torch.cat([own.noise for own in judged]).median()),
+    )
 
 
 def verify_served(
@@ -71,33 +154,33 @@ def verify_served(
         RequestError: alpha is out of bounds, or a prompt is not valid.
     """
     check_alpha(alpha)
-    texts = [
-        encode(prompt, target.tokenizer, raw=False, embeddings=target.embeddings)
-        for prompt in prompts
-    ]
+    texts = _encoded(target, prompts)
     generator = torch.Generator().manual_seed(seed)
-    asking = _Asking(server, target)
+    asking = Asking(server, target)
     answers: list[Sequence[int]] = []
     progress("asking the server", 0, len(texts))
-    for text in texts:
-        body = {
-            "model": model,
-            "prompt": text,
-            "n": samples,
-            "max_tokens": tokens,
-            "temperature": temperature,
-            "top_p": 1.0,
-            "seed": int(torch.randint(2**31, (), generator=generator)),
-        }
-        answers += asking.answers(body, samples, tokens)
-        progress("asking the server", len(answers) // samples, len(texts))
+    for done, text in enumerate(texts, 1):
+        for start in range(0, samples, _AT_ONCE):
+            count = min(_AT_ONCE, samples - start)
+            body = {
+                "model": model,
+                "prompt": text,
+                "n": count,
+                "max_tokens": tokens,
+                "temperature": temperature,
+                "top_p": 1.0,
+                "seed": int(torch.randint(2**31, (), generator=generator)),
+            }
+            answers += asking.answers(body, count, tokens)
+        progress("asking the server", done, len(texts))
     owners = [index for index in range(len(texts)) for _ in range(samples)]
-    draws = draws_of(target, texts, owners, answers, temperature, _ROWS, _scored(progress, owners))
+    scored = _counted(progress, "scoring", len(owners))
+    draws = draws_of(target, texts, owners, answers, temperature, _ROWS, scored)
     return Sampled(
         prompts=len(texts),
         samples=samples,
         tokens=tokens,
-        tau=1 + asking.accepted / asking.steps if asking.steps else 0.0,
+        tau=asking.tau,
         test=examine(
             draws,
             alpha=alpha,
@@ -107,96 +190,19 @@ def verify_served(
     )
 
 
-def _scored(progress: Progress, owners: Sequence[int]) -> Callable[[int], None]:
+def _encoded(target: Target, prompts: Sequence[Prompt]) -> list[list[int]]:
+    return [
+        encode(prompt, target.tokenizer, raw=False, embeddings=target.embeddings)
+        for prompt in prompts
+    ]
+
+
+def _counted(progress: Progress, what: str, total: int) -> Callable[[int], None]:
     done = 0
 
     def more(count: int) -> None:
         nonlocal done
         done += count
-        progress("scoring", done, len(owners))
+        progress(what, done, total)
 
     return more
-
-
-class _Asking:
-    """Asks for answers and reads their tokens.
-
-    Attributes:
-        steps: verifications that the server tells of, if it does.
-        accepted: draft tokens likewise.
-    """
-
-    def __init__(self, server: Server, target: Target) -> None:
-        self._server, self._target = server, target
-        self._extra = dict(_PLAIN)
-        self._by_text: dict[str, int | None] | None = None
-        self.steps = self.accepted = 0
-
-    def answers(self, body: dict[str, Any], count: int, most: int) -> list[list[int]]:
-        """Return the tokens of so many answers, of at most so many tokens each."""
-        answer = self._post(body)
-        choices = answer.get("choices")
-        if not isinstance(choices, list) or len(choices) != count:
-            raise RemoteError(f"{self._server.url} was asked for {count} answers and gave others")
-        told = (answer.get("metrics") or {}).get("speculative_decoding") or {}
-        self.steps += int(told.get("num_spec_steps", 0))
-        self.accepted += int(told.get("num_accepted_draft_tokens", 0))
-        return [self._tokens(choice, most) for choice in choices]
-
-    def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        while True:
-            try:
-                return self._server.post("/completions", {**body, **self._extra})
-            except RemoteError as error:
-                if error.status not in (400, 422) or not self._extra:
-                    raise
-                # One that says which field it refuses loses that one, others lose all but one.
-                if error.param in self._extra:
-                    del self._extra[error.param]
-                elif self._extra.keys() == {"logprobs"}:
-                    raise
-                else:
-                    self._extra = {"logprobs": 1}
-
-    def _tokens(self, choice: dict[str, Any], most: int) -> list[int]:
-        found = choice.get("token_ids")
-        if not isinstance(found, list):
-            names = (choice.get("logprobs") or {}).get("tokens")
-            found = [self._token(str(name)) for name in names] if isinstance(names, list) else []
-        found = found[:most]
-        sizes = range(self._target.embeddings)
-        if not found or not all(isinstance(token, int) and token in sizes for token in found):
-            raise RemoteError(
-                f"{self._server.url} tells neither token ids nor log probabilities with its "
-                "answers, or not this target's, so their tokens are not known"
-            )
-        ends = self._target.eos_tokens
-        if len(found) < most and found[-1] not in ends:
-            if choice.get("finish_reason") != "stop" or len(ends) != 1:
-                raise RemoteError(
-                    f"{self._server.url} ends an answer after {len(found)} tokens of {most} and "
-                    "does not tell by which token; it has to take 'ignore_eos'"
-                )
-            found += ends  # the one that it ended by, and did not list
-        return found
-
-    def _token(self, name: str) -> int:
-        if name.startswith(_NUMBERED) and name[len(_NUMBERED) :].isdigit():
-            return int(name[len(_NUMBERED) :])
-        found = self._texts().get(name)
-        if found is None:
-            raise RequestError(
-                f"{self._server.url} tells tokens by their text, and {name!r} is not the text of "
-                "exactly one token of this target"
-            )
-        return found
-
-    def _texts(self) -> dict[str, int | None]:
-        """Return the token that each text stands for, None where it stands for several."""
-        if self._by_text is None:
-            self._by_text = {}
-            tokenizer = self._target.tokenizer
-            for token in range(len(tokenizer)):
-                text = tokenizer.decode([token])
-                self._by_text[text] = None if text in self._by_text else token
-        return self._by_text

@@ -122,6 +122,27 @@ class Trace:
             )
         return Decoder(self.watch(resolved), target)
 
+    @staticmethod
+    def beside(
+        base: Decoder, spec: DecoderSpec, *, plain: bool = False, nodes: int | None = None
+    ) -> tuple[Decoder, Trace | None]:
+        """Build a watched decoder that shares another one's target, in all processes that hold it.
+
+        Args:
+            base: the other decoder. Where several processes hold its target: the one of an open
+                engine, in the process that leads; the others build and do what this one does.
+            spec: its spec, but for the target.
+            plain: do not watch it; there is no trace then.
+            nodes: refuse trees that have more.
+
+        Raises:
+            RequestError: no engine leads the processes that hold the target.
+            EagleError: see `Decoder.from_spec`.
+        """
+        from eagle.decoding.leading import Look, beside  # which makes traces in the others
+
+        return beside(base, Look(spec, plain, nodes))
+
     def watch(self, resolved: Resolved) -> Resolved:
         """Return a spec's components with stand-ins that note what goes through them."""
         return replace(

@@ -48,6 +48,7 @@ class Turn(Whole):
         self._waiting: deque[tuple[int, threading.Lock]] = deque()
         self._owner: int | None = None
         self._what: list[str] = []
+        self._keeps = False  # the first block is one of several, which do not disturb it
 
     @contextmanager
     def held(self, what: str, *, within: bool = True) -> Iterator[None]:
@@ -64,6 +65,26 @@ class Turn(Whole):
         try:
             yield
         finally:
+            self._pass_on()
+
+    @contextmanager
+    def kept(self, what: str) -> Iterator[None]:
+        """Have the turn for several blocks, of which each stands as if it were by itself.
+
+        Args:
+            what: all of it, as a refusal names it.
+
+        Raises:
+            RequestError: it stands within another block of this thread.
+        """
+        if self._owner == threading.get_ident():
+            raise self._disturbed(what)
+        self._take(what, False)
+        self._keeps = True
+        try:
+            yield
+        finally:
+            self._keeps = False
             self._pass_on()
 
     @contextmanager
@@ -86,11 +107,8 @@ class Turn(Whole):
         me = threading.get_ident()
         with self._gate:
             if self._owner == me:
-                if not within:
-                    raise RequestError(
-                        f"{what} was asked for inside {self._what[-1]} of the same target, which "
-                        "it would disturb; do it before or after that"
-                    )
+                if not within and not (self._keeps and len(self._what) == 1):
+                    raise self._disturbed(what)
                 self._what.append(what)
                 return
             if self._owner is None:
@@ -109,6 +127,12 @@ class Turn(Whole):
                     self._pass_on()
             raise
         self._what = [what]
+
+    def _disturbed(self, what: str) -> RequestError:
+        return RequestError(
+            f"{what} was asked for inside {self._what[-1]} of the same target, which "
+            "it would disturb; do it before or after that"
+        )
 
     def _pass_on(self) -> None:
         with self._gate:

@@ -1,7 +1,8 @@
 """One answer looked on while it is decoded, cycle by cycle: what the page at ``/`` draws.
 
 It builds decoders that share the engine's target, with other trees or rules if that is wished, and
-knows nothing of HTTP. They take turns with the engine, pass by pass.
+knows nothing of HTTP. They take turns with the engine, pass by pass, in all processes that hold the
+target.
 """
 
 from __future__ import annotations
@@ -89,9 +90,6 @@ class Watcher:
             Problem: the spec cannot be had, or too many look on already.
             EagleError: the conversation cannot be answered.
         """
-        if self._base.target.together is not None:
-            raise Problem(501, "this server's target is held by several processes, which cannot "
-                          "show their cycles", code="not_shown")  # fmt: skip
         if self.waiting > _WAITING:
             raise Problem(429, "others are looking on; ask again later", code="queue_full",
                           kind="rate_limit_error", headers={"retry-after": "5"})  # fmt: skip
@@ -207,12 +205,8 @@ class Watcher:
             while len(self._made) >= _KEPT:
                 self._made.popitem(last=False)
             try:
-                if plain:
-                    self._made[key] = Decoder.from_spec(wanted, target=self._base.target), None
-                else:
-                    trace = Trace()
-                    decoder = trace.decoder(wanted, target=self._base.target, nodes=_NODES)
-                    self._made[key] = decoder, trace
+                nodes = None if plain else _NODES
+                self._made[key] = Trace.beside(self._base, wanted, plain=plain, nodes=nodes)
             except EagleError as error:
                 raise Problem(400, str(error), param="spec") from error
         self._made.move_to_end(key)

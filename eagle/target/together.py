@@ -13,7 +13,8 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
@@ -69,6 +70,7 @@ class Together:
         self.turn, self.led, self.passes = Turn(), False, 0
         self.gone: TargetError | None = None
         self._beats, self._failure = beats, ""
+        self._ordered = threading.local()
         # Of their own on the host: what is decided is known there, and NCCL has no numbers of it.
         self._group = dist.new_group(backend="gloo", timeout=_COLLECTIVE)
         self._orders = dist.new_group(backend="gloo", timeout=_ORDERS)
@@ -151,11 +153,28 @@ class Together:
         Raises:
             RequestError: an engine is open.
         """
-        if self.led:
+        begin: Callable[[], None] | None = getattr(self._ordered, "begin", None)
+        if begin is not None:
+            begin()
+        elif self.led:
             raise RequestError(
                 f"{what} has to wait: an engine is open, and its requests are process 0's, for all "
                 "that hold the target; ask the engine there, or close it"
             )
+
+    @contextmanager
+    def ordered(self, begin: Callable[[], None]) -> Iterator[None]:
+        """Let this thread do what all do at once, though the others follow: they do it by order.
+
+        Args:
+            begin: called wherever that would be refused otherwise, with what is done there under
+                way; the first one has to tell the others of it, once.
+        """
+        self._ordered.begin = begin
+        try:
+            yield
+        finally:
+            self._ordered.begin = None
 
     def still(self) -> None:
         """Refuse to begin anything where nothing can be done together any more.

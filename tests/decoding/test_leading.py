@@ -11,6 +11,7 @@ import torch
 from eagle import Decoder, Engine, SamplingParams
 from eagle.bench.serving import Server, Work
 from eagle.cli import console
+from eagle.decoding import Trace, leading
 from eagle.decoding.packing import packed, unpacked
 from eagle.errors import CancelledError, PartedError, RequestError, TargetError
 from eagle.runtime import runtime
@@ -184,6 +185,55 @@ def specs(pair):  # noqa: F811
 def test_all_processes_do_what_the_first_one_takes(specs):
     wanted = alone(specs("dynamic"), range(REQUESTS))
     run_together(_led, specs("dynamic", tp_plan="auto"), wanted)
+
+
+def _beside(specs, wanted):
+    """Decode beside the engine, fail in one process alone, and be left by the engine."""
+    decoder = Decoder.from_spec(specs[0])
+    make, failing = leading.Look.made, [os.environ["RANK"] == "1"]
+
+    def made(look, target):
+        found = make(look, target)
+        if failing and failing.pop():
+            raise RuntimeError("out of memory")  # in this process alone
+        return found
+
+    with Engine(decoder) as engine:
+        assert engine.leads or not decoder.loop.lead
+        leading.Look.made = made
+        if engine.leads:
+            with pytest.raises(PartedError, match="process 1 failed"):
+                Trace.beside(decoder, specs[0])
+            with pytest.raises(RequestError, match="nodes; at most 5 are looked at"):
+                Trace.beside(decoder, specs[0], nodes=5)
+            watched, trace = Trace.beside(decoder, specs[1], nodes=13)
+            plain, none = Trace.beside(decoder, specs[1], plain=True)
+            assert none is None
+            handles = [engine.submit(*asked(number)[:2]) for number in (4, 8)]
+            stream = watched.stream(*asked(3)[:2])
+            tokens = [token for event in stream for token in event.tokens]
+            assert tuple(tokens) == wanted[3]
+            assert plain.generate(*asked(3)[:2]).tokens == wanted[3]
+            assert len(trace.cycle().nodes) == 13
+            assert [one.result(60).tokens for one in handles] == [wanted[4], wanted[8]]
+            with pytest.raises(RequestError, match="an engine is open"):
+                Decoder(decoder.resolved, decoder.target)
+            left = watched.stream([5], max_new_tokens=400, ignore_eos=True)
+            next(left)
+    if engine.leads:
+        with pytest.raises(PartedError, match="was closed"):
+            next(left)
+        with pytest.raises(RequestError, match="no engine leads them any more"):
+            Trace.beside(decoder, specs[0])
+    else:
+        leading.Look.made = make
+    # All go on together by themselves.
+    assert decoder.generate(*asked(4)[:2]).tokens == wanted[4]
+
+
+def test_decoders_beside_an_engines_are_made_and_led_in_all_processes(specs):
+    both = [specs("static", tp_plan="auto"), specs("dynamic", tp_plan="auto")]
+    run_together(_beside, both, alone(specs("dynamic"), (3, 4, 8)))
 
 
 def _many(spec, wanted):

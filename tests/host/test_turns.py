@@ -6,6 +6,7 @@ import io
 import multiprocessing
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -331,3 +332,30 @@ def test_a_turn_that_is_tried_is_had_at_once_or_not_at_all(pool):
         with pytest.raises(RequestError, match="inside this"):
             turn.held("that", within=False).__enter__()
     assert tried()
+
+
+def test_blocks_within_a_turn_that_is_kept_stand_as_if_by_themselves(pool):
+    turn, order = Turn(), []
+
+    def other():
+        with turn.held("something else"):
+            order.append("other")
+
+    with turn.kept("several things"):
+        waiting = pool.submit(other)
+        while not turn._waiting:
+            time.sleep(0.001)
+        for number in range(2):
+            with turn.held("a thing", within=False):
+                order.append(number)
+                with pytest.raises(RequestError, match="inside a thing of the same target"):
+                    turn._take("another", within=False)
+        with (
+            pytest.raises(RequestError, match="inside several things"),
+            turn.kept("more"),
+        ):
+            pass
+    waiting.result(5)
+    assert order == [0, 1, "other"]
+    with turn.held("a thing"), pytest.raises(RequestError, match="inside a thing"):
+        turn._take("another", within=False)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from eagle.bench import verify_served
+from eagle.bench import verify_served, verify_served_greedy
 from eagle.cli import main
 from eagle.errors import RemoteError, RequestError
 from eagle.remote import Server
@@ -38,7 +38,7 @@ class Other:
         self.asked = []
 
     def post(self, path, body):
-        self.asked.append(set(body))
+        self.asked.append(body)
         known = {"model", "prompt", "n", "max_tokens", "temperature", "top_p", "seed", "logprobs"}
         for name in sorted(set(body) - known - self.takes):
             raise RemoteError("unknown field", 400, name if self.names_fields else None)
@@ -48,7 +48,7 @@ class Other:
             "ignore_eos": bool(body.get("ignore_eos")),
         }
         prompts = [body["prompt"]] * body["n"]
-        results = self.decoder.generate(prompts, seed=body["seed"], **given)
+        results = self.decoder.generate(prompts, seed=body.get("seed"), **given)
         return {"choices": [self.says(result) | ended(result) for result in results]}
 
 
@@ -87,7 +87,7 @@ def test_a_server_that_knows_openais_fields_alone_is_tested_by_the_tokens_texts(
     found = verify_served(target, other, "m", PROMPTS[:2], **{**HOW, "samples": 16})
     assert found.holds
     assert found.tau == 0
-    assert other.asked[-1] & {"ignore_eos", "top_k"} == set()
+    assert other.asked[-1].keys() & {"ignore_eos", "top_k"} == set()
 
 
 def test_answers_that_end_early_count_as_far_as_they_go(decoder, target, monkeypatch):
@@ -102,6 +102,42 @@ def test_answers_that_end_early_count_as_far_as_they_go(decoder, target, monkeyp
     found = verify_served(target, other, "m", PROMPTS, **HOW)
     assert found.holds
     assert found.test.draws < 3 * 32 * 4
+
+
+def numbers(result):
+    return {"token_ids": list(result.tokens)}
+
+
+KNOWN = ("return_token_ids", "return_tokens_as_token_ids", "ignore_eos")
+
+
+def test_many_answers_are_asked_for_in_several_requests_with_chance_of_their_own(decoder, target):
+    other = Other(decoder, KNOWN, numbers)
+    found = verify_served(target, other, "m", PROMPTS[:1], **{**HOW, "samples": 40})
+    assert found.test.draws == 40 * 4
+    taken = [body for body in other.asked if body.keys() - KNOWN == other.asked[-1].keys() - KNOWN]
+    assert [body["n"] for body in taken] == [16, 16, 8]
+    assert len({body["seed"] for body in taken}) == 3
+
+
+def test_at_temperature_0_each_token_of_a_server_is_held_against_the_targets_choice(site, target):
+    found = verify_served_greedy(target, Server(site.url), "tiny", PROMPTS, max_new_tokens=24)
+    assert (found.holds, found.strays) == (True, ())
+    assert (found.prompts, found.tokens) == (3, 3 * 24)
+    assert found.tau > 1.2
+
+
+def test_one_token_that_the_target_would_not_have_chosen_is_found(decoder, target):
+    def strayed(result):
+        tokens = list(result.tokens)
+        tokens[5] = (tokens[5] + 1) % target.info.vocab_size
+        return {"token_ids": tokens}
+
+    other = Other(decoder, KNOWN, strayed)
+    found = verify_served_greedy(target, other, "m", PROMPTS[:1], max_new_tokens=6)
+    assert not found.holds
+    assert [(one.prompt, one.position) for one in found.mistakes] == [(0, 5)]
+    assert found.tau == 0
 
 
 @pytest.mark.parametrize(
@@ -123,12 +159,18 @@ def test_the_command_ends_with_the_verdict(site, home, tmp_path, capsys):
     file = tmp_path / "prompts.txt"
     file.write_text("\n".join(PROMPTS))
     words = ["verify", "--server", site.url, "--target", str(home), "--prompts", str(file)]
-    words += ["--set", "target.dtype=float32", "--samples", "16", "--tokens", "4"]
+    words += ["--set", "target.dtype=float32"]
 
-    def run(*more):
+    def ran(*more):
         with pytest.raises(SystemExit) as exit_:
             main([*words, *more])
         return exit_.value.code, *capsys.readouterr()
+
+    def run(*more):
+        return ran("--samples", "16", "--tokens", "4", *more)
+
+    def run_greedy(*more):
+        return ran("--temperature", "0", *more)
 
     status, out, _ = run()
     assert status == 0
@@ -136,6 +178,13 @@ def test_the_command_ends_with_the_verdict(site, home, tmp_path, capsys):
     assert "held against" in out
     status, out, _ = run("--json")
     assert json.loads(out)["sampled"]["test"]["draws"] == 3 * 16 * 4
+    status, out, _ = run_greedy("--max-new-tokens", "8")
+    assert (status, "24 of 24 tokens to 3 prompts are the target's choice" in out) == (0, True)
+    assert out.splitlines()[-1] == "holds: every token is the target's choice"
+    status, out, _ = run_greedy("--json")
+    assert (status, json.loads(out)["greedy"]["strays"]) == (0, [])
+    status, _, err = run_greedy("--samples", "3")
+    assert (status, "above 0 only" in err) == (2, True)
     status, _, err = run("--spec", "chain")
     assert (status, "--spec does not go with --server" in err) == (2, True)
     status, _, err = run("--max-new-tokens", "3")

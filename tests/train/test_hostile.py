@@ -6,8 +6,10 @@ import resource
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -82,7 +84,7 @@ def fails(project, tmp_path, capsys, monkeypatch):
     ],
 )
 def test_absurd_values_are_refused_by_their_key(fails, monkeypatch, override, message):
-    monkeypatch.setattr("eagle.train.run.checks.free_memory", lambda device: 2**22)
+    monkeypatch.setattr("eagle.train.run.checks.free_memory", lambda device, reusable: 2**22)
     assert message in fails(*(["batch=1"] if "batch" not in override else []), override)
 
 
@@ -95,6 +97,23 @@ def test_a_step_that_fits_is_not_refused(project):
         check_target(
             load_train_spec(project / "run.yaml", ["batch=16384"]), target, features, 10**9
         )
+
+
+def test_of_a_gpus_memory_what_live_tensors_have_is_not_free(project, monkeypatch):
+    spec = load_train_spec(project / "run.yaml")
+    target = SimpleNamespace(
+        **{name: getattr(tiny_target("llama-gqa"), name) for name in ("info", "dtype", "capacity")},
+        device=torch.device("cuda", 0),
+    )
+    features = type("Features", (), {"feature_size": lambda self, info: info.hidden_size})()
+    allocated = {"now": 0}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2**40))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2**33)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: allocated["now"])
+    check_target(spec, target, features, 1)  # what PyTorch keeps and nobody uses
+    allocated["now"] = 2**33
+    with pytest.raises(SpecError, match=r"of memory at least, and 0\.0 are free"):
+        check_target(spec, target, features, 1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from eagle.cli import console
 from eagle.cli.decoding import (
     SpecOption,
     Target,
-    Temperature,
     load_decoder,
     sampling_params,
     warn_if_lossy,
@@ -53,7 +52,15 @@ def verify(
             "--limit", metavar="N", min=1, help="Only the first N prompts.", show_default=False
         ),
     ] = None,
-    temperature: Temperature = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            "--temperature",
+            metavar="T",
+            help="0 takes the likeliest token always; 0 by default, with --server 1.",
+            show_default=False,
+        ),
+    ] = None,
     max_new_tokens: Annotated[
         int | None,
         typer.Option(
@@ -113,11 +120,13 @@ def verify(
     At temperature 0 its answers are compared with plain decoding and with transformers' generate,
     and each of its tokens with the target's own choice; a difference is told to be a numerical
     tie or a mistake. Above 0 the first tokens of many answers are tested against the target's
-    distribution; of a server always these, at temperature 1 unless
-    another is given. Exit status: 0 if it holds, 1 if it does not.
+    distribution. Of a server each token is held against the target's own choice at temperature
+    0; above it, and at 1 unless another is given, the test is the same. Exit status: 0 if it
+    holds, 1 if it does not.
     """
+    if temperature is None:
+        temperature = 0.0 if server is None else 1.0
     if server is not None:
-        temperature = temperature or 1.0
         _refuse_local(spec, batch)
     _refuse_idle(
         temperature,
@@ -142,6 +151,7 @@ def verify(
             [*settings, *settings_of(None, target)],
             texts,
             temperature=temperature,
+            max_new_tokens=params.max_new_tokens,
             samples=samples or _SAMPLES,
             tokens=tokens or _TESTED,
             alpha=alpha,

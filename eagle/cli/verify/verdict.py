@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,9 @@ from eagle.cli import console
 if TYPE_CHECKING:
     from eagle.bench import Choice, Identity, Sampled
     from eagle.decoding import Decoder
+    from eagle.target import Target
 
-__all__ = ["describe", "print_sampled", "show", "verdict_of"]
+__all__ = ["count", "describe", "print_choices", "print_sampled", "show", "tau_of", "verdict_of"]
 
 _SHOWN = 12  # differences listed on the terminal; --json has them all
 
@@ -37,19 +39,20 @@ def verdict_of(decoder: Decoder, found: Identity | Sampled) -> str:
         text = f"not the target's distribution: {p}, below {alpha}"
         return text + ("" if lossless else "; the spec is declared not lossless")
     if found.mistakes:
-        differences = _count(len(found.mistakes), "difference")
+        differences = count(len(found.mistakes), "difference")
         text = f"does not hold: {differences} beyond what numerical noise explains"
     elif found.identical:
-        text = f"holds: all {_count(found.prompts, 'answer')} identical to both references"
+        text = f"holds: all {count(found.prompts, 'answer')} identical to both references"
     else:
         parted = len(found.plain.divergences) + len(found.hf.divergences)
-        text = f"holds: {_count(parted, 'divergence')}, each of them a numerical tie"
+        text = f"holds: {count(parted, 'divergence')}, each of them a numerical tie"
     return text + (
         "" if lossless else "; above temperature 0 the spec is not lossless, as declared"
     )
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -107,32 +110,35 @@ def _print_identity(decoder: Decoder, found: Identity) -> None:
     table.add_row("each token, target's own pass", same, str(ties), str(len(found.strays) - ties))
     console.out.print(table)
     console.out.print(
-        f"tau {found.tau:.2f} · noise of the target's own passes {found.noise:.2g} (median)",
+        f"{tau_of(found.tau)} · noise of the target's own passes {found.noise:.2g} (median)",
         style="dim",
         soft_wrap=True,
     )
-    # The clearest cases first: those farthest beyond the noise.
-    listed = sorted(found.choices, key=lambda c: _excess(c), reverse=True)
-    if listed:
-        _print_choices(decoder, listed[:_SHOWN])
-        if len(listed) > _SHOWN:
-            more = f"and {len(listed) - _SHOWN} more, nearer to a tie; --json lists all"
-            console.out.print(more, style="dim", soft_wrap=True)
+    print_choices(decoder.target, found.choices)
+
+
+def tau_of(tau: float) -> str:
+    """Return tau as it is shown; 0 is what stands where nobody told it."""
+    return f"tau {tau:.2f}" if tau else "tau not known"
 
 
 def _excess(choice: Choice) -> float:
     return float("inf") if choice.distance is None else choice.distance / (choice.noise or 1e-30)
 
 
-def _print_choices(decoder: Decoder, choices: list[Choice]) -> None:
+def print_choices(target: Target, choices: Sequence[Choice]) -> None:
+    """Print differences, the clearest first: those farthest beyond the noise."""
+    if not choices:
+        return
+    listed = sorted(choices, key=_excess, reverse=True)
     table = Table(box=None, pad_edge=False)
     table.add_column("difference")
     for heading in ("prompt", "position", "gap", "distance", "noise", "steps"):
         table.add_column(heading, justify="right")
     table.add_column("")
-    for c in choices:
+    for c in listed[:_SHOWN]:
         table.add_row(
-            escape(f"{_token(decoder, c.token)} for {_token(decoder, c.other)}"),
+            escape(f"{_token(target, c.token)} for {_token(target, c.other)}"),
             str(c.prompt),
             str(c.position),
             f"{c.gap:.3g}",
@@ -142,12 +148,15 @@ def _print_choices(decoder: Decoder, choices: list[Choice]) -> None:
             "tie" if c.tie else "[bold red]mistake[/]",
         )
     console.out.print(table)
+    if len(listed) > _SHOWN:
+        more = f"and {len(listed) - _SHOWN} more, nearer to a tie; --json lists all"
+        console.out.print(more, style="dim", soft_wrap=True)
 
 
-def _token(decoder: Decoder, token: int | None) -> str:
+def _token(target: Target, token: int | None) -> str:
     if token is None:
         return "the end"
-    tokenizer = decoder.target.tokenizer
+    tokenizer = target.tokenizer
     return f"#{token}" if tokenizer is None else repr(tokenizer.decode([token]))
 
 
@@ -155,8 +164,8 @@ def print_sampled(found: Sampled) -> None:
     """Print the figures of a test of sampled tokens."""
     test = found.test
     console.out.print(
-        f"{_count(test.draws, 'token')}: the first {found.tokens} of {found.samples} answers to "
-        f"each of {_count(found.prompts, 'prompt')} · tau {found.tau:.2f}",
+        f"{count(test.draws, 'token')}: the first {found.tokens} of {found.samples} answers to "
+        f"each of {count(found.prompts, 'prompt')} · {tau_of(found.tau)}",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)

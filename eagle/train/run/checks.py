@@ -78,9 +78,7 @@ def _check_room(spec: TrainSpec, size: int, device: torch.device, shares: int) -
     # The noise of a whole step is drawn by every process; see `Noise`.
     drawn = spec.accumulate * shares if spec.noise.uniform else 1
     need = mask + tokens * (_BATCHED * spec.accumulate + size * drawn)
-    room = free_memory(device)
-    if device.type == "cuda":
-        room += torch.cuda.memory_reserved(device)
+    room = free_memory(device, reusable=True)
     if need > room:
         raise SpecError(
             f"a step needs {need / 2**30:,.1f} GiB of memory at least, and {room / 2**30:,.1f} are "
