@@ -34,7 +34,7 @@ log = logging.getLogger("eagle.runtime")
 _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
 _AHEAD = ("cpu",)  # devices for which the target's pass is compiled ahead, and phases are not
-_PIECES = (32, 128, PREFILL)  # lengths of a prompt's pieces that are captured
+_PIECES = (32, 128, 256, PREFILL)  # lengths of a prompt's pieces that are captured
 _TOGETHER = {"cuda": 4096, "cpu": PREFILL}  # tokens of several prompts that are read in one pass
 _GREEDY = SamplingParams(temperature=0)
 _LEAST = 64  # blocks
@@ -334,7 +334,7 @@ class Runtime:
         inputs.sampling = inputs.sampling.take(sampling)
         inputs.uniform.copy_(uniform)
         stop = len(prompt) if end is None else end
-        # A graph serves every slot, so there are at most ten for each span, and one span for each
+        # A graph serves every slot, so there are a dozen or so for each span, and one span for each
         # doubling of the rows. They are captured when first needed, as cycles are: that takes as
         # long as reading a few times, and other prompts of that length are to be expected.
         for first in range(start, stop, PREFILL):
