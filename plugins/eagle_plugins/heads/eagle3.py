@@ -270,6 +270,11 @@ class Eagle3Head(DecoderHead):
         """See `eagle.plugin.OwnVocabulary`."""
         return self._ids
 
+    @property
+    def embedding(self) -> Tensor | None:
+        """The embedding of its own, ``[V, H]``; None where it reads the target's."""
+        return self._embedding
+
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
         hidden = self.module.fuse(committed.features)
