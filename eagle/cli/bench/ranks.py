@@ -27,6 +27,7 @@ EXAMPLES = console.examples(
     "eagle bench ranks my.yaml --prompts questions.txt",
     "eagle bench ranks my.yaml --prompts chat=chat.jsonl --prompts code=code.jsonl --no-keep \\",
     "    --tree '{name: chain, depth: 3}' --tree '{name: static, tree: reference-25}' --plot a.png",
+    "eagle bench ranks eagle --prompts talks.jsonl --all-turns --max-prompt 8000 --plot a.png",
 )
 
 _SHOWN = 5  # ranks in the table
