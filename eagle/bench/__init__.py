@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from eagle.bench.leaderboard_page import write_page
     from eagle.bench.plots import draw_speed, require_matplotlib
     from eagle.bench.products import product_times, products_of
-    from eagle.bench.prompts import read_prompts
+    from eagle.bench.prompts import read_conversations, read_prompts
     from eagle.bench.remote import ServedGreedy, verify_served, verify_served_greedy
     from eagle.bench.report import (
         Setting,
@@ -67,7 +67,7 @@ _HOMES = {
     "leaderboard_page": ("write_page",),
     "plots": ("draw_speed", "require_matplotlib"),
     "products": ("product_times", "products_of"),
-    "prompts": ("read_prompts",),
+    "prompts": ("read_conversations", "read_prompts"),
     "remote": ("ServedGreedy", "verify_served", "verify_served_greedy"),
     "report": (
         "Setting",
@@ -138,6 +138,7 @@ __all__ = [
     "product_times",
     "products_of",
     "products_table",
+    "read_conversations",
     "read_prompts",
     "read_sections",
     "require_matplotlib",

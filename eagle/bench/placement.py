@@ -155,10 +155,7 @@ class Placement:
         wide[:, : self._hidden] = source
 
     def fusion(self, wide: Tensor, source: Tensor) -> None:
-        """Place the FC of a draft head, ``[D, 2 D]``: embedding first, then feature."""
+        """Place what the FC of a draft head has for one of its inputs, ``[D, D]``."""
         self.random(wide)
-        size = wide.shape[0]
-        for half in (0, 1):
-            columns = slice(half * size, half * size + self._hidden)
-            wide[:, columns] = 0
-            wide[: self._hidden, columns] = source.chunk(2, dim=1)[half]
+        wide[:, : source.shape[1]] = 0
+        wide[: self._hidden, : source.shape[1]] = source

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
-from eagle.bench.widen_head import widen_head
+from eagle.bench.widen_head import widen_head, wider_layers
 from eagle.decoding import Decoder, resolve_for
 from eagle.errors import EagleError, RequestError, reason
 from eagle.plugin import MeasuredHead, RankRates, default_registry
@@ -142,9 +142,19 @@ def _widened(spec: DecoderSpec, narrow: Target, wide: Target, shape: Shape) -> D
     head.load(narrow, resolved.attention)
     rates = RankRates.read(head.folder) if isinstance(head, MeasuredHead) else None
     with tempfile.TemporaryDirectory(prefix="eagle-wide-head-") as folder:
-        widen_head(head, shape, Path(folder))
+        widen_head(head, narrow.info, shape, Path(folder))
         if rates is not None:
             rates.write(Path(folder))  # the same function is right as often
-        weights = {"name": spec.head.name, **spec.head.settings, "weights": folder}
-        changed = spec.model_copy(update={"head": ComponentSpec.model_validate(weights)})
-        return Decoder.from_spec(changed, target=wide)
+        parts = {
+            "head": _moved(spec.head, narrow, shape, weights=folder),
+            "features": _moved(spec.features, narrow, shape),
+        }
+        return Decoder.from_spec(spec.model_copy(update=parts), target=wide)
+
+
+def _moved(part: ComponentSpec, narrow: Target, shape: Shape, **changes: str) -> ComponentSpec:
+    """Return a part of a spec for the wide target, whose layers it may name."""
+    settings = {**part.settings, **changes}
+    if isinstance(layers := settings.get("layers"), (list, tuple)):
+        settings["layers"] = list(wider_layers(layers, narrow.info, shape))
+    return ComponentSpec.model_validate({"name": part.name, **settings})

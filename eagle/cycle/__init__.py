@@ -1,6 +1,7 @@
 """One cycle: draft, verify, accept, commit; knows the five roles, and no request."""
 
 from eagle.cycle.cycle import PHASES, Cycle
+from eagle.cycle.drafter import with_target_ids
 from eagle.cycle.models import PREFILL, Models
 from eagle.cycle.pieces import Piece, Read
 from eagle.cycle.processing import (
@@ -31,4 +32,5 @@ __all__ = [
     "Slots",
     "for_request",
     "processors_of_each",
+    "with_target_ids",
 ]

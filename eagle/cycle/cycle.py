@@ -58,6 +58,8 @@ class Cycle(PromptReader):
         drafting: the head, or the part of it that drafts for this tree.
         shape: of its trees.
         depth: D of the deepest trees.
+        draft_vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, None for all; of
+            a head that is loaded.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Cycle(PromptReader):
             for one, shape in zip(self.trees, shapes, strict=True)
         )
         self.use(0)
+        self.draft_vocab: Tensor | None = None
         self._checked: list[TreeBuilder] = []
         self.timer: Callable[[str], None] | None = None
 
@@ -105,9 +108,9 @@ class Cycle(PromptReader):
         """
         # Asked here, since compilers do not follow what a protocol asks of an object.
         self._parallel = self.head if isinstance(self.head, ParallelHead) else None
-        self._vocab = self.head.draft_vocab if isinstance(self.head, OwnVocabulary) else None
-        if self._vocab is not None:
-            check_draft_vocab(self._vocab, self.target.info.vocab_size)
+        self.draft_vocab = self.head.draft_vocab if isinstance(self.head, OwnVocabulary) else None
+        if self.draft_vocab is not None:
+            check_draft_vocab(self.draft_vocab, self.target.info.vocab_size)
         self.make_caches(slots, rows, blocks)
         return Slots.empty(
             slots,
@@ -179,7 +182,7 @@ class Cycle(PromptReader):
             sampling,
             self.shape.depth,
             self._parallel,
-            self._vocab,
+            self.draft_vocab,
         )
         return drafter.finish(self.tree.build(drafter, draws))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from eagle.cache import Step
 from eagle.plugin import Drafted, DraftHead, ParallelHead, Sampling, TokenTree
 
-__all__ = ["HeadDrafter"]
+__all__ = ["HeadDrafter", "with_target_ids"]
 
 
 class HeadDrafter:
@@ -94,11 +94,20 @@ class HeadDrafter:
 
     def finish(self, tree: TokenTree) -> TokenTree:
         """Return a builder's tree with the target's token ids, whatever the head drafts from."""
-        if self.draft_vocab is None:
-            return tree
-        drafted = self._targets(tree.tokens[:, 1:])
-        tokens = torch.cat((tree.tokens[:, :1], drafted), dim=1)
-        return replace(tree, tokens=tokens, draft_vocab=self.draft_vocab)
+        return with_target_ids(tree, self.draft_vocab)
 
     def _targets(self, tokens: Tensor) -> Tensor:
         return tokens if self.draft_vocab is None else self.draft_vocab[tokens]
+
+
+def with_target_ids(tree: TokenTree, vocab: Tensor | None) -> TokenTree:
+    """Return a tree with the target's token ids; its root, which nobody drafted, has them already.
+
+    Args:
+        tree: of tokens that were drafted from a vocabulary.
+        vocab: int64 ``[Vd]``, their ids in the target's; None where it is the target's.
+    """
+    if vocab is None:
+        return tree
+    tokens = torch.cat((tree.tokens[:, :1], vocab[tree.tokens[:, 1:]]), dim=1)
+    return replace(tree, tokens=tokens, draft_vocab=vocab)

@@ -47,7 +47,9 @@ class TrainableHead(DraftHead, Protocol):
             tokens: int64 ``[B, T]``; each the token behind its entry's position.
             own: int64 ``[B, T]``; each the token at its entry's position.
             features: one ``[B, T / A, *]`` for each copy: the target's features ``[.., F]``, then
-                what `feed_back` made of the states one level up, moved on by one position.
+                what `feed_back` made of the states one level up, moved on by one position. Where
+                ranks are looked up behind long prompts, all copies but the first leave the prompt
+                out and are that much shorter.
             positions: int64 ``[B, T]``, within each text.
             visible: bool ``[B, 1, T, T]``; entry (t, s) says that t sees s.
 

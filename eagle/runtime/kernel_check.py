@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from eagle.cycle import Cycle
+from eagle.cycle import Cycle, with_target_ids
 from eagle.kernels import draw_by_operators
 from eagle.plugin import Sampling, SamplingParams, TargetProbs, UniformDraws, fusible, probabilities
 
@@ -30,14 +30,13 @@ class OperatorDraws(UniformDraws):
 
 
 class _Noise:
-    """A drafter whose logits are those of a made-up text, with noise."""
+    """A drafter whose logits are those of a made-up text, with noise, of the tokens it drafts."""
 
-    draft_vocab = None
-
-    def __init__(self, text: Tensor, sampling: Sampling, seed: int) -> None:
+    def __init__(self, text: Tensor, sampling: Sampling, vocab: Tensor | None, seed: int) -> None:
         self.root = torch.zeros(text.shape[0], dtype=torch.int64, device=text.device)
-        self.sampling = sampling
-        self._text, self._generator = text, torch.Generator(text.device).manual_seed(seed)
+        self.sampling, self.draft_vocab = sampling, vocab
+        self._text = text if vocab is None else text[..., vocab]
+        self._generator = torch.Generator(text.device).manual_seed(seed)
 
     def begin(self) -> Tensor:
         return _noisy(self._text, 1, self._generator)
@@ -103,7 +102,8 @@ def _outcome(
     seed: int,
 ) -> Iterator[tuple[str, Tensor | None]]:
     yield "another first token", draws.categorical(probabilities(text[:, 0], sampling))
-    tree = cycle.tree.build(_Noise(text, sampling, seed), draws)
+    drafter = _Noise(text, sampling, cycle.draft_vocab, seed)
+    tree = with_target_ids(cycle.tree.build(drafter, draws), cycle.draft_vocab)
     yield "other candidates", tree.tokens
     yield "another tree", tree.parents
     yield "another draft distribution", tree.draft_probs

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from eagle.bench.prompts import read_prompts
+from eagle.bench.prompts import read_conversations, read_prompts
 from eagle.errors import DataError
 
 # What `str.splitlines` takes for the end of a line, and a text file does not.
@@ -21,9 +21,21 @@ def test_only_the_ends_of_lines_part_prompts(text, end, tmp_path):
     assert read_prompts(jsonl) == read_prompts(plain) == [text, "c"]
 
 
+def test_of_a_conversation_all_turns_or_the_first_are_read(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"turns": ["a", "b"]}\n{"turns": ["c"]}\n')
+    assert read_conversations(file) == [["a", "b"], ["c"]]
+    assert read_prompts(file) == ["a", "c"]
+    file.write_text('{"turns": ["a", " "]}\n')
+    assert read_prompts(file) == ["a"]
+    with pytest.raises(DataError, match="each of its turns should be a text"):
+        read_conversations(file)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
+        ('{"turns": "a"}', "prompts.jsonl:1: should be a JSON object"),
         ('{"turns": ["\\ud800"]}', "prompts.jsonl:1: holds half of a surrogate pair"),
         ('{"turns": ' + "[" * 100_000, "prompts.jsonl:1: should be a JSON object"),
     ],

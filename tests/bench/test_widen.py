@@ -111,7 +111,7 @@ def decoders(pair, spec, shape, tmp_path):
     """A decoder of the tiny pair, and one of the pair widened."""
     narrow = Decoder.from_spec(spec(), target=pair[0])
     model = widen_model(pair[0].model, shape)
-    widen_head(narrow.resolved.head, shape, tmp_path)
+    widen_head(narrow.resolved.head, pair[0].info, shape, tmp_path)
     head = {"name": "eagle", "weights": str(tmp_path)}
     target = Target(model, None, label("tiny", shape))
     return narrow, Decoder.from_spec(spec(head=head), target=target)
@@ -156,7 +156,7 @@ def test_a_bias_of_the_heads_fc_is_kept(pair, spec, tmp_path):
     narrow = Decoder.from_spec(spec(), target=pair[0])
     head = narrow.resolved.head
     head.module.fc.bias = torch.nn.Parameter(torch.linspace(-1, 1, 64), requires_grad=False)
-    widen_head(head, shape, tmp_path)
+    widen_head(head, pair[0].info, shape, tmp_path)
     target = Target(widen_model(pair[0].model, shape), None, "wide")
     changed = spec(head={"name": "eagle", "weights": str(tmp_path)})
     bias = Decoder.from_spec(changed, target=target).resolved.head.module.fc.bias
@@ -167,7 +167,7 @@ def test_a_bias_of_the_heads_fc_is_kept(pair, spec, tmp_path):
 def test_other_heads_are_refused(pair, spec, tmp_path):
     plain = Decoder.from_spec(spec(head="none", tree="none"), target=pair[0])
     with pytest.raises(RequestError, match="NoHead is not"):
-        widen_head(plain.resolved.head, WIDE["tied"], tmp_path)
+        widen_head(plain.resolved.head, pair[0].info, WIDE["tied"], tmp_path)
     assert not list(tmp_path.iterdir())
 
 

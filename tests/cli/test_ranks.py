@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from eagle.plugin.budget import RankRates
+from eagle.train.evaluation.answers import answer
 
 
 @pytest.fixture
@@ -125,6 +126,41 @@ def test_the_table_of_simulated_trees_has_a_column_for_each_kind_of_text(ranks):
     header, row = ran.out.splitlines()[-2:]
     assert header.split() == ["tau", "of", "prompts"]
     assert row.split()[:3] == ["chain,", "depth", "2"]
+
+
+def test_all_turns_are_asked_each_behind_the_answers_before(ranks, pair, tmp_path, monkeypatch):
+    talk, kept = tmp_path / "talk.jsonl", tmp_path / "answers.json"
+    turns = ["w5 w6", "w20 w22", "w40", "w9 w10"]
+    talk.write_text(json.dumps({"turns": turns}) + "\n")
+    given = ("--prompts", str(talk), "--all-turns", "--answers", str(kept), "--tree", TREES[0])
+    ran = ranks("--no-keep", "--json", "--max-prompt", "45", given=given)
+    assert ran.status == 0, ran.err
+    (one,) = json.loads(kept.read_text())["sets"].values()
+    assert one["source"] == f"talk.jsonl: {len(one['answers'])} turns of 1 conversations"
+    assert [prompt[-1] for prompt, _ in one["answers"]] == [6, 22, 40, 10][: len(one["answers"])]
+    assert 2 <= len(one["answers"]) <= 4
+    with pair[0].stock():
+        for number, (prompt, said) in enumerate(one["answers"]):
+            assert list(answer(pair[0], [prompt], 12, 1)[0].answer) == said
+            if number:
+                before = one["answers"][number - 1]
+                assert prompt[: len(before[0]) + len(before[1])] == [*before[0], *before[1]]
+    monkeypatch.setattr("eagle.train.evaluation.converse", never)
+    again = ranks("--no-keep", "--json", "--max-prompt", "45", given=given)
+    assert json.loads(again.out) == json.loads(ran.out)
+    other = ranks("--no-keep", "--max-prompt", "44", given=given)
+    assert other.status == 2
+    assert "holds answers to something else: --max-prompt 45 and not 44" in other.err
+    kept.write_text("{}")
+    assert "holds no answers that `eagle bench ranks` kept" in ranks(given=given).err
+
+
+def test_the_parts_of_the_text_are_as_many_as_are_asked_for(ranks, tmp_path):
+    (tmp_path / "prompts.txt").write_text("w5 w6 w7\n" * 8)
+    given = ("--tree", TREES[0], "--max-new-tokens", "24", "--json", "--no-keep")
+    for bins in (1, 3):
+        found = json.loads(ranks(*given, "--bins", str(bins)).out)["simulation"]["positions"]
+        assert len(found["prompts"]) == bins
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from eagle import Decoder, SamplingParams
+from eagle import Decoder, DecoderSpec, SamplingParams
 from eagle.plugin import sampling as seam
 from eagle.plugin.blocks import drawing
+from eagle.plugin.registry import default_registry
+from eagle.plugin.roles import BuildContext, Role
 from eagle_plugins.acceptance import deciding
 from tests.interpreted import DEVICE, INTERPRETED, quick, quiet
 
@@ -44,6 +46,43 @@ def test_kernels_say_what_pytorch_says(tree, spec, pair, monkeypatch):
         answers.append([result.tokens for result in decoder.generate(PROMPTS, params)])
         assert bool(calls) is bool(fused)
     assert answers[0] == answers[1]
+
+
+def test_kernels_say_what_pytorch_says_of_drafts_from_fewer_tokens(pair, tmp_path, monkeypatch):
+    """The head drafts from 40 of 64 tokens; the kernels accept, and drew the candidates."""
+    monkeypatch.setattr(drawing, "_BLOCK", 16)
+    monkeypatch.setattr(deciding, "_BLOCK", 16)
+    strategy = default_registry().get(Role.HEAD, "eagle3").strategy
+    settings = strategy.config(layers=(0, 1, 2), draft_vocab_size=40)
+    head = strategy.build(settings, BuildContext(pair[0].info, fresh=True))
+    head.choose_vocabulary(torch.arange(64) * 7 % 64)
+    head.initialise(pair[0], 5)
+    head.save(tmp_path)
+    made = DecoderSpec(
+        features="auto",
+        head={"name": "auto", "weights": str(tmp_path)},
+        tree={"name": "static", "branching": [2, 1]},
+    )
+    params = [
+        SamplingParams(max_new_tokens=6, temperature=t, min_p=m, seed=seed, ignore_eos=True)
+        for seed, (t, m) in enumerate([(1.0, 0.0), (0.0, 0.0), (1.5, 0.05)])
+    ]
+    trees = []
+    accept = deciding.accept
+    monkeypatch.setattr(deciding, "accept", lambda *given: trees.append(given[0]) or accept(*given))
+    answers = []
+    for fused in ((), ("cpu",)):
+        monkeypatch.setattr(seam, "_FUSED", fused)
+        decoder = Decoder.from_spec(made, target=pair[0])
+        answers.append(decoder.generate(PROMPTS, params))
+        assert bool(trees) is bool(fused)
+    assert [r.tokens for r in answers[0]] == [r.tokens for r in answers[1]]
+    assert [r.stats.accepted_per_cycle for r in answers[0]] == [
+        r.stats.accepted_per_cycle for r in answers[1]
+    ]
+    own = [tree for tree in trees if tree.draft_vocab is not None]
+    assert own
+    assert all(len(tree.draft_vocab) == tree.draft_probs.shape[-1] == 40 for tree in own)
 
 
 @pytest.mark.parametrize("tree", TREES)

@@ -93,6 +93,22 @@ def test_wrong_kernels_are_left_out_and_that_is_said_once(
     assert what in message
 
 
+@pytest.mark.parametrize("tree", TREES)
+def test_kernels_are_compared_over_the_vocabulary_that_the_head_drafts_from(build, tree):
+    cycle = build(tree)._cycle
+    cycle.draft_vocab = torch.arange(63, 3, -2)
+    with torch.inference_mode():
+        assert disagreement(cycle) is None
+
+
+def test_a_kernel_that_takes_the_vocabulary_for_another_is_noticed(build, monkeypatch):
+    cycle, right = build("static")._cycle, deciding._accept
+    cycle.draft_vocab = torch.arange(63, 3, -2)
+    monkeypatch.setattr(deciding, "_accept", lambda *given: right(*given[:-1], given[-1].roll(1)))
+    with torch.inference_mode():
+        assert disagreement(cycle) is not None
+
+
 def test_kernels_that_cannot_run_here_are_left_out(build, monkeypatch, caplog):
     def fails(*given):
         raise RuntimeError("no kernel image is available")

@@ -20,7 +20,9 @@ from eagle.train.data.corpus import Corpus
 from eagle.train.data.prepare import lost
 from eagle.train.data.sources import read_sources
 from eagle.train.data.template import Encoder
-from eagle.train.evaluation.answers import MASK, Answer, _parts, file_prompts
+from eagle.train.evaluation.answers import Answer, file_prompts
+from eagle.train.evaluation.grouping import MASK
+from eagle.train.evaluation.grouping import parts as parts_of
 from eagle.train.run import run as module
 from eagle.train.run.checks import check_target, memory_explained
 from eagle.train.run.run import train
@@ -139,7 +141,7 @@ def test_other_errors_are_left_alone(project):
 def test_deep_replay_takes_fewer_texts_at_once():
     answers = [Answer((1,) * 100, (2,) * 100)] * 40
     for levels in (1, 5, DEEPEST):
-        parts = list(_parts(answers, 8192, levels))
+        parts = list(parts_of(answers, 8192, levels, whole=True))
         assert sorted(i for part in parts for i in part) == list(range(40))
         assert all(len(part) * 200 <= 8192 for part in parts)
         assert all(len(part) == 1 or len(part) * (levels * 200) ** 2 <= MASK for part in parts)

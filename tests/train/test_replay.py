@@ -11,6 +11,7 @@ from eagle.plugin.roles import BuildContext, Role
 from eagle.spec import DecoderSpec, resolve
 from eagle.testing import tiny_pair
 from eagle.train.data.packing import visibility
+from eagle.train.evaluation import grouping
 from eagle.train.evaluation.answers import Answer, answer, replay_answers
 from eagle.train.evaluation.replay import Replay, fixed_paths, n_alpha, tau
 from eagle.train.features.features import Features
@@ -82,6 +83,45 @@ def test_ranks_agree_with_drafting_root_by_root(pair):
         for one, replay in zip(answers, found, strict=True):
             expected = naive_ranks(target, head, one, 4)
             for level in range(4):
+                stop = len(one.answer) - 1 - level
+                assert replay.ranks[level, :stop].tolist() == expected[level, :stop].tolist()
+
+
+def conversation(turns=4):
+    """Answers of one text, each behind a prompt that the text up to it begins."""
+    answers, said = [], (5, 7, 9, 11)
+    for turn in range(turns):
+        prompt = (*said, 40 + turn, 41 + turn, 42 + turn)
+        answers.append(Answer(prompt, tuple(range(12 + turn, 20 + turn))))
+        said = prompt + answers[-1].answer
+    return answers
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [1, 25, 512])
+def test_ranks_behind_long_texts_and_in_conversations_agree_too(pair, monkeypatch, window):
+    """Levels behind the first leave out what is not drafted from, whatever one pass looks at."""
+    target, head = pair
+    monkeypatch.setattr(grouping, "_WINDOW", window)
+    answers = [*conversation(), Answer(tuple(range(3, 50)), (51, 52, 53, 54, 55, 7))]
+    assert grouping.talks_of(answers) == [[0, 1, 2, 3], [4]]
+    sizes = []
+    states = head.train_states
+
+    def counted(tokens, *given):
+        sizes.append(tokens.shape[1])
+        return states(tokens, *given)
+
+    monkeypatch.setattr(head, "train_states", counted)
+    with target.stock():
+        found = replay_answers(
+            answers, Features(target, LastHidden()), head, 3, device=target.device, batch_tokens=60
+        )
+        assert len(sizes) == 3 * {1: 5, 25: 3, 512: 2}[window]
+        assert max(sizes) < 3 * 48, "a long prompt has one copy of its entries"
+        for one, replay in zip(answers, found, strict=True):
+            expected = naive_ranks(target, head, one, 3)
+            for level in range(3):
                 stop = len(one.answer) - 1 - level
                 assert replay.ranks[level, :stop].tolist() == expected[level, :stop].tolist()
 

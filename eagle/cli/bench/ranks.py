@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eagle.cli import console
+from eagle.cli.bench.asking import Asking
 from eagle.cli.decoding import Target, working
 from eagle.cli.options import Json, Overrides, SpecName, settings_of
 
@@ -26,10 +27,10 @@ EXAMPLES = console.examples(
     "eagle bench ranks my.yaml --prompts questions.txt",
     "eagle bench ranks my.yaml --prompts chat=chat.jsonl --prompts code=code.jsonl --no-keep \\",
     "    --tree '{name: chain, depth: 3}' --tree '{name: static, tree: reference-25}' --plot a.png",
+    "eagle bench ranks eagle --prompts talks.jsonl --all-turns --max-prompt 8000 --plot a.png",
 )
 
 _SHOWN = 5  # ranks in the table
-_HELD_OUT = "held-out"
 
 
 def ranks(
@@ -53,6 +54,21 @@ def ranks(
     max_prompt: Annotated[
         int, typer.Option("--max-prompt", metavar="N", min=1, help="Longest prompt, in tokens.")
     ] = 1024,
+    all_turns: Annotated[
+        bool,
+        typer.Option(
+            "--all-turns",
+            help="Ask all turns of a line, each behind the answers before it, up to --max-prompt.",
+        ),
+    ] = False,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            "--answers",
+            metavar="FILE",
+            help="Keep the target's answers there; where they are, take them from there.",
+        ),
+    ] = None,
     tree: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,6 +81,12 @@ def ranks(
         Path | None,
         typer.Option("--plot", metavar="FILE", help="Draw tau by kind of text and along the text."),
     ] = None,
+    bins: Annotated[
+        int,
+        typer.Option(
+            "--bins", metavar="N", min=1, help="Parts of the longest text, for tau along the text."
+        ),
+    ] = 12,
     keep: Annotated[
         bool, typer.Option("--keep/--no-keep", help="Keep the rates beside the head's weights.")
     ] = True,
@@ -93,8 +115,9 @@ def ranks(
             LEVELS,
             draw_simulation,
             rank_rates,
-            ranked_answers,
+            ranked,
             require_matplotlib,
+            require_ranks,
             simulate,
         )
 
@@ -114,16 +137,17 @@ def ranks(
         console.err.print(escape(what), style="dim", soft_wrap=True)
 
     deepest = max((len(path) for paths in trees.values() for path in paths), default=0)
+    require_ranks(head)
+    asking = Asking(files, limit, max_new_tokens, max_prompt, all_turns)
     found: dict[str, Ranked] = {}
-    for name, tokens, source in _sets(files, loaded, model, limit, say):
-        found[name] = ranked_answers(
-            head, model, resolved.features, tokens, source,
-            levels=max(LEVELS if keep else 1, deepest),
-            max_new_tokens=max_new_tokens, max_prompt=max_prompt, say=say,
+    for name, one in asking.ask(loaded, model, answers, say).items():
+        found[name] = ranked(
+            head, model, resolved.features, one.read(), one.source,
+            levels=max(LEVELS if keep else 1, deepest), say=say,
         )  # fmt: skip
     replays = [replay for one in found.values() for replay in one.replays]
     rates = rank_rates(replays, "; ".join(one.source for one in found.values()))
-    simulation = simulate(found, trees) if trees else None
+    simulation = simulate(found, trees, bins) if trees else None
     if simulation is not None and plot is not None:
         draw_simulation(simulation, plot)
     path = None if folder is None else rates.write(folder)
@@ -186,30 +210,6 @@ def _trees(
         title = ", ".join([component.name, *(f"{k} {v}" for k, v in component.settings.items())])
         found[title] = fixed_paths(resolve(other, default_registry()).tree, component.name)
     return found
-
-
-def _sets(
-    files: Mapping[str, Path], spec: DecoderSpec, model: Any, limit: int, say: Any
-) -> list[tuple[str, list[list[int]], str]]:
-    """Return the prompts' tokens: what kind of text, the prompts of it, and from where."""
-    from eagle.bench import read_prompts
-    from eagle.decoding import encode
-    from eagle.train import evaluation
-
-    if not files:
-        tokens = evaluation.embedded_prompts(spec.target, limit, say)
-        return [(_HELD_OUT, tokens, "sharegpt, held out")]
-    return [
-        (
-            name,
-            [
-                encode(text, model.tokenizer, raw=False, embeddings=model.embeddings)
-                for text in read_prompts(file)[:limit]
-            ],
-            file.name,
-        )
-        for name, file in files.items()
-    ]
 
 
 def _show(

@@ -7,7 +7,7 @@ mean is `replay`'s business. Prompts are measured on and never trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,14 @@ from eagle.errors import DataError, reason
 from eagle.plugin import OwnVocabulary, TrainableHead, TrainsLevels
 from eagle.target import Target, template_tokens
 from eagle.train.data import Corpus, visibility
+from eagle.train.evaluation.grouping import first_entry, groups, parts, talks_of
 from eagle.train.evaluation.replay import Replay
 from eagle.train.features import Features
 from eagle.train.objective import drafted_states
 
-__all__ = ["Answer", "answer", "file_prompts", "heldout_prompts", "replay_answers"]
+__all__ = ["Answer", "answer", "file_prompts", "first_end", "heldout_prompts", "replay_answers"]
 
 RANK_CHUNK = 2048  # positions whose logits are in memory at once
-MASK = 2**28  # bytes of a mask over all levels of a pass, unless one text alone has more
 _OPENING = 64  # tokens of a plain text that are its prompt
 
 
@@ -125,9 +125,13 @@ def answer(
             )
         for row, i in enumerate(part):
             said = out[row, width:].tolist()
-            stop = next((n for n, token in enumerate(said) if token in ends), len(said) - 1)
-            answers[i] = Answer(tuple(prompts[i]), tuple(said[: stop + 1]))
+            answers[i] = Answer(tuple(prompts[i]), tuple(said[: first_end(said, ends) + 1]))
     return [answers[i] for i in range(len(prompts))]
+
+
+def first_end(said: Sequence[int], ends: Collection[int]) -> int:
+    """Return the place of the first end token, or the last place of all."""
+    return next((n for n, token in enumerate(said) if token in ends), len(said) - 1)
 
 
 def replay_answers(
@@ -150,15 +154,29 @@ def replay_answers(
         batch_tokens: tokens of one pass at the first level, padding included.
     """
     replays: dict[int, Replay] = {}
-    for part in _parts(answers, batch_tokens, levels):
-        tokens, positions, visible = _padded([answers[i] for i in part], device)
+    talks = talks_of(answers)
+    texts = [answers[talk[-1]] for talk in talks]
+    for part in parts(texts, batch_tokens, levels, whole=isinstance(head, TrainsLevels)):
+        tokens, positions, visible = _padded([texts[i] for i in part], device)
         with torch.no_grad():
             true, _ = features(tokens, positions, visible)
-            ahead = tokens.roll(-1, dims=1)
-            states = drafted_states(head, ahead, tokens, true, positions, visible, levels)
-            found = _ranks(states, [answers[i] for i in part], _whole(head, features.vocab))
-        for i, ranks in zip(part, found, strict=True):
-            replays[i] = Replay(ranks)
+            for group in groups([talks[i] for i in part], answers):
+                rows = [row for row, _ in group]
+                said = [answers[i] for _, i in group]
+                end = max(len(one.prompt) + len(one.answer) for one in said)
+                states = drafted_states(
+                    head,
+                    tokens.roll(-1, dims=1)[:, :end],
+                    tokens[:, :end],
+                    true[:, :end],
+                    positions[:, :end],
+                    visible[..., :end, :end],
+                    levels,
+                    first_entry(said),
+                )
+                found = _ranks(states, rows, said, _whole(head, features.vocab))
+                for (_, i), ranks in zip(group, found, strict=True):
+                    replays[i] = Replay(ranks)
     return [replays[i] for i in range(len(answers))]
 
 
@@ -182,20 +200,6 @@ def _whole(head: TrainableHead, vocab: int) -> Callable[[Tensor, int], Tensor]:
     return logits
 
 
-def _parts(answers: Sequence[Answer], budget: int, levels: int) -> Iterator[list[int]]:
-    """Group answers of similar length, so that their tokens and masks stay within bounds."""
-    sizes: Mapping[int, int] = {i: len(a.prompt) + len(a.answer) for i, a in enumerate(answers)}
-    part: list[int] = []
-    for i in sorted(sizes, key=lambda i: sizes[i]):
-        rows = len(part) + 1
-        if part and (rows * sizes[i] > budget or rows * (levels * sizes[i]) ** 2 > MASK):
-            yield part
-            part = []
-        part.append(i)
-    if part:
-        yield part
-
-
 def _padded(part: Sequence[Answer], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens, positions and visibility of some texts, padded behind."""
     width = max(len(one.prompt) + len(one.answer) for one in part)
@@ -210,9 +214,12 @@ def _padded(part: Sequence[Answer], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _ranks(
-    states: Sequence[Tensor], part: Sequence[Answer], logits: Callable[[Tensor, int], Tensor]
+    states: Sequence[Tensor],
+    rows: Sequence[int],
+    part: Sequence[Answer],
+    logits: Callable[[Tensor, int], Tensor],
 ) -> list[NDArray[np.int64]]:
-    """Return int64 ``[D, m]`` for each answer; see `Replay.ranks`."""
+    """Return int64 ``[D, m]`` for each answer, of a text in a row; see `Replay.ranks`."""
     device = states[0].device
     ranks = [np.zeros((len(states), len(one.answer)), dtype=np.int64) for one in part]
     for level, state in enumerate(states):
@@ -220,10 +227,11 @@ def _ranks(
         roots = [max(0, len(one.answer) - 1 - level) for one in part]
         if not any(roots):
             break
+        missing = states[0].shape[1] - state.shape[1]
         # The root at answer token i is drafted from the entry one before it in the text.
         entries = [
-            torch.arange(count) + (row * state.shape[1] + len(one.prompt) + level - 1)
-            for row, (one, count) in enumerate(zip(part, roots, strict=True))
+            torch.arange(count) + (row * state.shape[1] + len(one.prompt) + level - 1 - missing)
+            for row, one, count in zip(rows, part, roots, strict=True)
         ]
         true = [
             torch.tensor(one.answer[level + 1 : level + 1 + count], dtype=torch.int64)

@@ -30,12 +30,23 @@ from eagle.train.evaluation.replay import Replay
 from eagle.train.features import Features
 from eagle.train.spec import DataSpec, TrainSpec
 
-__all__ = ["LEVELS", "Ranked", "embedded_prompts", "measure_rates", "rank_rates", "ranked_answers"]
+__all__ = [
+    "LEVELS",
+    "Ranked",
+    "answered",
+    "embedded_prompts",
+    "measure_rates",
+    "rank_rates",
+    "ranked",
+    "ranked_answers",
+    "require_ranks",
+]
 
 LEVELS = 8
 """Drafted levels that are looked at where nobody says how many."""
 
 _RANKS = 16
+_BATCH = 8192  # tokens of prompts that are answered at once, padding included
 _PER_PROMPT = 2  # conversations read for each that is wanted and held out, over their share
 
 
@@ -133,51 +144,112 @@ def ranked_answers(
     source: str,
     *,
     levels: int = LEVELS,
-    max_new_tokens: int = 128,
-    max_prompt: int = 1024,
-    batch: int = 8,
     say: Callable[[str], None] = lambda what: None,
+    **options: Any,
 ) -> Ranked:
     """Let the target answer prompts at temperature 0, and look up each token's ranks.
 
-    Args:
-        head: loaded, with a training pass (`eagle.plugin.TrainableHead`).
-        target: the target.
-        extractor: the feature extractor.
-        prompts: tokens of each.
-        source: what text they are, for people.
-        levels: D, or as many as the head drafts.
-        max_new_tokens: longest answer.
-        max_prompt: longest prompt; longer ones are left out, and counted.
-        batch: prompts answered at once.
-        say: is told what goes on.
+    Args and errors are those of `answered` and `ranked`.
+    """
+    require_ranks(head)
+    answers = answered(target, prompts, say=say, **options)
+    of = f"{source}: {len(answers)} prompts"
+    return ranked(head, target, extractor, answers, of, levels=levels, say=say)
+
+
+def require_ranks(head: Any) -> None:
+    """Check that there is a pass through which ranks are found.
 
     Raises:
         PluginError: the head has no training pass.
-        DataError: no prompt is short enough.
     """
     if not (callable(getattr(head, "train_states", None)) or isinstance(head, TrainsLevels)):
         raise PluginError(
             f"a {type(head).__name__} has no train_states, through which ranks are found "
             "(see eagle.plugin.TrainableHead)"
         )
-    if isinstance(head, LimitedDepth) and (most := head.deepest_level()) is not None:
-        levels = min(levels, most)
-    replayed: TrainableHead = head
+
+
+def answered(
+    target: Target,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    max_prompt: int = 1024,
+    batch: int = 8,
+    say: Callable[[str], None] = lambda what: None,
+) -> list[Answer]:
+    """Let the target answer prompts at temperature 0.
+
+    Args:
+        target: the target.
+        prompts: tokens of each.
+        max_new_tokens: longest answer.
+        max_prompt: longest prompt; longer ones are left out, and counted.
+        batch: prompts answered at once; long ones are fewer.
+        say: is told what goes on.
+
+    Raises:
+        DataError: no prompt is short enough.
+    """
     longest = min(max_prompt, target.capacity - max_new_tokens)
     short = [prompt for prompt in prompts if len(prompt) <= longest]
     if len(short) < len(prompts):
         say(f"prompts of over {longest} tokens left out: {len(prompts) - len(short)}")
     if not short:
         raise DataError(f"there is no prompt of at most {longest} tokens to measure the head on")
+    answers: list[Answer] = []
     with target.stock():
-        answers: list[Answer] = []
-        for start in range(0, len(short), batch):
-            say(f"the target answers {len(short)} prompts ({start} done) ...")
-            answers += answer(target, short[start : start + batch], max_new_tokens, batch)
-        say(f"looking up the ranks of {sum(len(one.answer) for one in answers):,} tokens ...")
+        while len(answers) < len(short):
+            say(f"the target answers {len(short)} prompts ({len(answers)} done) ...")
+            part = _together(short[len(answers) :], batch)
+            answers += answer(target, part, max_new_tokens, batch)
+    return answers
+
+
+def ranked(
+    head: Any,
+    target: Target,
+    extractor: FeatureExtractor,
+    answers: Sequence[Answer],
+    source: str,
+    *,
+    levels: int = LEVELS,
+    say: Callable[[str], None] = lambda what: None,
+) -> Ranked:
+    """Look up the ranks that a head gives to the tokens of answers.
+
+    Args:
+        head: loaded, with a training pass (`eagle.plugin.TrainableHead`).
+        target: whose answers they are.
+        extractor: the feature extractor.
+        answers: what it said at temperature 0.
+        source: what text they are, for people.
+        levels: D, or as many as the head drafts.
+        say: is told what goes on.
+
+    Raises:
+        PluginError: the head has no training pass.
+    """
+    require_ranks(head)
+    if isinstance(head, LimitedDepth) and (most := head.deepest_level()) is not None:
+        levels = min(levels, most)
+    replayed: TrainableHead = head
+    say(f"looking up the ranks of {sum(len(one.answer) for one in answers):,} tokens ...")
+    with target.stock():
         replays = replay_answers(
             answers, Features(target, extractor), replayed, levels,
             device=target.device, batch_tokens=2048,
         )  # fmt: skip
-    return Ranked(f"{source}: {len(short)} prompts", tuple(answers), tuple(replays))
+    return Ranked(source, tuple(answers), tuple(replays))
+
+
+def _together(prompts: Sequence[Sequence[int]], most: int) -> Sequence[Sequence[int]]:
+    """Return the first of some prompts, as many as are answered at once."""
+    count, width = 0, 0
+    for prompt in prompts[:most]:
+        width = max(width, len(prompt))
+        if count and (count + 1) * width > _BATCH:
+            break
+        count += 1
+    return prompts[:count]

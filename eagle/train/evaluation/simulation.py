@@ -18,7 +18,6 @@ from eagle.train.evaluation.replay import tau
 __all__ = ["Place", "Simulation", "simulate"]
 
 _FEWEST = 30  # positions, under which a mean says nothing
-_BINS = 12
 
 Paths = frozenset[tuple[int, ...]]
 
@@ -62,12 +61,13 @@ class Simulation:
         return {"tau": self.tau, "tree": self.tree, "positions": places}
 
 
-def simulate(sets: Mapping[str, Ranked], trees: Mapping[str, Paths]) -> Simulation:
+def simulate(sets: Mapping[str, Ranked], trees: Mapping[str, Paths], bins: int = 12) -> Simulation:
     """Return what trees accept of the target's answers.
 
     Args:
         sets: answers and their ranks, by what kind of text they are.
         trees: rank paths, by title; at least one.
+        bins: parts of equal width that the longest text has.
 
     Raises:
         DataError: no answer has two tokens.
@@ -80,7 +80,7 @@ def simulate(sets: Mapping[str, Ranked], trees: Mapping[str, Paths]) -> Simulati
     }
     first = next(iter(trees))
     longest = max(len(a.prompt) + len(a.answer) for one in sets.values() for a in one.answers)
-    width = max(1, -(-longest // _BINS))
+    width = max(1, -(-longest // bins))
     places = {name: _places(one, trees[first], width) for name, one in sets.items()}
     return Simulation(taus, places, first)
 

@@ -43,9 +43,10 @@ class Levels:
         tokens: int64 ``[B, T]``, one ahead of the features.
         own: int64 ``[B, T]``, the features' own.
         positions: int64 ``[B, T]``.
-        mask: bool ``[B, 1, A * T, A * T]``; see `level_mask`.
+        mask: bool ``[B, 1, E, E]``, E counting the entries of all levels; see `level_mask`.
         streams: one ``[B, T, *]`` per level, what it is fed: the true features, then what each
             level fed back, moved on by one position.
+        first: entry that all levels but the first begin at; what is before is not drafted from.
     """
 
     tokens: Tensor
@@ -53,10 +54,13 @@ class Levels:
     positions: Tensor
     mask: Tensor
     streams: Sequence[Tensor]
+    first: int = 0
 
     def below(self, newest: Tensor) -> Levels:
         """Return these and one more level, of what the last one fed back, ``[B, T, *]``."""
         moved = F.pad(newest, (0, 0, 1, -1)).to(self.streams[0].dtype)
+        if len(self.streams) == 1:
+            moved = moved[:, self.first :]
         return replace(self, streams=[*self.streams, moved])
 
     @classmethod
@@ -71,6 +75,7 @@ class Levels:
         positions: Tensor,
         visible: Tensor,
         levels: int,
+        first: int = 0,
     ) -> Levels:
         """Run the head through all levels but the last, without a gradient.
 
@@ -85,24 +90,30 @@ class Levels:
             positions: int64 ``[B, T]``.
             visible: bool ``[B, 1, T, T]``, who sees whom at the first level.
             levels: A.
+            first: entry that all levels but the first begin at.
         """
-        mask = visible if levels == 1 else level_mask(visible, levels)
-        made = cls(tokens, own, positions, mask, [features])
+        mask = visible if levels == 1 else level_mask(visible, levels, first)
+        made = cls(tokens, own, positions, mask, [features], first)
         for _ in range(1, levels):
             made = made.below(feed_back(made.states(states)[-1]))
         return made
 
     def states(self, states: States) -> tuple[Tensor, ...]:
         """Run the head over all copies at once and return its states, ``[B, T, S]`` per level."""
-        copies, size = len(self.streams), len(self.streams) * self.tokens.shape[1]
+        sizes = [stream.shape[1] for stream in self.streams]
+
+        def copied(x: Tensor) -> Tensor:
+            return torch.cat((x, x[:, self.first :].repeat(1, len(sizes) - 1)), dim=1)
+
         out = states(
-            self.tokens.repeat(1, copies),
-            self.own.repeat(1, copies),
+            copied(self.tokens),
+            copied(self.own),
             list(self.streams),
-            self.positions.repeat(1, copies),
-            self.mask[:, :, :size, :size].contiguous(),
+            copied(self.positions),
+            self.mask[:, :, : sum(sizes), : sum(sizes)].contiguous(),
         )
-        return out.chunk(copies, dim=1)
+        made: tuple[Tensor, ...] = torch.split(out, sizes, dim=1)
+        return made
 
 
 def level_states(
@@ -114,6 +125,7 @@ def level_states(
     positions: Tensor,
     visible: Tensor,
     levels: int,
+    first: int = 0,
 ) -> tuple[Tensor, ...]:
     """Return the head's states at each drafted level.
 
@@ -122,9 +134,10 @@ def level_states(
     arguments are those of `Levels.fed`.
 
     Returns:
-        One ``[B, T, S]`` per level. Entries less than d - 1 from the start of a text mean nothing.
+        One ``[B, T, S]`` per level, all but the first without what is before the entry *first*.
+        Entries less than d - 1 from the start of a text, or from that one, mean nothing.
     """
-    fed = Levels.fed(states, feed_back, tokens, own, features, positions, visible, levels)
+    fed = Levels.fed(states, feed_back, tokens, own, features, positions, visible, levels, first)
     return fed.states(states)
 
 
@@ -136,12 +149,16 @@ def drafted_states(
     positions: Tensor,
     visible: Tensor,
     levels: int,
+    first: int = 0,
 ) -> tuple[Tensor, ...]:
-    """Return a head's states at each level, by the one pass or the several that it drafts with."""
+    """Return a head's states at each level, by the one pass or the several that it drafts with.
+
+    Args and states are those of `level_states`; a head that drafts in one pass has whole levels.
+    """
     given = (tokens, own, features, positions, visible, levels)
     if isinstance(head, TrainsLevels):
         return tuple(head.train_levels(*given))
-    return level_states(head.train_states, head.feed_back, *given)
+    return level_states(head.train_states, head.feed_back, *given, first)
 
 
 def unrolled_states(
@@ -168,7 +185,7 @@ def unrolled_states(
     return tuple(found)
 
 
-def level_mask(visible: Tensor, levels: int) -> Tensor:
+def level_mask(visible: Tensor, levels: int, first: int = 0) -> Tensor:
     """Return who sees whom among the copies of a text, one per level.
 
     An entry of level a sees the true features up to a - 1 positions back, then one entry of each
@@ -177,19 +194,26 @@ def level_mask(visible: Tensor, levels: int) -> Tensor:
     Args:
         visible: bool ``[B, 1, T, T]``.
         levels: A.
+        first: entry that all copies but the first begin at.
 
     Returns:
-        bool ``[B, 1, A * T, A * T]``.
+        bool ``[B, 1, E, E]``, E being T and A - 1 times what is left from the entry *first* on.
     """
     length = visible.shape[-1]
     place = torch.arange(length, device=visible.device)
-    back = place[:, None] - place[None, :]
+    starts = [0] + [first] * (levels - 1)
     rows = []
-    for level in range(levels):
-        parts = [visible & (back >= level)]
-        for seen in range(1, levels):
-            exact = back == level - seen
-            parts.append(visible & exact if seen <= level else torch.zeros_like(visible))
+    for level, top in enumerate(starts):
+        parts = []
+        for seen, left in enumerate(starts):
+            shown = visible[..., top:, left:]
+            back = place[top:, None] - place[None, left:]
+            if seen == 0:
+                parts.append(shown & (back >= level))
+            elif seen <= level:
+                parts.append(shown & (back == level - seen))
+            else:
+                parts.append(torch.zeros_like(shown))
         rows.append(torch.cat(parts, dim=-1))
     return torch.cat(rows, dim=-2)
 

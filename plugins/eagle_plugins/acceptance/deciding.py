@@ -25,12 +25,8 @@ _WARPS = 32
 
 
 def serves(tree: TokenTree) -> bool:
-    """Return whether the kernels know this tree's laws and the vocabulary of its drafts.
-
-    They know one law for all nodes, of those that are known here, and the target's vocabulary.
-    """
-    mapped = tree.draft_vocab is not None and tree.draft_probs is not None
-    return not mapped and not tree.laws and tree.law in KNOWN_LAWS
+    """Return whether the kernels know this tree's laws: one for all nodes, of those known here."""
+    return not tree.laws and tree.law in KNOWN_LAWS
 
 
 def accept(
@@ -42,10 +38,12 @@ def accept(
     given = (tree.draft_probs, tree.draft_rows, tree.sampled)
     drafted = in_turn and all(tensor is not None for tensor in given)
     if drafted and tree.draft_probs is not None:  # the latter for the type checker
-        drawn_from, vocab = tree.draft_probs.shape[-1], target.logits.shape[-1]
-        if drawn_from != vocab:
+        ids, drawn_from = tree.draft_vocab, tree.draft_probs.shape[-1]
+        known = target.logits.shape[-1] if ids is None else ids.shape[0]
+        if drawn_from != known:
+            whose = "the target" if ids is None else "their vocabulary"
             raise ValueError(
-                f"the tree's draft distributions have {drawn_from} tokens, the target {vocab}"
+                f"the tree's draft distributions have {drawn_from} tokens, {whose} {known}"
             )
     path, count, bonus = _accept(
         target.logits,
@@ -63,6 +61,7 @@ def accept(
         shape.siblings,
         in_turn,
         tree.law == Law.WITHOUT_REPLACEMENT,
+        tree.draft_vocab if drafted else None,
     )
     return Acceptance(path, count, bonus)
 
@@ -84,6 +83,7 @@ def _accept(
     siblings: int,
     in_turn: bool,
     distinct: bool,
+    draft_vocab: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     from eagle_plugins.acceptance.kernels import decide, walk
 
@@ -98,19 +98,26 @@ def _accept(
     def empty(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=logits.device)
 
+    # Where a token of the target stands among the drafts', and -1 where it does not.
+    places = tokens
+    if draft_vocab is not None:
+        places = torch.full((vocab,), -1, dtype=torch.int32, device=logits.device)
+        order = torch.arange(draft_vocab.shape[0], dtype=torch.int32, device=logits.device)
+        places.index_copy_(0, draft_vocab, order)
     chosen, drawn = (empty(slots, nodes, dtype=torch.int32) for _ in range(2))
     path = empty(slots, levels + 1, dtype=torch.int64)
     count, bonus = (empty(slots, dtype=torch.int64) for _ in range(2))
     with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
         decide[(nodes, slots)](
             logits.contiguous(), temperature, min_p, tokens, parents, depths, ranks, drafts,
-            given, temperature if sampled is None else sampled, uniforms,
+            given, temperature if sampled is None else sampled, places, uniforms,
             empty(slots, nodes, blocks, dtype=torch.float64),
             empty(slots, nodes, max(siblings, 1), dtype=torch.int32),
             chosen, drawn, vocab, blocks, nodes, levels, siblings, drafts.shape[1],
+            drafts.shape[2],
             tokens.stride(0), parents.stride(0), depths.stride(0), ranks.stride(0),
             given.stride(0), uniforms.stride(0),
-            in_turn, drafted, distinct, padded(nodes), padded(blocks),
+            in_turn, drafted, distinct, draft_vocab is not None, padded(nodes), padded(blocks),
             min(_TILE, padded(blocks)), _BLOCK, num_warps=_WARPS,
         )  # fmt: skip
         walk[(slots,)](chosen, drawn, path, count, bonus, nodes, levels, num_warps=1)
@@ -134,6 +141,7 @@ def _(
     siblings: int,
     in_turn: bool,
     distinct: bool,
+    draft_vocab: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     slots = logits.shape[0]
     one = tokens.new_empty(slots)

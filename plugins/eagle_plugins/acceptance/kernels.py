@@ -10,6 +10,9 @@ weights, not normalised, and s q what is left of the draft for the next sibling.
 proportion to r = max(e - c q, 0), with c = 0 at first; after a rejection it is max(r / R - s q, 0),
 R being the sum of r, so c grows by R s, and what was cut off at 0 stays there. So no vector is
 kept: logits and draft are read again.
+
+A draft may have a vocabulary of its own. Columns are the target's all the same: a draft is read
+through a map from them, and q is 0 for a token that it does not have.
 """
 
 import triton
@@ -32,6 +35,7 @@ def decide(
     drafts,
     rows,
     sampled,
+    places,
     uniforms,
     sums,
     tried,
@@ -43,6 +47,7 @@ def decide(
     levels,
     siblings,
     distributions,
+    draft_size,
     token_stride,
     parent_stride,
     depth_stride,
@@ -52,6 +57,7 @@ def decide(
     in_turn: tl.constexpr,
     drafted: tl.constexpr,
     distinct: tl.constexpr,
+    mapped: tl.constexpr,
     padded_nodes: tl.constexpr,
     padded_blocks: tl.constexpr,
     lines: tl.constexpr,
@@ -67,6 +73,7 @@ def decide(
         in_turn: children are tried in turn; otherwise one has the token that is drawn, or none.
         drafted: there are draft distributions.
         distinct: siblings are, so what is left of a draft distribution is renormalised.
+        mapped: drafts have a vocabulary of their own, and places says which of it a token is.
     """
     node, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     if (node > 0) & (tl.load(parents + slot * parent_stride + node) < 0):
@@ -81,7 +88,7 @@ def decide(
         # A leaf's row is meaningless, hence the bounds.
         own = tl.load(rows + slot * row_stride + node)
         own = tl.minimum(tl.maximum(own, 0), distributions - 1)
-        draft = drafts + (slot * distributions + own) * vocab
+        draft = drafts + (slot * distributions + own) * draft_size
     uniforms += slot * uniform_stride
     sums += place * blocks
     tried += place * siblings
@@ -96,8 +103,8 @@ def decide(
     cut = tl.full([], 0.0, tl.float64)
     share = tl.full([], 1.0, tl.float64)
     mass, _ = _sum_up(
-        row, draft, sums, tried, rejected, cut, top, best, heat, least, vocab, blocks, from_draft,
-        lines, block,
+        row, draft, places, mapped, sums, tried, rejected, cut, top, best, heat, least, vocab,
+        blocks, from_draft, lines, block,
     )  # fmt: skip
     if in_turn:
         order = tl.load(ranks + slot * rank_stride + other, mask=known, other=-1)
@@ -109,8 +116,8 @@ def decide(
                 token = tl.load(tokens + slot * token_stride + child).to(tl.int32)
                 uniform = tl.load(uniforms + depth * siblings + rank).to(tl.float64)
                 weight, q = _left(
-                    row, draft, tried, rejected, cut, token, top, best, heat, least, vocab,
-                    from_draft,
+                    row, draft, places, mapped, tried, rejected, cut, token, top, best, heat, least,
+                    vocab, from_draft,
                 )  # fmt: skip
                 weight = weight.to(tl.float64)
                 full = mass * tl.where(from_draft, share * q, 1.0)
@@ -125,8 +132,8 @@ def decide(
                     rejected += 1
                     further = tl.where(from_draft, cut + mass * share, cut)
                     remains, draft_mass = _sum_up(
-                        row, draft, sums, tried, rejected, further, top, best, heat, least, vocab,
-                        blocks, from_draft, lines, block,
+                        row, draft, places, mapped, sums, tried, rejected, further, top, best, heat,
+                        least, vocab, blocks, from_draft, lines, block,
                     )  # fmt: skip
                     if remains > 0:
                         cut, mass = further, remains
@@ -141,8 +148,8 @@ def decide(
                             rejected -= 1
                         tl.debug_barrier()
                         mass, _ = _sum_up(
-                            row, draft, sums, tried, rejected, cut, top, best, heat, least, vocab,
-                            blocks, from_draft, lines, block,
+                            row, draft, places, mapped, sums, tried, rejected, cut, top, best, heat,
+                            least, vocab, blocks, from_draft, lines, block,
                         )  # fmt: skip
                     if distinct:
                         share = 1.0 / tl.where(draft_mass > 0, draft_mass, 1.0)
@@ -154,8 +161,8 @@ def decide(
             column = levels * siblings
         tl.debug_barrier()
         token = _draw(
-            row, draft, sums, tried, rejected, cut, top, best, heat, least, vocab, blocks,
-            from_draft, tl.load(uniforms + column).to(tl.float64), padded_blocks, block,
+            row, draft, places, mapped, sums, tried, rejected, cut, top, best, heat, least, vocab,
+            blocks, from_draft, tl.load(uniforms + column).to(tl.float64), padded_blocks, block,
         )  # fmt: skip
         tl.store(drawn + place, token)
         if not in_turn:
@@ -183,11 +190,16 @@ def _best(row, vocab, size: tl.constexpr):
 
 @triton.jit
 def _left(
-    row, draft, tried, rejected, cut, column, top, best, heat, least, vocab, from_draft
+    row, draft, places, mapped: tl.constexpr, tried, rejected, cut, column, top, best, heat, least,
+    vocab, from_draft,
 ):  # fmt: skip
     """Return what is left of target and draft, at columns of a row, after some rejections."""
     weights = weigh(row, column, vocab, top, best, heat, least)
-    q = tl.load(draft + column, mask=column < tl.where(from_draft, vocab, 0), other=0.0)
+    known, place = column < tl.where(from_draft, vocab, 0), column
+    if mapped:
+        place = tl.load(places + column, mask=known, other=-1)
+        known = place >= 0
+    q = tl.load(draft + place, mask=known, other=0.0)
     q = q.to(weights.dtype)
     # The draft of a node without children may be NaN, so it is not multiplied by zero.
     less = tl.maximum(weights - cut.to(weights.dtype) * q, 0.0)
@@ -201,8 +213,8 @@ def _left(
 
 @triton.jit
 def _sum_up(
-    row, draft, sums, tried, rejected, cut, top, best, heat, least, vocab, blocks, from_draft,
-    lines: tl.constexpr, block: tl.constexpr,
+    row, draft, places, mapped: tl.constexpr, sums, tried, rejected, cut, top, best, heat, least,
+    vocab, blocks, from_draft, lines: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Write the sums of blocks of what is left of the target; return its sum, and the draft's."""
     line, lane = tl.arange(0, lines), tl.arange(0, block)
@@ -213,7 +225,7 @@ def _sum_up(
     for first in range(0, blocks, lines):
         column = (first + line)[:, None] * block + lane[None, :]
         weights, q = _left(
-            row, draft, tried, rejected, cut, column, top, best, heat, least, vocab,
+            row, draft, places, mapped, tried, rejected, cut, column, top, best, heat, least, vocab,
             from_draft & (rejected > 0),
         )  # fmt: skip
         part = tl.sum(weights.to(tl.float64), axis=1)
@@ -225,8 +237,8 @@ def _sum_up(
 
 @triton.jit
 def _draw(
-    row, draft, sums, tried, rejected, cut, top, best, heat, least, vocab, blocks, from_draft,
-    uniform, padded_blocks: tl.constexpr, block: tl.constexpr,
+    row, draft, places, mapped: tl.constexpr, sums, tried, rejected, cut, top, best, heat, least,
+    vocab, blocks, from_draft, uniform, padded_blocks: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     """Return the token that a uniform picks from what is left of the target."""
     place, lane = tl.arange(0, padded_blocks), tl.arange(0, block)
@@ -235,8 +247,8 @@ def _draw(
     part = find(mass, threshold, 0.0, place, padded_blocks)
     before = tl.sum(tl.where(place < part, mass, 0.0), axis=0)
     weights, _ = _left(
-        row, draft, tried, rejected, cut, part * block + lane, top, best, heat, least, vocab,
-        from_draft & (rejected > 0),
+        row, draft, places, mapped, tried, rejected, cut, part * block + lane, top, best, heat,
+        least, vocab, from_draft & (rejected > 0),
     )  # fmt: skip
     return part * block + find(weights.to(tl.float64), threshold, before, lane, block)
 

@@ -270,6 +270,11 @@ class Eagle3Head(DecoderHead):
         """See `eagle.plugin.OwnVocabulary`."""
         return self._ids
 
+    @property
+    def embedding(self) -> Tensor | None:
+        """The embedding of its own, ``[V, H]``; None where it reads the target's."""
+        return self._embedding
+
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
         hidden = self.module.fuse(committed.features)
@@ -282,9 +287,6 @@ class Eagle3Head(DecoderHead):
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the logits of its own LM head or the target's, ``[B, W, Vd]``."""
-        # At temperature > 0 they are made into distributions by operators: the kernels that draw
-        # (of `draw_level`, and acceptance/kernels.py) know one vocabulary. A kernel
-        # for two would take `draft_vocab` beside the logits, and look tokens up as it draws.
         if not self._normed:
             states = normed(self.module.norm, states)
         if self.module.lm_head is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -234,7 +234,8 @@ def test_the_operator_is_what_compilers_take_it_for():
     )
 
 
-def test_over_all_uniforms_tree_and_rule_have_the_targets_distribution(monkeypatch):
+@pytest.mark.parametrize("ids", [[0, 1, 2], [4, 1, 3]], ids=["target's", "its own"])
+def test_over_all_uniforms_tree_and_rule_have_the_targets_distribution(monkeypatch, ids):
     """All that kernels decide changes at multiples of 1/n: so their middles are the whole of it."""
     monkeypatch.setattr(seam, "_FUSED", (DEVICE,))
     monkeypatch.setattr(drawing, "_BLOCK", 2)
@@ -248,6 +249,10 @@ def test_over_all_uniforms_tree_and_rule_have_the_targets_distribution(monkeypat
     draft = torch.tensor([0.5, 0.25, 0.25])
     target = torch.tensor([0.25, 0.25, 0.5])
     after = torch.tensor([0.5, 0.5, 0.0])
+    own = None
+    if ids != [0, 1, 2]:  # the head drafts from three of the target's six tokens, in their order
+        own = torch.tensor(ids)
+        target, after = (torch.zeros(6).index_copy(0, own, one) for one in (target, after))
 
     class Drafter:
         root = torch.zeros(slots, dtype=torch.int64, device=DEVICE)
@@ -259,7 +264,11 @@ def test_over_all_uniforms_tree_and_rule_have_the_targets_distribution(monkeypat
     tree = StaticTree(Topology.from_branching([2])).build(
         Drafter(), UniformDraws(move(uniforms[:, :2]))
     )
-    logits = torch.stack((target, after, after)).log().expand(slots, 3, 3)
+    if own is not None:
+        # As the loop's drafter hands a tree over: its tokens are the target's.
+        tokens = torch.cat((tree.tokens[:, :1], move(own)[tree.tokens[:, 1:]]), 1)
+        tree = replace(tree, tokens=tokens, draft_vocab=move(own))
+    logits = torch.stack((target, after, after)).log().expand(slots, 3, -1)
     shape = TreeShape(3, 1, 2, 0, 1)
     outcome = SpeculativeRule().accept(
         tree,
@@ -269,8 +278,9 @@ def test_over_all_uniforms_tree_and_rule_have_the_targets_distribution(monkeypat
     )
     first = tree.tokens.gather(1, outcome.path[:, 1:])[:, 0]
     first = first.where(outcome.count > 0, outcome.bonus).cpu()
-    share = torch.bincount(first, minlength=3) / slots
+    size = len(target)
+    share = torch.bincount(first, minlength=size) / slots
     assert share.tolist() == target.tolist()
     bonus = outcome.bonus[outcome.count > 0].cpu()
-    assert (torch.bincount(bonus, minlength=3) / len(bonus)).tolist() == after.tolist()
+    assert (torch.bincount(bonus, minlength=size) / len(bonus)).tolist() == after.tolist()
     assert 0 < len(bonus) < slots

@@ -93,12 +93,31 @@ def shuffle(rng, tree):
             ranks[own] = ranks[own][torch.tensor(rng.sample(range(len(own)), len(own)))]
 
 
-def compare(rng, law, dtype):
+def mapped(rng, tree, vocab):
+    """Return the tree with drafts over a vocabulary of their own, and the same over the target's.
+
+    Some tokens that are no candidates are what it does not have.
+    """
+    spare = sorted(set(range(vocab)) - set(tree.tokens.flatten().tolist()))
+    lacking = rng.sample(spare, rng.randint(0, len(spare)))
+    ids = rng.sample(sorted(set(range(vocab)) - set(lacking)), vocab - len(lacking))
+    drafts = tree.draft_probs.clone()
+    drafts[..., lacking] = 0
+    mass = drafts.sum(-1, keepdim=True)
+    drafts = (drafts / mass).where(mass > 0, drafts)
+    whole = replace(tree, draft_probs=drafts)
+    return replace(tree, draft_probs=drafts[..., ids], draft_vocab=torch.tensor(ids)), whole
+
+
+def compare(rng, law, dtype, own_vocabulary=False):
     """Hold the kernels against the scalar rule on one batch; return what came of each slot."""
     tolerance = 1e-4 if dtype == torch.float32 else 1e-10
     tree, target, shape, uniforms = random_batch(rng, law, dtype, filtered=False)
     shuffle(rng, tree)
-    outcome = decided(tree, target, shape, uniforms)
+    own = tree
+    if own_vocabulary:
+        own, tree = mapped(rng, tree, target.logits.shape[-1])
+    outcome = decided(own, target, shape, uniforms)
     found = []
     for slot in range(len(uniforms)):
         # Of a fixed set, what is 0 is 0 to both, and what is 1 is 1.
@@ -135,6 +154,16 @@ def test_the_kernels_agree_with_the_scalar_rule(law, tiles, dtype, monkeypatch):
         assert found.count("skipped") < len(found) / 3
 
 
+@pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.IID], ids=str)
+def test_they_agree_where_drafts_have_a_vocabulary_of_their_own(law, monkeypatch):
+    use(monkeypatch, "narrow")
+    found, seeds = [], max(MANY // 2, 9)
+    for seed in range(seeds):
+        found += compare(Random(seed), law, torch.float64, own_vocabulary=True)
+    assert min(found.count("accepted"), found.count("refused")) >= seeds / 3
+    assert found.count("skipped") < len(found) / 3
+
+
 # A change of the kernels' text, and the laws under which it must be noticed. None of them reads or
 # writes out of bounds, which on a GPU would end more than the test.
 MUTANTS = [
@@ -153,6 +182,11 @@ MUTANTS = [
     ("column = tl.minimum(depth, levels)", "column = levels", [Law.TOP_K]),
     ("tl.where(child > 0, child, node)", "tl.maximum(child, 0)", [Law.TOP_K]),
 ]
+OF_THE_MAP = [
+    ("place >= 0", "place > 0"),
+    ("places + column,", "places + 0 * column,"),
+    ("(slot * distributions + own) * draft_size", "slot * distributions * draft_size"),
+]
 
 
 @pytest.mark.parametrize(
@@ -160,6 +194,15 @@ MUTANTS = [
     [pytest.param(old, new, law, id=f"{new}-{law}") for old, new, laws in MUTANTS for law in laws],
 )
 def test_mutant_of_the_kernels_is_caught(old, new, law, monkeypatch, tmp_path):
+    caught(old, new, law, monkeypatch, tmp_path)
+
+
+@pytest.mark.parametrize(("old", "new"), OF_THE_MAP, ids=[new for _, new in OF_THE_MAP])
+def test_mutant_of_the_map_is_caught(old, new, monkeypatch, tmp_path):
+    caught(old, new, Law.WITHOUT_REPLACEMENT, monkeypatch, tmp_path, own_vocabulary=True)
+
+
+def caught(old, new, law, monkeypatch, tmp_path, **options):
     source = Path(kernels.__file__).read_text()
     assert old in source
     # A file, since Triton reads the text of what it compiles.
@@ -173,7 +216,7 @@ def test_mutant_of_the_kernels_is_caught(old, new, law, monkeypatch, tmp_path):
 
     def everything():
         for seed in range(100):
-            compare(Random(seed), law, torch.float64)
+            compare(Random(seed), law, torch.float64, **options)
 
     with pytest.raises(AssertionError):
         everything()
@@ -285,15 +328,22 @@ def test_a_broken_draft_without_children_does_no_harm():
 # --- large vocabularies, and where the kernels are taken ------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "own"),
+    [(torch.float32, None), (torch.float16, None), (torch.bfloat16, None), (torch.bfloat16, 900)],
+)
 @pytest.mark.parametrize("law", KNOWN_LAWS, ids=str)
-def test_with_several_blocks_the_kernels_agree_with_pytorch(law, dtype):
+def test_with_several_blocks_the_kernels_agree_with_pytorch(law, dtype, own):
     generator = torch.Generator().manual_seed(4)
     vocab, nodes = 2500, 5
     logits = (torch.randn(3, nodes, vocab, generator=generator) * 2).to(dtype)
-    draft = (torch.randn(3, 2, vocab, generator=generator) * 2).softmax(-1)
+    size = own or vocab
+    draft = (torch.randn(3, 2, size, generator=generator) * 2).softmax(-1)
     tokens = draft[:, [0, 0, 0, 0, 1]].argsort(-1, descending=True)[:, torch.arange(5), :1][..., 0]
-    tokens[:, 2] = (tokens[:, 2] + 1200) % vocab
+    tokens[:, 2] = (tokens[:, 2] + size // 2 - 50) % size
+    ids = torch.randperm(vocab, generator=generator)[:own] if own else None
+    if ids is not None:
+        tokens = ids[tokens]
     parents = torch.tensor([-1, 0, 0, 0, 1]).expand(3, -1)
     tree = TokenTree(
         tokens=tokens,
@@ -305,7 +355,9 @@ def test_with_several_blocks_the_kernels_agree_with_pytorch(law, dtype):
         draft_rows=torch.tensor([0, 1, 0, 0, 0]).expand(3, -1),
         sampled=torch.tensor([True, False, True]),
         law=law,
+        draft_vocab=ids,
     )
+    assert deciding.serves(tree)
     shape = TreeShape(nodes, 2, 3, 1, 2)
     sampling = replace(sampling_at([1.0, 0.0, 0.7]), min_p=torch.tensor([0.0, 0.0, 0.01]))
     target = TargetProbs(logits, sampling)
@@ -352,6 +404,15 @@ def test_where_the_kernels_are_taken(draws, filtered, device, taken, monkeypatch
     assert bool(calls) is taken
 
 
+@pytest.mark.parametrize("whose", ["the target 3", "their vocabulary 2"])
+def test_drafts_of_another_size_than_their_vocabulary_are_refused(whose):
+    tree, shape = siblings([1], [0.5, 0.5, 0.0, 0.0], Law.IID)
+    if "their" in whose:
+        tree = replace(tree, draft_vocab=torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match=f"have 4 tokens, {whose}"):
+        decide(tree, shape, [0.25, 0.5, 0.25], [0.0, 0.5])
+
+
 @pytest.mark.parametrize("law", [Law.TOP_K, Law.IID])
 def test_the_operator_is_what_compilers_take_it_for(law):
     tree, target, shape, uniforms = random_batch(Random(3), law, torch.float32, filtered=False)
@@ -366,3 +427,10 @@ def test_the_operator_is_what_compilers_take_it_for(law):
         (given[0], given[1], given[4], *own, move(uniforms), *flags),
         test_utils=("test_schema", "test_faketensor"),
     )
+    if law is Law.IID:
+        vocabulary = move(torch.arange(target.logits.shape[-1]))
+        torch.library.opcheck(
+            deciding._accept,
+            (given[0], given[1], given[4], *own, move(uniforms), *flags, vocabulary),
+            test_utils=("test_schema", "test_faketensor"),
+        )
