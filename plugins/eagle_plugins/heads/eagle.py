@@ -123,7 +123,7 @@ class EagleHead(DecoderHead):
     def folder(self) -> Path:
         """Where its checkpoint is; see `eagle.plugin.MeasuredHead`."""
         target = self._context.target.name if self._context.target else None
-        return locate(self._weights, target, self._context.folder)
+        return locate(self._weights, target, self._context.folder, "eagle")
 
     @property
     def identity(self) -> str:

@@ -106,7 +106,7 @@ class Eagle3Head(DecoderHead):
     def folder(self) -> Path:
         """Where its checkpoint is; see `eagle.plugin.MeasuredHead`."""
         target = self._context.target.name if self._context.target else None
-        return locate(self._settings.weights, target, self._context.folder)
+        return locate(self._settings.weights, target, self._context.folder, "eagle3")
 
     @property
     def identity(self) -> str:
