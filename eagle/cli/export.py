@@ -30,7 +30,12 @@ class Engine(StrEnum):
 
 
 def export(
-    head: Annotated[str, typer.Argument(metavar="HEAD", help="Its folder, its Hub id, a shipped one's name, or `auto`.")],
+    head: Annotated[
+        str,
+        typer.Argument(
+            metavar="HEAD", help="Its folder, its Hub id, a shipped one's name, or `auto`."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     to: Annotated[Engine, typer.Option("--to", help="The engine.")],
     target: Annotated[

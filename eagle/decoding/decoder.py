@@ -279,7 +279,7 @@ class Decoder(Whole):
             while True:
                 if requests := more(left):
                     tickets = [Ticket(request, inbox) for request in requests]
-                    inbox.open.update(tickets)
+                    inbox.open.update(dict.fromkeys(tickets))
                     left += len(tickets)
                     self.loop.submit(tickets)
                 if not left:
@@ -375,18 +375,18 @@ class _Inbox:
 
     def __init__(self) -> None:
         self.found: deque[Event | Exception] = deque()
-        self.open: set[Ticket] = set()
+        self.open: dict[Ticket, None] = {}  # in the order in which they came
 
     def filled(self) -> bool:
         return bool(self.found)
 
     def put(self, ticket: Ticket, event: Event) -> None:
         if event.result is not None:
-            self.open.discard(ticket)
+            self.open.pop(ticket, None)
         self.found.append(event)
 
     def fail(self, ticket: Ticket, error: Exception) -> None:
-        self.open.discard(ticket)
+        self.open.pop(ticket, None)
         self.found.append(again(error))
 
 
