@@ -30,21 +30,29 @@ def layers_of(body: nn.Module, count: int) -> Sequence[nn.Module]:
     """
     for module in body.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
+            layers = list(module)
+            numbered = all(
+                getattr(part, "layer_idx", number) == number
+                for number, layer in enumerate(layers)
+                for part in layer.modules()
+            )
             # What somebody has put in a forward's place is not the class's code.
-            return () if any("forward" in vars(layer) for layer in module) else list(module)
+            replaced = any("forward" in vars(layer) for layer in layers)
+            return layers if numbered and not replaced and len(set(layers)) == count else ()
     return ()
 
 
 @contextmanager
 def one_by_one(layers: Sequence[nn.Module], call: LayerCall) -> Iterator[None]:
     """Let forwards of some layers go through a function; hooks stay around it."""
-    for number, layer in enumerate(layers):
-        vars(layer)["forward"] = partial(_forward, layer, number, call)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del vars(layer)["forward"]
+    with _uncollected(layers):
+        for number, layer in enumerate(layers):
+            vars(layer)["forward"] = partial(_forward, layer, number, call)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                del vars(layer)["forward"]
 
 
 def _forward(layer: nn.Module, number: int, call: LayerCall, *args: Any, **kwargs: Any) -> Any:
@@ -53,23 +61,30 @@ def _forward(layer: nn.Module, number: int, call: LayerCall, *args: Any, **kwarg
     cache, plans = kwargs["past_key_values"], kwargs["eagle_plans"]
     plan = plans[0 if len(plans) == 1 else number]
     own = kwargs | {"past_key_values": cache.of_layer(number), "eagle_plans": (plan,)}
-    with _unasked():
-        return call(layer, type(layer).forward, args, own)
+    return call(layer, type(layer).forward, args, own)
 
 
 @contextmanager
-def _unasked() -> Iterator[None]:
-    """Let transformers' hooks inside a layer collect nothing.
+def _uncollected(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Take transformers' collecting hooks off what is inside of layers.
 
-    Those that collect hidden states are on the layers themselves, around this. The others ask a
+    Those that collect hidden states are on the layers themselves, and stay. The others ask a
     context variable, which compilers do not follow, whether they are wanted; they are not.
     """
-    collector: Any = getattr(output_capturing, "_active_collector", None)
-    if getattr(collector, "compiling", True):  # there is none, or a compiler was told so
-        yield
-        return
-    collector.compiling = True
+    kept = []
+    for part in (part for layer in layers for part in layer.modules() if part is not layer):
+        hooks = part._forward_hooks
+        if any(_collects(hook) for hook in hooks.values()):
+            kept.append((hooks, dict(hooks)))
+            for key in [key for key, hook in hooks.items() if _collects(hook)]:
+                del hooks[key]
     try:
         yield
     finally:
-        collector.compiling = False
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
+
+
+def _collects(hook: Any) -> bool:
+    return bool(getattr(hook, "__module__", None) == output_capturing.__name__)

@@ -240,6 +240,19 @@ def test_fewer_slots_are_captured_once_they_were_worth_it(spec, pair, monkeypatc
     assert [runtime.width(needed, 40) for needed in (1, 2, 1, 33, 34, 3)] == [1, 2, 1, 40, 40, 4]
 
 
+def test_nobody_waits_for_the_code_of_one_slot_where_that_of_several_serves(
+    spec, pair, monkeypatch
+):
+    runtime = Decoder.from_spec(spec(), target=pair[0])._runtime
+    monkeypatch.setattr(runtime, "graph", True)
+    monkeypatch.setattr(runtime, "compiled", True)
+    monkeypatch.setattr("eagle.runtime.runtime._WORTH", 3)
+    assert [runtime.width(needed, 40) for needed in (3, 1, 1, 1, 1)] == [4] * 5
+    assert [runtime.width(needed, 40) for needed in (2, 2, 2, 1)] == [4, 4, 2, 2]
+    runtime._widths = set()
+    assert [runtime.width(needed, 40) for needed in (1, 3, 1)] == [1, 4, 1], "it was made before"
+
+
 def test_the_number_of_slots_follows_the_memory(spec, pair, monkeypatch):
     runtime = Decoder.from_spec(spec(), target=pair[0])._runtime
     assert runtime.limit(3, 4096) == 3

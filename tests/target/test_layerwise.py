@@ -80,6 +80,36 @@ def test_hooks_stay_around_a_layer():
     assert seen == list(target.layers)
 
 
+def test_other_models_are_not_disturbed_by_a_pass_under_way():
+    """Two decoders of different targets may be driven by two threads."""
+    target, other = tiny_target(), a_pass(tiny_target(seed=1))
+    run, expected, found = a_pass(target), other(), []
+    run()
+    hooks = [dict(module._forward_hooks) for module in target.body.modules()]
+
+    def call(layer, forward, args, kwargs):
+        found.append(other())
+        return forward(layer, *args, **kwargs)
+
+    with target.one_by_one(call):
+        run()
+    assert found
+    for one in found:
+        assert all(map(torch.equal, one, expected))
+    assert [dict(module._forward_hooks) for module in target.body.modules()] == hooks
+
+
+def test_layers_that_are_one_or_otherwise_numbered_are_not_told():
+    target = tiny_target()
+    layers = target.body.layers
+    target.body.layers = torch.nn.ModuleList([layers[0], layers[0]])
+    assert not layers_of(target.body, 2)
+    target.body.layers = torch.nn.ModuleList([layers[1], layers[0]])
+    assert not layers_of(target.body, 2)
+    target.body.layers = layers
+    assert list(layers_of(target.body, 2)) == list(layers)
+
+
 def test_layers_whose_forward_was_replaced_are_not_told():
     target = tiny_target()
     layer = target.layers[0]

@@ -92,15 +92,14 @@ class FollowingTree:
 
     def __init__(self, usual: Topology, rates: RankRates, *, few: bool = False) -> None:
         found = {usual.paths: usual, Topology().paths: Topology()}
-        for nodes in _SIZES_COMPILED if few else _SIZES:
-            trees = [
-                [*rates.likeliest(nodes - 1, depth)]
-                for depth in range(1, min(len(rates.levels), usual.depth) + 1)
-                if nodes <= usual.nodes
-            ]
-            most = max((_promised(tree) for tree in trees), default=0.0)
-            enough = [tree for tree in trees if _promised(tree) >= _NEARLY * most]
-            for tree in enough[:1] if few else trees:
+        depths = range(1, min(len(rates.levels), usual.depth) + 1)
+        sizes = _SIZES_COMPILED if few else _SIZES
+        for nodes in (size for size in sizes if size <= usual.nodes):
+            trees = [rates.likeliest(nodes - 1, depth) for depth in depths]
+            if few:
+                most = max(map(_promised, trees), default=0.0)
+                trees = [tree for tree in trees if _promised(tree) >= _NEARLY * most][:1]
+            for tree in trees:
                 topology = Topology.from_paths([path for path, _ in tree])
                 found.setdefault(topology.paths, topology)
         self._choices = [_Choice.of(topology, rates) for topology in found.values()]
