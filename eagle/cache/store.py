@@ -124,8 +124,8 @@ class Step:
         ends = numbers[:, 2].cumsum(0)
         owners = torch.arange(len(pieces)).repeat_interleave(numbers[:, 2])
         rows = torch.arange(sum(counts)) - (ends - numbers[:, 2] - numbers[:, 1])[owners]
-        # One copy to the device: each is waited for.
-        sent = torch.cat((numbers[:, 0], numbers[:, 1], ends, owners, rows)).to(device)
+        sent = torch.cat((numbers[:, 0], numbers[:, 1], ends, owners, rows))
+        sent = sent.to(device, non_blocking=True)
         few = [len(pieces)] * 3
         parts = torch.split(sent, [*few, sum(counts), sum(counts)])
         slots, lengths, ends, owners, rows = parts

@@ -135,11 +135,10 @@ class PromptReader(Models):
         device = self.target.device
         texts = [(*one.request.prompt, 0)[one.start : one.end + 1] for one in pieces]
         sent = torch.tensor(
-            [[t for text in texts for t in text[:-1]], [t for text in texts for t in text[1:]]],
-            device=device,
-        )
+            [[t for text in texts for t in text[:-1]], [t for text in texts for t in text[1:]]]
+        ).to(device, non_blocking=True)
         parts = tuple((one.slot, one.start, one.end - one.start) for one in pieces)
-        ended = torch.tensor([one.last for one in pieces], device=device)
+        ended = torch.tensor([one.last for one in pieces]).to(device, non_blocking=True)
         step = Step.packed(parts, device)
         segments = step.segments
         assert segments is not None

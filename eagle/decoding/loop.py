@@ -425,7 +425,7 @@ class Loop:
                     self._runtime.read(
                         slots,
                         group,
-                        uniforms.to(self._cycle.target.device),
+                        uniforms.to(self._cycle.target.device, non_blocking=True),
                         seats.batch.processing() if group[0].request.processors else None,
                     )
                 for one in ended:

@@ -129,11 +129,16 @@ class Sampling:
     @classmethod
     def of(cls, params: Sequence[SamplingParams], device: torch.device | str) -> Sampling:
         """Collect the parameters of one request per slot."""
+
+        def sent(values: list[float] | list[int]) -> Tensor:
+            # Not torch.tensor(..., device=...), which waits for what the device has to do before.
+            return torch.tensor(values).to(device, non_blocking=True)
+
         return cls(
-            temperature=torch.tensor([p.temperature for p in params], device=device),
-            top_k=torch.tensor([p.top_k for p in params], device=device),
-            top_p=torch.tensor([p.top_p for p in params], device=device),
-            min_p=torch.tensor([p.min_p for p in params], device=device),
+            temperature=sent([p.temperature for p in params]),
+            top_k=sent([p.top_k for p in params]),
+            top_p=sent([p.top_p for p in params]),
+            min_p=sent([p.min_p for p in params]),
             greedy=all(p.temperature == 0 for p in params),
             filtered=any(p.temperature > 0 and (p.top_k > 0 or p.top_p < 1) for p in params),
         )
@@ -155,7 +160,7 @@ class Sampling:
     def take(self, new: Sampling) -> Sampling:
         """Take on the values of another, of as many slots, in the same tensors."""
         for name in ("temperature", "top_k", "top_p", "min_p"):
-            getattr(self, name).copy_(getattr(new, name))
+            getattr(self, name).copy_(getattr(new, name), non_blocking=True)
         return replace(self, greedy=new.greedy, filtered=new.filtered)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from eagle.cache.store import BLOCK
+from eagle.cycle import Cycle
 from eagle.decoding.decoder import Decoder
 from eagle.errors import IncompatibleError
 from eagle.plugin.sampling import Sampling, SamplingParams
@@ -229,6 +230,35 @@ def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
     assert {key[1] for key in cycles[0]} == {1}
     assert {key[1] for key in cycles[3]} <= {1, 2, 4, 8, 16, 32, 40}
     assert all(len({key[2:] for key in own}) <= 3 for own in cycles)
+
+
+def test_few_prompts_are_read_by_graphs_and_many_together(spec, pair, monkeypatch):
+    monkeypatch.setattr("eagle.runtime.runtime.Graphs", Replays)
+    prompts = [
+        [3 + (7 * place + number) % 60 for place in range(4 + number)] for number in range(9)
+    ]
+    params = [SamplingParams(max_new_tokens=6, temperature=n % 2, seed=n) for n in range(9)]
+    together, read = [], Cycle.read_together
+
+    def counted(self, slots, pieces, *others):
+        together.append(len(pieces))
+        return read(self, slots, pieces, *others)
+
+    monkeypatch.setattr(Cycle, "read_together", counted)
+    for count, packed in ((2, []), (6, []), (7, [7]), (9, [9])):
+        asked = prompts[:count], params[:count]
+        expected = Decoder.from_spec(spec(), target=pair[0]).generate(*asked)
+        together.clear()
+        decoder = Decoder.from_spec(spec(runtime={"max_batch": 9}), target=pair[0])
+        decoder._runtime.graph = True
+        found = decoder.generate(*asked)
+        assert [result.tokens for result in found] == [result.tokens for result in expected]
+        assert together == packed
+    # A long prompt is as many passes as it has pieces.
+    monkeypatch.setattr("eagle.runtime.runtime.PREFILL", 4)
+    together.clear()
+    decoder.generate(prompts[:4], params[:4])
+    assert together == [4]
 
 
 def test_fewer_slots_are_captured_once_they_were_worth_it(spec, pair, monkeypatch):
