@@ -17,7 +17,16 @@ from torch import Tensor, nn
 from eagle.bench.floors import read_bandwidth
 from eagle.bench.quartiles import Quartiles
 from eagle.errors import RequestError
-from eagle.kernels import int8_linear, multiply, packs, plan_of, product_parts, quantize, reorder
+from eagle.kernels import (
+    Int8OnGpu,
+    int8_linear,
+    multiply,
+    packs,
+    plan_of,
+    product_parts,
+    quantize,
+    reorder,
+)
 from eagle.runtime import Graphs, Job
 
 __all__ = ["Product", "ProductTime", "ProductTimes", "product_times", "products_of"]
@@ -177,11 +186,12 @@ def _ours(
     if product.drafts:
         found = {id(weight): int8_linear(_layer(weight)) for weight in weights}
         rough = {key: each for key, each in found.items() if each and each.serves(x)}
-        if len(rough) == len(found):
-            if not x.is_cuda:
-                return lambda weight: rough[id(weight)](x), True
+        bytewise = {key: each for key, each in rough.items() if isinstance(each, Int8OnGpu)}
+        if len(bytewise) == len(found):
             values, scales = quantize(x)
-            return lambda weight: rough[id(weight)].product(values, scales, x.dtype), True
+            return lambda weight: bytewise[id(weight)].of_bytes(values, scales, x.dtype), True
+        if len(rough) == len(found):
+            return lambda weight: rough[id(weight)](x), True
     if x.device.type == "cpu":
         if not packs(_layer(weights[0])):
             return partial(F.linear, x), False

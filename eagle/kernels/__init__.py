@@ -5,7 +5,7 @@ no cycle.
 from eagle.kernels.drawing import draw, draw_by_operators, padded, rows_of
 from eagle.kernels.few_rows import plan_of, product_parts
 from eagle.kernels.fused_linear import Product, arrange, products
-from eagle.kernels.int8 import Int8Linear, int8_linear, quantize
+from eagle.kernels.int8 import Int8Linear, Int8OnGpu, int8_linear, quantize
 from eagle.kernels.prepacked import (
     PackedLinear,
     Switch,
@@ -20,6 +20,7 @@ from eagle.kernels.topk import argmax, top_k
 
 __all__ = [
     "Int8Linear",
+    "Int8OnGpu",
     "PackedLinear",
     "Product",
     "Switch",

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from eagle.host import multiprocessors, shared_memory
 from eagle.kernels.prepacked import Switch, left_alone
@@ -33,6 +34,8 @@ __all__ = [
     "linear",
     "narrow",
     "plan_of",
+    "product",
+    "product_by_rows",
     "product_of_bytes",
     "product_parts",
     "reads_bytes",
@@ -68,6 +71,11 @@ class Plan:
 
     one: int = 0
     splits: int = 0
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any."""
+        return bool(self.one or self.splits)
 
     def parts(self, rows: int) -> int:
         """Return in how many parts a product of *rows* rows is made; 0 for cuBLAS."""
@@ -137,11 +145,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
         plan: what `plan_of` says of the weight.
     """
     rows = x.shape[:-1].numel()
-    splits = plan.parts(rows)
-    if not (splits and x.dtype == weight.dtype and torch.compiler.is_compiling()):
+    if not (plan.any and x.dtype == weight.dtype and torch.compiler.is_compiling()):
         return F.linear(x, weight, bias)
-    parts: Tensor = product_parts(x.reshape(rows, x.shape[-1]), weight, splits)
-    out = parts[0] if parts.shape[0] == 1 else parts.sum(0).to(x.dtype)
+    if statically_known_true(rows > MAX_ROWS):
+        return F.linear(x, weight, bias)
+    flat = x.reshape(rows, x.shape[-1])
+    out: Tensor | None = None
+    if not statically_known_true(rows <= MAX_ROWS):
+        out = product(flat, weight, plan.one, plan.splits)
+    elif splits := plan.parts(rows):
+        out = _summed(product_parts(flat, weight, splits), x.dtype)
+    if out is None:
+        return F.linear(x, weight, bias)
     out = out.view(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias
 
@@ -205,6 +220,34 @@ def product_parts(x: Tensor, weight: Tensor, splits: int) -> Tensor:
     return _multiply(x, weight, out)
 
 
+@torch.library.custom_op("eagle::product", mutates_args=())
+def product(x: Tensor, weight: Tensor, one: int, splits: int) -> Tensor:
+    """Return ``x W^T``, ``[M, N]``, where code that is compiled once serves any number of rows.
+
+    Who makes it is chosen when it runs. Chosen while compiling, few rows would be code of their
+    own, which is compiled when the first requests of many have ended and the others go on.
+
+    Args:
+        x: ``[M, K]``.
+        weight: ``[N, K]``, aligned as `plan_of` asks.
+        one: see `Plan`.
+        splits: see `Plan`.
+    """
+    parts = Plan(one, splits).parts(x.shape[0])
+    if not parts:
+        return F.linear(x, weight)
+    return _summed(product_parts(x, weight, parts), x.dtype)
+
+
+@product.register_fake
+def _(x: Tensor, weight: Tensor, one: int, splits: int) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _summed(parts: Tensor, dtype: torch.dtype) -> Tensor:
+    return parts[0] if parts.shape[0] == 1 else parts.sum(0).to(dtype)
+
+
 @torch.library.custom_op("eagle::product_of_bytes", mutates_args=())
 def product_of_bytes(
     x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype
@@ -225,6 +268,35 @@ def product_of_bytes(
 @product_of_bytes.register_fake
 def _(x: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+@torch.library.custom_op("eagle::product_by_rows", mutates_args=())
+def product_by_rows(
+    x: Tensor, dense: Tensor, values: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor
+) -> Tensor:
+    """Return ``x W^T``, ``[M, N]``: by `product_of_bytes` of few rows, by the weight of more.
+
+    Which it is, is chosen when it runs, as in `product`.
+
+    Args:
+        x: ``[M, K]``.
+        dense: W, ``[N, K]``.
+        values: x as whole numbers, int8 ``[M, K]``.
+        row_scales: float32 ``[M]``.
+        weight: W as whole numbers, int8 ``[N, K]``, contiguous.
+        scales: float32 ``[N]``.
+    """
+    if x.shape[0] > MAX_ROWS:
+        return F.linear(x, dense)
+    out: Tensor = product_of_bytes(values, row_scales, weight, scales, x.dtype)
+    return out
+
+
+@product_by_rows.register_fake
+def _(
+    x: Tensor, dense: Tensor, values: Tensor, row_scales: Tensor, weight: Tensor, scales: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 def _multiply(

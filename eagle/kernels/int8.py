@@ -14,9 +14,16 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from eagle.host import free_memory
-from eagle.kernels.few_rows import MAX_ROWS, SkinnyLinear, product_of_bytes, reads_bytes
+from eagle.kernels.few_rows import (
+    MAX_ROWS,
+    SkinnyLinear,
+    product_by_rows,
+    product_of_bytes,
+    reads_bytes,
+)
 from eagle.kernels.prepacked import PackedLinear, left_alone
 
 __all__ = ["Int8Linear", "Int8OnCpu", "Int8OnGpu", "int8_linear", "quantize"]
@@ -55,8 +62,7 @@ class Int8Linear(ABC):
         Args:
             x: ``[..., K]``, in the dtype of the layer that this was made of.
         """
-        values, scales = quantize(x.reshape(-1, x.shape[-1]))
-        out = self.product(values, scales, x.dtype).view(*x.shape[:-1], self._columns)
+        out = self.product(x.reshape(-1, x.shape[-1])).view(*x.shape[:-1], self._columns)
         return out if self._bias is None else out + self._bias
 
     def serves(self, x: Tensor) -> bool:
@@ -68,8 +74,8 @@ class Int8Linear(ABC):
         """Return the int8 weight ``[N, K]`` as `product` reads it."""
 
     @abstractmethod
-    def product(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return ``[M, N]`` of what `quantize` returns for ``[M, K]``."""
+    def product(self, x: Tensor) -> Tensor:
+        """Return ``[M, N]`` of ``[M, K]``, without the bias."""
 
 
 class Int8OnCpu(Int8Linear):
@@ -81,32 +87,50 @@ class Int8OnCpu(Int8Linear):
         packed: Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
         return packed
 
-    def product(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """See `Int8Linear.product`."""
+        values, scales = quantize(x)
         # Not signed: instructions older than AMX multiply unsigned by signed bytes, and what
         # oneDNN has for two signed ones is a hundred times slower there.
         shifted = values.view(torch.uint8) ^ _ZERO  # adds it
         out: Tensor = torch.ops.onednn.qlinear_pointwise(
             shifted, 1.0, _ZERO, self._weight, self._scales, self._zeros,
-            None, 1.0, 0, dtype, "none", [], "",
+            None, 1.0, 0, x.dtype, "none", [], "",
         )  # fmt: skip
-        return out.mul_(scales.to(dtype))
+        return out.mul_(scales.to(x.dtype))
 
 
 class Int8OnGpu(Int8Linear):
     """By a kernel of `eagle.kernels.few_rows`, in eager passes too: compiling them only rounds
     otherwise."""
 
+    def __init__(self, dense: nn.Linear) -> None:
+        super().__init__(dense)
+        self._dense = dense.weight
+
     def serves(self, x: Tensor) -> bool:
-        """Whether there are few rows: the time of many is not that of reading the weight."""
-        return 0 < x.shape[:-1].numel() <= MAX_ROWS
+        """Whether there are few rows: the time of many is not that of reading the weight.
+
+        In code that serves any number of rows there may be.
+        """
+        rows = x.shape[:-1].numel()
+        return not statically_known_true(rows > MAX_ROWS) and not statically_known_true(rows == 0)
 
     def laid_out(self, weight: Tensor) -> Tensor:
         """Return the weight."""
         return weight
 
-    def product(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+    def product(self, x: Tensor) -> Tensor:
         """See `Int8Linear.product`."""
+        values, scales = quantize(x)
+        if statically_known_true(x.shape[0] <= MAX_ROWS):
+            return self.of_bytes(values, scales, x.dtype)
+        args = (values, scales[:, 0], self._weight, self._scales)
+        out: Tensor = product_by_rows(x, self._dense, *args)
+        return out
+
+    def of_bytes(self, values: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``[M, N]`` of what `quantize` returns for ``[M, K]``, at most `MAX_ROWS` rows."""
         out: Tensor = product_of_bytes(values, scales[:, 0], self._weight, self._scales, dtype)
         return out
 

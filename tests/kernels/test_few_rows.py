@@ -15,6 +15,7 @@ from eagle.kernels.few_rows import (
     product_of_bytes,
     product_parts,
 )
+from eagle.kernels.int8 import Int8OnGpu, quantize
 from eagle.kernels.prepacked import Switch
 from tests.interpreted import DEVICE, needs_triton
 
@@ -104,6 +105,38 @@ def test_many_rows_and_uncompiled_ones_are_left_to_pytorch(rows, compiling, monk
     monkeypatch.setattr(skinny, "product_parts", None)
     x, weight = torch.rand(rows, 8), torch.rand(6, 8)
     assert torch.equal(linear(x, weight, None, Plan(1, 2)), F.linear(x, weight))
+
+
+@needs_triton
+@pytest.mark.parametrize("bias", [False, True])
+def test_code_for_any_number_of_rows_is_compiled_once(bias, monkeypatch):
+    torch._dynamo.reset()
+    x = torch.randint(-9, 9, (80, 256), device=DEVICE).to(DTYPES[0])
+    weight = torch.randint(-9, 9, (64, 256), device=DEVICE).to(DTYPES[0])
+    rough = object.__new__(Int8OnGpu)
+    rough._bias, rough._columns, rough._dense = None, 64, weight
+    eighth, scales = quantize(weight)
+    rough._weight, rough._scales = eighth, scales[:, 0].contiguous()
+    added = torch.ones(64, device=DEVICE, dtype=x.dtype) if bias else None
+    compiled = []
+
+    def backend(graph, _):
+        compiled.append(graph)
+        return graph
+
+    def work(x):
+        assert rough.serves(x)
+        return linear(x, weight, added, Plan(1, 2)), rough(x)
+
+    one = torch.compile(work, fullgraph=True, dynamic=False, backend=backend)
+    for slots in (80, 5, 64, 65):
+        given = x[:slots].clone()
+        torch._dynamo.maybe_mark_dynamic(given, 0)
+        found, nearly = one(given)
+        torch.testing.assert_close(found, F.linear(given, weight, added))
+        torch.testing.assert_close(nearly, F.linear(given, weight), rtol=0.05, atol=60)
+        assert torch.equal(nearly, F.linear(given, weight)) == (slots > 64)
+    assert len(compiled) == 1
 
 
 @pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
