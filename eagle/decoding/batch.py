@@ -79,11 +79,11 @@ class Batch:
         """Give a slot to a request."""
         self.requests[slot], self._committed[slot] = request, None
 
-    def note(self, outcomes: Sequence[Outcome]) -> None:
-        """Take note of what a cycle did in every slot, before it is delivered."""
-        known = zip(self.requests, outcomes, strict=False)  # of those that the cycle ran over
-        found = [outcome[0] if request else None for request, outcome in known]
-        self._committed = found + [None] * (len(self.requests) - len(found))
+    def note(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
+        """Take note of what a cycle did in slots, before it is delivered."""
+        self._committed = [None] * len(self.requests)
+        for slot, outcome in outcomes:
+            self._committed[slot] = outcome[0]
 
     def move(self, source: int, target: int) -> None:
         """Let a request go on in another slot, which is free."""
@@ -107,29 +107,33 @@ class Batch:
             ),
         )
 
-    def goes_on(self, outcomes: Sequence[Outcome], *, waiting: bool) -> bool:
-        """Return whether another cycle may start before this one's tokens are delivered.
+    def ending(
+        self, outcomes: Iterable[tuple[int, Outcome]], *, stops: bool = False
+    ) -> list[int] | None:
+        """Return the slots whose requests end by what a cycle gave, as far as token ids tell.
 
-        The device then works while the host turns tokens into text. Only a stop string can show
+        Another cycle may start then before anything is delivered. Only a stop string can show
         afterwards that a slot's cycle was for nothing; its outcome is not looked at.
 
         Args:
-            outcomes: of the slots that a cycle ran over, the first ones.
-            waiting: whether there are requests without a slot. A slot that is free, or that a stop
-                string frees, is given to one at once, which must not get that cycle's outcome.
+            outcomes: slots, and what the cycle did in them.
+            stops: whether it has to be known what stop strings say.
+
+        Returns:
+            None where what came has to be delivered before another cycle starts: one has failed,
+            or is asked for on the host.
         """
-        if waiting and None in self.requests:
-            return False
+        found = []
         # One plain loop: the device waits for this.
-        for request, outcome in zip(self.requests, outcomes, strict=False):
-            if request is not None and (
-                outcome[1]
-                or request.processors
-                or (waiting and request.params.stop)
-                or request.ends_with(outcome[2 : 2 + outcome[0]])
-            ):
-                return False
-        return True
+        for slot, outcome in outcomes:
+            request = self.requests[slot]
+            if request is None:
+                continue
+            if outcome[1] or request.processors or (stops and request.params.stop):
+                return None
+            if request.ends_with(outcome[2 : 2 + outcome[0]]):
+                found.append(slot)
+        return found
 
     @property
     def reports(self) -> bool:

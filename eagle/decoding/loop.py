@@ -22,23 +22,20 @@ from typing import Protocol
 
 import torch
 
-from eagle.cycle import Cycle, Piece, Processing
+from eagle.cycle import Cycle
 from eagle.decoding.batch import Outcome, failed_last
 from eagle.decoding.logprobs import Logprobs
-from eagle.decoding.reading import apart
+from eagle.decoding.passes import Passes, Reading, Running
 from eagle.decoding.requests import Event, Request
 from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
 from eagle.errors import EagleError, RequestError
-from eagle.plugin import Breach, OfferingHead, RequestAware, Role, Sampling, VaryingTree
+from eagle.plugin import OfferingHead, RequestAware
 from eagle.runtime import Runtime
 from eagle.spec import Resolved
 from eagle.target import News
 
 __all__ = ["Leader", "Loop", "Sink", "Ticket"]
-
-
-_UNREAD = torch.zeros(1, dtype=torch.float64)  # of a prompt that goes on, no token is chosen
 
 
 class Sink(Protocol):
@@ -134,13 +131,14 @@ class Loop:
         self._stranger = Stranger(resolved)
         self._refused: dict[int, Exception] = {}  # by slot, whose beginning failed
         self._told: dict[int, Request] = {}  # by slot, what components know to have begun
-        self._sampling: Sampling | None = None
-        self._processing: Processing | None = None
-        self._width = 0  # slots that the sampling parameters on the device are of
-        self._reports = False  # whether the latest cycle says what the target gave its tokens
-        self._ahead = False  # whether the next cycle is under way already
+        self._passes = Passes(cycle, runtime, resolved, self.seats)
+        self._running: Running | None = None  # the next cycle, where it is under way already
+        self._behind: list[Reading] = []  # and what was sent behind the one before it
         self._read_last = False
         self._together = cycle.target.together
+        # Components that are told of requests know those of now, not of a cycle that goes on; and
+        # processes that hold a target together wait for each other at the end of every pass.
+        self._flows = not self._aware and self._together is None
         self._news = News(came=False, left=False)  # since the pass that is under way began
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
@@ -179,6 +177,7 @@ class Loop:
     def let_go(self) -> None:
         """Forget what was allocated for those who were seated; nobody may be."""
         self._apart("forgetting")
+        self._forget_passes()
         self.seats.let_go()
 
     def resize(self, slots: int) -> None:
@@ -245,21 +244,29 @@ class Loop:
     # --- one turn ---------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Do one pass: read on in prompts, or run a cycle; both in turn where there are both."""
+        """Do one pass: read on in prompts, or run a cycle; both in turn where there are both.
+
+        While a cycle is under way, prompts are read behind it, and the next cycle is sent behind
+        that: the device waits for nothing but the outcome of the cycle before.
+        """
         seats = self.seats
         try:
             self._sweep(self._hear())
-            if not self._ahead:  # its outcome is of those who had the slots when it began
+            if not seats.batch:
+                self._forget_passes()  # of those who are gone
+            if self._running is None:
                 self._admit()
                 if seats.reader and not (self._read_last and seats.batch):
                     self._read_last = True
-                    self._read(seats.reader.take())
+                    self._settle(self._read())
                     return
+            elif self._flows:
+                self._admit()
+                if seats.reader and self._passes.behind(seats.reader):
+                    self._behind.append(self._read())
             self._read_last = False
             if seats.batch:
                 self._run()
-            else:
-                self._ahead = False
         except Exception as error:
             told = error if self._together is None else self._together.failed(error)
             self._give_up(told)
@@ -294,7 +301,7 @@ class Loop:
                 gone.add(ticket)
             else:
                 self._leave(self._slot(ticket.request))
-                self._sampling = None
+                self._passes.reseat()
         if gone:
             self._waiting = [entry for entry in self._waiting if entry[2] not in gone]
             heapq.heapify(self._waiting)
@@ -322,9 +329,10 @@ class Loop:
                 self._end(ticket, error)
                 raise
             heapq.heappop(self._waiting)
-        # What components remember of slots stays where it is.
-        if not self._aware and self.seats.close_up():
-            self._sampling = None  # is of slots, which others have now
+        # What components remember of slots stays where it is, and what a cycle reports.
+        reported = self._running is not None and self._running.reports
+        if not self._aware and not reported and self.seats.close_up():
+            self._passes.reseat()
 
     def _seat(self, ticket: Ticket) -> bool:
         """Give one of those who wait a slot; False where it has to wait for others to end."""
@@ -375,110 +383,102 @@ class Loop:
                 if count and not bad and self.seats.batch.requests[slot] is not None:
                     self._offering.follow(slot, tokens[:count])
 
-    def _choose(self) -> int:
-        """Return which tree the next cycle drafts, by what has been read back already."""
-        tree = self._resolved.tree
-        offered = self._offer() if self._offering is not None else ()
-        if not isinstance(tree, VaryingTree):
-            return 0
-        chosen = tree.choose(self.seats.batch.seen(offered))
-        if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
-            raise Breach(
-                Role.TREE,
-                f"choose() returned {chosen!r}, which is none of its {len(self._cycle.trees)} "
-                "alternatives",
-            )
-        return chosen
+    def _read(self) -> Reading:
+        """Start a pass of bounded size over prompts that wait to be read."""
+        reader, refused = self.seats.reader, self._refused
+        return self._passes.read(reader.take(), refused, together=self._together is not None)
 
-    def _offer(self) -> Sequence[int]:
-        assert self._offering is not None
-        offered = self._offering.offer(self._width)
-        if len(offered) != self._width:
-            raise Breach(
-                Role.HEAD,
-                f"offer({self._width}) returned {len(offered)} numbers, not one for each slot",
-            )
-        return offered
-
-    def _read(self, pieces: list[Piece[Request]]) -> None:
-        """Read pieces of prompts, and deliver the first tokens of those that end.
-
-        One pass of bounded size, or more for those with logits processors; nothing in it waits for
-        the device. What keeps one of these from being read costs no others.
-        """
-        seats, began = self.seats, time.perf_counter()
-        slots = seats.slots
-        assert slots is not None
-        groups: list[tuple[list[int], Exception | None]] = []
-        refused = [one for one in pieces if one.slot in self._refused]
-        pieces = [one for one in pieces if one.slot not in self._refused]
-        # What is not read together is not lost together.
-        for group in apart(pieces) if self._cycle.packs else [[one] for one in pieces]:
-            ended = [one for one in group if one.last]
-            for one in ended:
-                seats.batch.put(one.slot, one.request)
-            try:
-                with torch.inference_mode(), self._resolved.blaming():
-                    uniforms = torch.stack(
-                        [one.request.uniforms(1) if one.last else _UNREAD for one in group]
-                    )
-                    self._runtime.read(
-                        slots,
-                        group,
-                        uniforms.to(self._cycle.target.device, non_blocking=True),
-                        seats.batch.processing() if group[0].request.processors else None,
-                    )
-                for one in ended:
-                    seats.begin(one.slot, one.request)
-            except Exception as error:
-                # Whether other processes failed too is not known; to go on would wait for them.
-                # A request's own mistake is one in all of them.
-                if self._together is not None and not isinstance(error, RequestError):
-                    raise
-                groups.append(([one.slot for one in group], error))
-            else:
-                groups.append(([one.slot for one in ended], None))
-        for one in refused:
-            seats.batch.put(one.slot, one.request)
-            groups.append(([one.slot], self._refused[one.slot]))
-        self._sampling = None
-        outcomes = slots.outcome.tolist() if any(own for own, _ in groups) else []
+    def _settle(self, reading: Reading) -> None:
+        """Deliver the first tokens of the prompts that ended in a pass, once it is done."""
+        began = time.perf_counter()
+        outcomes = reading.outcome.read() if reading.outcome is not None else []
         self._compare(outcomes)
-        found = Logprobs(slots.report) if any(one.reports for one in pieces) else None
-        self.reading += time.perf_counter() - began
-        for own, failure in groups:
+        found = Logprobs(self._passes.report) if reading.reports else None
+        self.reading += reading.seconds + time.perf_counter() - began
+        for own, failure in reading.groups:
+            seated = self._seated(own, outcomes)
             if failure is None:
-                self._follow((slot, outcomes[slot]) for slot in own)
-            for slot, outcome in failed_last((slot, outcomes[slot]) for slot in own):
+                self._follow(seated)
+            for slot, outcome in failed_last(seated):
                 self._deliver(slot, outcome, failure, verified=False, logprobs=found)
 
     def _run(self) -> None:
         """Run a cycle and deliver what came of it; perhaps start the next one before that."""
-        batch = self.seats.batch
-        if not self._ahead:
-            self._advance()
-        outcomes = self._part.outcome.tolist()
+        batch, running = self.seats.batch, self._running
+        if running is None:
+            running = self._start()
+        self._running = None
+        outcomes = running.outcome.read()
         self._compare(outcomes)
-        found = Logprobs(self._part.report) if self._reports else None
-        batch.note(outcomes)
+        found = Logprobs(running.slots.report) if running.reports else None
+        own = [(slot, one) for slot, one in enumerate(running.requests) if one is not None]
+        seated = self._seated(own, outcomes)
+        batch.note(seated)
         self._stranger.note(batch.seen().committed)
-        failures = self._processing.failures if self._processing else {}
-        self._follow(one for one in enumerate(outcomes) if one[0] not in failures)
-        self._ahead = (
-            self._runtime.graph
-            and not self.seats.reader
-            and not self._news.left
-            and batch.goes_on(outcomes, waiting=self._news.came or bool(self._waiting))
-        )
-        if self._ahead:
-            self._advance()
-        for slot, outcome in failed_last(enumerate(outcomes)):
+        failures = running.processing.failures if running.processing else {}
+        self._follow(one for one in seated if one[0] not in failures)
+        ending = self._goes_on(seated)
+        if ending is not None:
+            for slot in ending:
+                self.seats.still(slot)
+            self._running = self._start(ending)
+        for slot, outcome in failed_last(seated):
             if slot not in failures and batch.requests[slot] is not None:
                 self._deliver(slot, outcome, None, logprobs=found)
         for slot, failure in failures.items():
             self._deliver(slot, outcomes[slot], failure)
+        behind, self._behind = self._behind, []
+        for reading in behind:
+            self._settle(reading)
 
-    def _compare(self, outcomes: list[Outcome]) -> None:
+    def _start(self, ending: Sequence[int] = ()) -> Running:
+        self.cycles += 1
+        return self._passes.cycle(ending)
+
+    def _seated(
+        self, own: Iterable[tuple[int, Request]], outcomes: Sequence[Outcome]
+    ) -> list[tuple[int, Outcome]]:
+        """Return outcomes by the slots that their requests have now.
+
+        Since the pass began, some may have moved, and others have left: what it did in their slots
+        is nobody's.
+
+        Args:
+            own: slots, and whose they were when the pass began.
+            outcomes: of all slots that it ran over; none where it failed.
+        """
+        batch, reader = self.seats.batch, self.seats.reader
+        places = {one: slot for slot, one in enumerate(batch.requests) if one is not None}
+        places.update((reader.request(slot), slot) for slot in reader.slots)
+        return [
+            (places[one], outcomes[slot] if outcomes else ()) for slot, one in own if one in places
+        ]
+
+    def _goes_on(self, outcomes: Sequence[tuple[int, Outcome]]) -> list[int] | None:
+        """Return which slots end, where the next cycle may start before tokens are delivered.
+
+        The device then works while the host turns tokens into text, seats who waits and sends
+        their prompts behind that cycle.
+        """
+        if not self._runtime.graph or self._news.left:
+            return None
+        reader, batch = self.seats.reader, self.seats.batch
+        if not self._flows:
+            if reader or (self._waits and None in batch.requests):
+                return None
+            return [] if batch.ending(outcomes, stops=self._waits) == [] else None
+        if reader and not self._passes.behind(reader):
+            return None
+        ending = batch.ending(outcomes)
+        alone = ending is not None and len(ending) == len(batch.requests) - len(batch.free)
+        return None if alone else ending
+
+    @property
+    def _waits(self) -> bool:
+        """Whether somebody was seen to wait for a slot, by all processes."""
+        return self._news.came or bool(self._waiting)
+
+    def _compare(self, outcomes: Sequence[Outcome]) -> None:
         """Hold outcomes against those of the processes that hold the target with this one.
 
         Who is seated is compared, too: a process that goes on with others waits for ever. And look
@@ -489,34 +489,6 @@ class Loop:
             seats = self.seats
             state = (seats.active, seats.blocks.free, len(self._waiting))
             self._news = self._together.same((outcomes, state), self._news)
-
-    def _advance(self) -> None:
-        """Start one cycle for all slots; what the next one draws is sent behind it."""
-        seats = self.seats
-        batch, part = seats.batch, seats.first()
-        width = part.root.shape[0]
-        if self._sampling is None or width != self._width:
-            self._sampling, self._width = part.sampling.become(batch.params(width)), width
-        requests = batch.requests[:width]
-        if not self._sampling.greedy:
-            seats.feed.fill(requests)
-        # A cycle that started ahead may have committed what has not been delivered yet.
-        committed = batch.longest + self._cycle.depth + 1
-        self._part, self._processing = part, batch.processing()
-        self._reports = batch.reports
-        with torch.inference_mode(), self._resolved.blaming():
-            tree = self._choose()
-            self.cycles += 1
-            self._runtime.run(
-                part,
-                self._sampling,
-                committed,
-                self._processing,
-                tree,
-                reports=self._reports,
-            )
-            if not self._sampling.greedy:
-                seats.feed.refill(requests)
 
     def _deliver(
         self,
@@ -539,7 +511,7 @@ class Loop:
             failure = error
         if failure is not None:
             del self._tickets[id(request)]
-            self._sampling = None
+            self._passes.reseat()
             self._end(ticket, failure)
             # What processors raise leaves the target's and the head's rows what they should be.
             self._leave(slot, keep=False, spoilt=not isinstance(failure, RequestError))
@@ -556,13 +528,17 @@ class Loop:
                 self.prompt_tokens += len(request.prompt)
             if event.finish_reason:
                 del self._tickets[id(request)]
-                self._sampling = None
+                self._passes.reseat()
                 self._leave(slot)
             # Who was cancelled in this pass keeps the slot until the next, in every process.
             told = not ticket.over
             ticket.over = ticket.over or event.result is not None
             if told:
                 ticket.sink.put(ticket, event)
+
+    def _forget_passes(self) -> None:
+        """Let nothing come of the passes that are under way."""
+        self._running, self._behind = None, []
 
     def _end(self, ticket: Ticket, error: Exception) -> None:
         if not ticket.over:
@@ -576,7 +552,8 @@ class Loop:
         for slot in list(self._told):
             with suppress(Exception):  # what they raise now says less than what is given up for
                 self._tell_end(slot)
-        self._ahead, self._sampling = False, None
+        self._forget_passes()
+        self._passes.reseat()
         tickets, self._tickets = list(self._tickets.values()), {}
         for ticket in tickets:
             self._end(ticket, error)

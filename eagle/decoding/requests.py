@@ -165,7 +165,7 @@ def stop_tokens(stops: Sequence[str], tokenizer: Any) -> frozenset[int]:
     return frozenset(special[stop] for stop in stops if stop in special)
 
 
-@dataclass
+@dataclass(eq=False)
 class Request:
     """One prompt on its way: its tokens so far, its text, and its own source of randomness.
 

@@ -166,6 +166,13 @@ class Seats:
         if slot in self._held:
             self.blocks.share(self._held[slot], request.prompt)
 
+    def still(self, slot: int) -> None:
+        """Let cycles pass over a slot whose request has ended and is going to leave it."""
+        assert self.slots is not None
+        self._cycle.idle(self.slots, slot)
+        if slot in self._held:
+            self._cycle.assign(slot, ())
+
     def leave(self, slot: int, *, keep: bool = True, spoilt: bool = False) -> None:
         """Let a slot idle, and others have its blocks.
 
@@ -177,14 +184,13 @@ class Seats:
         request = self.batch.requests[slot]
         self.batch.requests[slot] = None
         self.reader.remove(slot)
+        self.still(slot)
         assert self.slots is not None
-        self._cycle.idle(self.slots, slot)
         held = self._held.pop(slot, None)
         if held is not None:
             if request is not None and keep:
                 self.blocks.share(held, [*request.prompt, *request.tokens])
             self.blocks.give_back(held, spoilt=spoilt)
-            self._cycle.assign(slot, ())
         if spoilt:
             self._cycle.clear(self.slots, slot)
 

@@ -3,8 +3,19 @@ what they say.
 """
 
 from eagle.runtime.aot import AheadPass, compiler, made
+from eagle.runtime.arrival import Arrival
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.runtime import MODERATE, Runtime
 from eagle.runtime.stopwatch import Job, seconds_of
 
-__all__ = ["MODERATE", "AheadPass", "Graphs", "Job", "Runtime", "compiler", "made", "seconds_of"]
+__all__ = [
+    "MODERATE",
+    "AheadPass",
+    "Arrival",
+    "Graphs",
+    "Job",
+    "Runtime",
+    "compiler",
+    "made",
+    "seconds_of",
+]

@@ -34,7 +34,7 @@ log = logging.getLogger("eagle.runtime")
 _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
 _AHEAD = ("cpu",)  # devices for which the target's pass is compiled ahead, and phases are not
-_PIECES = (32, 128, 256, PREFILL)  # lengths of a prompt's pieces that are captured
+_PIECES = (32, 128, 256, 384, PREFILL)  # lengths of a prompt's pieces that are captured
 # A packed pass is not captured: the host launches it in 45 to 75 ms (H200, 30 and 32 layers), in
 # which graphs read six prompts by a 7B target, one after another, and more by a small one.
 _FEW = 6

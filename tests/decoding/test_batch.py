@@ -20,40 +20,31 @@ def batch_of(*params, processors=(), free=1):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "goes_on"),
+    ("outcome", "ending"),
     [
-        ([2, 0, 7, 8, 0], True),
-        ([2, 0, 7, EOS, 0], False),
-        ([1, 0, 7, EOS, 0], True),  # what stands behind the committed tokens means nothing
-        ([3, 0, 7, 8, 9], False),  # the longest answer
-        ([2, 1, 7, 8, 0], False),  # NaN
+        ([2, 0, 7, 8, 0], []),
+        ([2, 0, 7, EOS, 0], [0]),
+        ([1, 0, 7, EOS, 0], []),  # what stands behind the committed tokens means nothing
+        ([3, 0, 7, 8, 9], [0]),  # the longest answer
+        ([2, 1, 7, 8, 0], None),  # NaN
     ],
 )
-@pytest.mark.parametrize("waiting", [False, True])
-def test_a_cycle_starts_ahead_while_no_request_ends(outcome, goes_on, waiting):
-    params = SamplingParams(max_new_tokens=3), SamplingParams(max_new_tokens=9)
-    batch = batch_of(*params, free=0 if waiting else 1)
+def test_who_ends_is_known_before_tokens_are_delivered(outcome, ending):
+    batch = batch_of(SamplingParams(max_new_tokens=3), SamplingParams(max_new_tokens=9))
     other, idle = [1, 0, 7, 0, 0], [3, 2, EOS, EOS, EOS]
-    assert batch.goes_on([outcome, other, idle][: len(batch.requests)], waiting=waiting) is goes_on
+    assert batch.ending(enumerate([outcome, other, idle])) == ending
 
 
-def test_a_free_slot_is_filled_before_the_next_cycle():
-    batch = batch_of(SamplingParams())
-    outcomes = [[1, 0, 7], [0, 0, 0]]
-    assert batch.goes_on(outcomes, waiting=False)
-    assert not batch.goes_on(outcomes, waiting=True)
-
-
-def test_a_slot_that_a_stop_string_may_free_is_not_given_away_meanwhile():
+def test_what_a_stop_string_says_is_known_later():
     batch = batch_of(SamplingParams(stop=("x",)), free=0)
-    outcomes = [[1, 0, 7]]
-    assert batch.goes_on(outcomes, waiting=False)
-    assert not batch.goes_on(outcomes, waiting=True)
+    outcomes = [(0, [1, 0, 7])]
+    assert batch.ending(outcomes) == []
+    assert batch.ending(outcomes, stops=True) is None
 
 
 def test_processors_need_the_text_before_the_next_cycle():
     batch = batch_of(SamplingParams(), processors=(lambda ids, scores: scores,))
-    assert not batch.goes_on([[1, 0, 7], [0, 0, 0]], waiting=False)
+    assert batch.ending([(0, [1, 0, 7])]) is None
 
 
 def test_failures_come_last():

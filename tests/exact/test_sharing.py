@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -78,11 +79,25 @@ def alone(spec, pair):
     return answer
 
 
-@pytest.fixture(params=[False, True], ids=["behind each other", "in blocks"])
+def made(way, spec, pair, patch, slots=5):
+    """Return a decoder of one of the `WAYS`; as on a GPU nothing is captured."""
+    patch.setattr(Auto, "paged", way != "rows")
+    patch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": BUDGET})
+    patch.setattr("eagle.runtime.runtime._WORTH", 3)
+    patch.setattr("eagle.runtime.runtime.Graphs", Replays)
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
+    decoder._runtime.graph = way == "ahead"
+    return decoder
+
+
+# With rows behind each other; in blocks; and as on a GPU, where cycles are started ahead and
+# prompts are read behind them.
+WAYS = ("rows", "blocks", "ahead")
+
+
+@pytest.fixture(params=WAYS)
 def decoder(request, spec, pair, monkeypatch):
-    monkeypatch.setattr(Auto, "paged", request.param)
-    monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": BUDGET})
-    return Decoder.from_spec(spec(runtime={"max_batch": 5}), target=pair[0])
+    return made(request.param, spec, pair, monkeypatch)
 
 
 class Sink:
@@ -159,12 +174,10 @@ ACTIONS = st.one_of(
 
 @settings(max_examples=25)
 @given(script=st.lists(ACTIONS, max_size=30))
-@pytest.mark.parametrize("paged", [False, True])
-def test_each_says_what_it_says_alone_whatever_others_do(paged, script, spec, pair, alone):
+@pytest.mark.parametrize("way", WAYS)
+def test_each_says_what_it_says_alone_whatever_others_do(way, script, spec, pair, alone):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Auto, "paged", paged)
-        patch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": BUDGET})
-        decoder = Decoder.from_spec(spec(runtime={"max_batch": 5}), target=pair[0])
+        decoder = made(way, spec, pair, patch)
         check(decoder, play(decoder, [("ask", 9), *script]), alone)
 
 
@@ -235,9 +248,9 @@ def test_texts_move_to_lower_slots_when_cycles_are_narrower_then(
     widths = [width for _, width in seen]
     assert widths[0] >= 4
     assert widths == sorted(widths, reverse=True)
-    for live, width in seen:
-        # Where a cycle was started ahead, who has ended may still be in it.
-        assert width <= (1 << (live - 1).bit_length() if graph else live)
+    for (before, _), (live, width) in pairwise([seen[0], *seen]):
+        # Where a cycle was started ahead, it runs over the slots of those, too, who have ended.
+        assert width <= (1 << (before - 1).bit_length() if graph else live)
 
 
 @pytest.mark.parametrize("paged", [False, True])
@@ -364,3 +377,25 @@ def test_where_something_else_holds_all_memory_no_shorter_prompt_is_asked_for(
     monkeypatch.setattr(decoder._runtime, "most_blocks", lambda total: 0)
     with pytest.raises(RequestError, match="no memory left for keys and values; whatever else"):
         decoder.generate([5, 6, 7], max_new_tokens=1)
+
+
+def test_prompts_are_read_behind_cycles_that_are_under_way(spec, pair, alone, monkeypatch):
+    decoder = made("ahead", spec, pair, monkeypatch, slots=4)
+    loop, runtime, under_way = decoder.loop, decoder._runtime, []
+    read = runtime.read
+
+    def noted(*args):
+        under_way.append(loop._running is not None)
+        read(*args)
+
+    monkeypatch.setattr(runtime, "read", noted)
+    # Of unlike lengths, some sampled, none done with its first token.
+    numbers = [2, 8, 9, 10, 3, 11, 4, 14, 5, 13, 1, 15]
+    check(decoder, play(decoder, [("ask", number) for number in numbers]), alone)
+    first = under_way.index(True)
+    assert all(under_way[first:]), "the device had nothing to do meanwhile"
+    assert len(under_way) > 2 * first
+    # Whoever is done with the first token is read when nothing is under way.
+    under_way.clear()
+    check(decoder, play(decoder, [("ask", number) for number in (2, 3, 8, 9, 10, 12)]), alone)
+    assert not under_way[-1]
