@@ -21,13 +21,18 @@ from check_gpu.plan import Lane, Plan, Share, case_name
 from check_gpu.process import ProcessError, Worker
 from check_gpu.suite import run_suite
 
-__all__ = ["PARTS", "Run", "Side"]
+__all__ = ["PARTS", "USUAL", "Run", "Side"]
 
 PARTS = ("tests", "cycles", "start", "passes")
-"""The CUDA tests; cycles, tau and tokens/s; a command's start; passes alone, by `eagle bench`."""
+"""The CUDA tests; cycles and their passes, tau and tokens/s; a command's start; passes alone, of
+more sizes, by `eagle bench`."""
+
+USUAL = PARTS[:-1]
+"""Those that there is time for."""
 
 _MEASURE = Path(__file__).with_name("measure.py")
 _ROUND = 90.0  # seconds after which an answer will not come any more
+_LATE = 20.0  # seconds under which no more tests are begun
 _PHASES = 3  # times that the phases of a cycle are timed, at most
 _GRACE = 45.0  # seconds that a preparation which has begun may overrun
 _COMPILERS = "4"  # processes that compile for each lane: there are several lanes
@@ -113,6 +118,8 @@ class Run:
             await self._guarded("start", self.sides, self._start())
         if "passes" in self.parts:
             await self._guarded("passes", self.sides, self._passes())
+        if self.sides[0].record.tests.get("not run in time") and self._left() > _LATE:
+            await self._guarded("tests", self.sides[:1], self._suite(self.sides[0], late=True))
 
     def _left(self, share: float = 1.0) -> float:
         """Return the seconds until a share of the time is over."""
@@ -192,9 +199,11 @@ class Run:
         if "tests" in self.parts:
             await self._guarded("tests", [side], self._suite(side))
 
-    async def _suite(self, side: Side) -> None:
-        limit = self._left(self._share.tests if "cycles" in self.parts else 1.0)
-        found = await run_suite(side.folder, side.env(), self.out, limit, self.device)
+    async def _suite(self, side: Side, *, late: bool = False) -> None:
+        """Run the tests, or those that there was no time for beside what was prepared."""
+        limit = self._left(self._share.tests if "cycles" in self.parts and not late else 1.0)
+        left = side.record.tests["not run in time"] if late else ()
+        found = await run_suite(side.folder, side.env(), self.out, limit, self.device, left)
         side.record.tests = found
         words = [f"{len(v) if isinstance(v, list) else v} {k}" for k, v in found.items() if v]
         self.say(f"tests: {', '.join(words) or 'none'}")
@@ -320,7 +329,7 @@ class Run:
                     try:
                         await commands.passes(
                             side.record, side.env(), self.out, self.device, shape, batch,
-                            self.plan.nodes, self._left(),
+                            self.plan.nodes, self._left(self._share.passes),
                         )  # fmt: skip
                     except ProcessError as error:
                         self._missing(side, name, str(error))

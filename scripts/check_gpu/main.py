@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from check_gpu.conduct import PARTS, Run, Side
+from check_gpu.conduct import PARTS, USUAL, Run, Side
 from check_gpu.figures import Record
 from check_gpu.plan import Plan, prompts_of
 from check_gpu.staging import stage
@@ -39,10 +39,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--figures", type=Path, default=_RECORDED, metavar="FILE", help="the recorded figures")
     add("--beside", type=Path, metavar="DIR", help="another checkout, measured in turns with this")
     add("--prompts", type=Path, default=_PROMPTS, metavar="FILE", help="JSONL, one prompt a line")
-    add("--only", default=",".join(PARTS), metavar="PART,...", help=f"of {', '.join(PARTS)}")
+    add("--only", default=",".join(USUAL), metavar="PART,...", help=f"of {', '.join(PARTS)}")
     add("--shapes", default="135m,llama2-7b", metavar="NAME,...", help="135m is the embedded model")
     add("--batches", default="1,8,32", metavar="N,...", help="requests at once")
-    add("--minutes", type=float, default=9.0, help="for everything (default 9)")
+    add("--minutes", type=float, default=9.5, help="for everything (default 9.5)")
     add("--out", type=Path, metavar="DIR", help="for figures.json, logs and the table")
     add("--commit", default="", help="of this checkout, where git does not know")
     add("--beside-commit", default="", help="of the other one, likewise")

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ __all__ = ["outcomes", "run_suite", "suite"]
 _USES_CUDA = re.compile(
     r"cuda\.is_available\(\)|from tests\.interpreted|from tests\.exact\.tiny|mark\.gpu"
 )
-_BESIDE, _CORES = 4, 3  # tests at once, where pytest-xdist is there, and cores for each of more
+_LEAST = 4  # tests at once, where pytest-xdist is there and cores are
+_BESIDE, _ALONE = 0.6, 0.9  # of the cores: beside decoders that are compiled, and by themselves
 _ORDER = ("gpu", "kernels", "plugins", "plugin", "runtime")
 """Folders of tests, those first that need a device most; proofs take longest and come last."""
 
@@ -40,25 +41,40 @@ def suite(tests: Path) -> list[str]:
 
 
 async def run_suite(
-    folder: Path, env: Mapping[str, str], out: Path, limit: float, device: str
+    folder: Path,
+    env: Mapping[str, str],
+    out: Path,
+    limit: float,
+    device: str,
+    late: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run the suite of a staged checkout; see `outcomes` for what is returned.
 
     On a CUDA device the tests that name the CPU are left to machines that have nothing else.
 
+    Args:
+        folder: of the checkout.
+        env: for pytest.
+        out: folder for what it says.
+        limit: in seconds.
+        device: ``cuda`` or ``cpu``.
+        late: those that there was no time for before; they are run with nothing beside them, and
+            what came of the others counts too.
+
     Raises:
         RuntimeError: pytest itself failed, before any test.
     """
-    told, log = out / "tests.told", out / "tests.log"
-    for file in (told, log):
+    told, log = out / "tests.told", out / ("tests-late.log" if late else "tests.log")
+    for file in (log,) if late else (told, log):
         file.unlink(missing_ok=True)
     words = ["-m", "pytest", "-p", "check_gpu.told", "-p", "no:cacheprovider", "-q", "--tb=short"]
     found = {name: importlib.util.find_spec(name) for name in ("pytest_timeout", "xdist")}
     if found["pytest_timeout"]:
         words += ["-p", "pytest_timeout"]
     cores = os.cpu_count() or 1
-    if found["xdist"] and cores >= 2 * _BESIDE:
-        words += ["-p", "xdist.plugin", "-n", str(max(_BESIDE, cores // _CORES))]
+    if found["xdist"] and cores >= 2 * _LEAST:
+        count = max(_LEAST, int(cores * (_ALONE if late else _BESIDE)))
+        words += ["-p", "xdist.plugin", "-n", str(count)]
     if device == "cuda":
         words += ["-k", "not cpu"]
     own = dict(env) | {
@@ -68,9 +84,8 @@ async def run_suite(
         "PYTHONPATH": os.pathsep.join((str(Path(__file__).parents[1]), env["PYTHONPATH"])),
     }
     own.pop("PYTHONSAFEPATH", None)
-    ended = await run(
-        [sys.executable, *words, *suite(folder / "tests")], own, log, limit, cwd=folder
-    )
+    asked = late or suite(folder / "tests")
+    ended = await run([sys.executable, *words, *asked], own, log, limit, cwd=folder)
     lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
     result = outcomes(lines, complete=ended.code is not None)
     # 0 and 1: tests ran, and some failed; 5: none was selected.

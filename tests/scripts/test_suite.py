@@ -1,9 +1,11 @@
 """Which tests ran on the GPU, and the names of those that failed or did not come to their turn."""
 
+import asyncio
 import json
+import os
 from pathlib import Path
 
-from check_gpu.suite import outcomes, suite
+from check_gpu.suite import outcomes, run_suite, suite
 
 TESTS = Path(__file__).parents[1]
 
@@ -47,3 +49,19 @@ def test_all_that_uses_a_gpu_is_run_and_the_folder_for_it_first():
     assert "tests/plugins/attention/test_triton.py" in files
     assert "tests/kernels/test_few_rows.py" in files
     assert "tests/spec/test_document.py" not in files
+
+
+def test_what_there_was_no_time_for_is_run_later_and_counted_with_the_rest(tmp_path):
+    folder, out = tmp_path / "checkout", tmp_path / "out"
+    (folder / "tests" / "gpu").mkdir(parents=True)
+    out.mkdir()
+    (folder / "tests" / "gpu" / "test_a.py").write_text(
+        "def test_one(): assert False\ndef test_two(): pass\ndef test_three(): assert False\n"
+    )
+    names = [f"tests/gpu/test_a.py::test_{name}" for name in ("one", "two", "three")]
+    before = [told(items=names), told(test=names[0], outcome="passed")]
+    (out / "tests.told").write_text("\n".join(before) + "\n")
+    env = dict(os.environ) | {"PYTHONPATH": ""}
+    found = asyncio.run(run_suite(folder, env, out, 60.0, "cpu", late=names[1:]))
+    assert found == {"passed": 2, "skipped": 0, "failed": [names[2]], "not run in time": []}
+    assert "test_three" in (out / "tests-late.log").read_text()
