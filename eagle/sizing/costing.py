@@ -12,7 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from eagle.cycle import Cycle
+from eagle.cycle import Cycle, Slots
 from eagle.kernels import top_k
 from eagle.plugin import (
     Costs,
@@ -33,7 +33,7 @@ from eagle.runtime import Graphs, Job, Runtime
 from eagle.spec import Resolved
 from eagle.target import Target
 
-__all__ = ["bushy_tree", "measure_costs"]
+__all__ = ["bushy_tree", "measure_costs", "measure_slots"]
 
 _CHILDREN = 4  # of every node, as far as there are nodes
 _CONTEXT = 512  # committed tokens, or half of what the decoder holds
@@ -51,10 +51,8 @@ _CONTEXT_OF_MANY = 256
 
 
 @torch.inference_mode()
-def measure_costs(
-    resolved: Resolved, target: Target, tell: Callable[[str], None], slots: int = 1
-) -> Costs:
-    """Time the parts of a cycle, executed as the decoder of these components executes them.
+def measure_costs(resolved: Resolved, target: Target, tell: Callable[[str], None]) -> Costs:
+    """Time the parts of a cycle over one slot, executed as a decoder of these components does.
 
     Eager, compiled or captured: the phases are those of `eagle.cycle.Cycle`, run by a
     `eagle.runtime.Runtime` for the same spec. The tree builder's part is played by one that
@@ -64,24 +62,50 @@ def measure_costs(
         resolved: the components; the head is loaded. Its cache is allocated anew.
         target: the target.
         tell: is told what is being done.
-        slots: that a cycle runs over.
     """
-    tell("reading some text" if slots == 1 else f"cycles over {slots} slots")
-    tell = tell if slots == 1 else _silent
-    bench = _Bench(resolved, target, slots)
+    tell("reading some text")
+    return _timed(_Bench(resolved, target), tell)
+
+
+@torch.inference_mode()
+def measure_slots(
+    resolved: Resolved, target: Target, tell: Callable[[str], None], counts: Sequence[int]
+) -> dict[int, Costs]:
+    """Time the parts of cycles over several slots, as `measure_costs` does those over one.
+
+    Most slots first: what is compiled for them serves fewer, too.
+
+    Args:
+        resolved: the components; the head is loaded. Its cache is allocated anew.
+        target: the target.
+        tell: is told what is being done.
+        counts: numbers of slots, each at least 2.
+
+    Returns:
+        By the number of slots.
+    """
+    bench, found = _Bench(resolved, target, max(counts)), {}
+    for count in sorted(counts, reverse=True):
+        tell(f"cycles over {count} slots")
+        bench.narrow(count)
+        found[count] = _timed(bench, _silent)
+    return found
+
+
+def _timed(bench: _Bench, tell: Callable[[str], None]) -> Costs:
     verify = {}
     for count in bench.counts:
         tell(f"timing the verification of {count} of {bench.counts[-1]} nodes")
         verify[count] = bench.verification(count)
     tell("timing drafts")
-    begin = bench.draft(_Combs(1, 1))
+    begin = bench.draft(1, 1)
     levels = min(_LEVELS, bench.deepest)
-    level = {width: bench.draft(_Combs(width, levels)) for width in bench.widths}
+    level = {width: bench.draft(width, levels) for width in bench.widths}
     tell("timing acceptance and commitment")
     rest = bench.rest()
     plain = bench.plain()
     jobs = (*verify.values(), begin, *level.values(), rest, plain)
-    for _ in range(_REPEATS.get(target.device.type, _REPEATS["cpu"])):
+    for _ in range(_REPEATS.get(bench.device.type, _REPEATS["cpu"])):
         for job in jobs:
             job.time()
 
@@ -111,7 +135,13 @@ class _Bench:
     Nothing is committed: the slot is idle once its text is read. Of several slots no text is read,
     which would take as long as all that is timed: their rows are zeros.
 
+    Args:
+        resolved: the components.
+        target: the target.
+        slots: how many there are.
+
     Attributes:
+        device: the target's.
         counts: numbers of nodes whose verification is timed, rising.
         widths: numbers of nodes, rising, whose extending is timed.
         context: committed tokens.
@@ -119,46 +149,72 @@ class _Bench:
     """
 
     def __init__(self, resolved: Resolved, target: Target, slots: int = 1) -> None:
-        device, capacity = target.device, resolved.spec.runtime.capacity(target.capacity)
+        self.device = device = target.device
+        self._capacity = capacity = resolved.spec.runtime.capacity(target.capacity)
         vocab = target.info.vocab_size
         head = resolved.head
         limit = head.deepest_level() if isinstance(head, LimitedDepth) else None
         self.deepest = _REST[1] if limit is None else min(_REST[1], limit)
-        self._combs = _Combs(min(_REST[0], vocab), self.deepest)
+        # Each is made once: code that is compiled for one does not serve another.
+        self._combs: dict[tuple[int, int], _Combs] = {}
+        self._nothing = StaticTree(Topology(), Law.TOP_K)
+        self._rest = min(_REST[0], vocab), self.deepest
         self._cycle = Cycle(
             target,
             resolved.features,
             resolved.head,
-            self._combs,
+            self._comb(*self._rest),
             resolved.attention,
             resolved.acceptance,
         )
         runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
         self.context = max(1, min(_CONTEXT if slots == 1 else _CONTEXT_OF_MANY, capacity // 2))
-        tried: Sequence[int] = _NODES_COMPILED if runtime.compiled else _NODES
+        self.counts = self._fitting(_NODES_COMPILED if runtime.compiled else _NODES)
         if slots > 1:
-            most = max(_ROWS.get(device.type, _ROWS["cpu"]) // slots, _FEWEST)
-            tried = [count for count in _NODES_OF_MANY if count <= most]
-        self.counts = [count for count in tried if self.context + count <= capacity] or [1]
+            self.counts = self._fitting(_NODES_OF_MANY)
         wide = _WIDTHS_COMPILED if runtime.compiled else _WIDTHS
         self.widths = sorted({min(width, vocab) for width in wide})
 
         longest = self.context + self.counts[-1]
         generator = torch.Generator().manual_seed(0)
         self._text = torch.randint(target.embeddings, (longest,), generator=generator)
-        self._slots = runtime.allocate(slots, runtime.rows(longest, capacity))
+        self._whole = self._slots = self._allocated(runtime, slots, longest)
         self._sampling = Sampling.of([SamplingParams()] * slots, device)
         if slots == 1:
             self._read(runtime)
         else:
             self._slots.lengths.fill_(self.context)
         self._span = runtime.span(longest)
-        self._job = partial(
-            Job,
-            graphs=Graphs(device) if runtime.graph else None,
-            device=device,
-            warm_up=3 if runtime.compiled or runtime.graph else 1,
-        )
+        self._graph, self._warm_up = runtime.graph, 3 if runtime.compiled or runtime.graph else 1
+        self._graphs = Graphs(device) if runtime.graph else None
+
+    def _fitting(self, tried: Sequence[int]) -> list[int]:
+        return [count for count in tried if self.context + count <= self._capacity] or [1]
+
+    def _allocated(self, runtime: Runtime, slots: int, longest: int) -> Slots:
+        """Return the slots; of many that lie in blocks, each has those that its text needs."""
+        rows, cycle = runtime.rows(longest, self._capacity), self._cycle
+        if slots == 1 or not cycle.shares:
+            return runtime.allocate(slots, rows)
+        each = cycle.blocks(longest)
+        made = runtime.allocate(slots, rows, slots * each)
+        for slot in range(slots):
+            cycle.assign(slot, range(1 + slot * each, 1 + (slot + 1) * each))
+        return made
+
+    def _comb(self, width: int, levels: int) -> _Combs:
+        return self._combs.setdefault((width, levels), _Combs(width, levels))
+
+    def narrow(self, slots: int) -> None:
+        """Go on with the first slots only, and with as many nodes of each as may pay for them."""
+        most = max(_ROWS.get(self.device.type, _ROWS["cpu"]) // slots, _FEWEST)
+        self.counts = [n for n in self._fitting(_NODES_OF_MANY) if n <= most]
+        self._slots = self._whole.first(slots)
+        self._sampling = Sampling.of([SamplingParams()] * slots, self.device)
+        self._graphs = Graphs(self.device) if self._graph else None
+
+    def _job(self, work: Callable[[], object]) -> Job:
+        return Job(work, self._graphs, self.device, self._warm_up)
 
     def _read(self, runtime: Runtime) -> None:
         first = torch.zeros(1, 1, dtype=torch.float64, device=self._slots.root.device)
@@ -174,9 +230,9 @@ class _Bench:
             partial(self._cycle.phase, "verify", self._slots, bushy_tree(tokens, slots), self._span)
         )
 
-    def draft(self, combs: _Combs) -> Job:
-        """Return the drafting of such trees."""
-        return self._job(partial(self._draft, combs))
+    def draft(self, width: int, levels: int) -> Job:
+        """Return the drafting of so many chains side by side, of so many levels."""
+        return self._job(partial(self._draft, self._comb(width, levels)))
 
     def _draft(self, combs: _Combs) -> TokenTree:
         cycle = self._cycle
@@ -187,10 +243,9 @@ class _Bench:
 
     def plain(self) -> Job:
         """Return a cycle that drafts nothing."""
-        nothing = StaticTree(Topology(), Law.TOP_K)
 
         def plain() -> None:
-            self._cycle.tree, self._cycle.shape = nothing, nothing.shape
+            self._cycle.tree, self._cycle.shape = self._nothing, self._nothing.shape
             self._cycle.run(self._slots, self._sampling, self._span)
 
         return self._job(plain)
@@ -198,11 +253,12 @@ class _Bench:
     def rest(self) -> Job:
         """Return the part of a cycle behind its verification."""
         cycle, slots, span = self._cycle, self._slots, self._span
-        tree = self._draft(self._combs)
+        combs = self._comb(*self._rest)
+        tree = self._draft(combs)
         logits, features = cycle.phase("verify", slots, tree, span)
 
         def rest() -> None:
-            cycle.shape = self._combs.shape
+            cycle.shape = combs.shape
             draws = cycle.draws(slots.uniforms)
             choice = cycle.phase("accept", tree, logits, self._sampling, draws)
             cycle.cache.store.compact(slots.lengths, choice.path)

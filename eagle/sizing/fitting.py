@@ -36,7 +36,7 @@ from eagle.plugin import (
     listed,
 )
 from eagle.runtime import made
-from eagle.sizing.costing import measure_costs
+from eagle.sizing.costing import measure_costs, measure_slots
 from eagle.spec import Resolved
 from eagle.target import Target, loading
 
@@ -167,22 +167,45 @@ def recall(key: Mapping[str, Any]) -> Costs | None:
     return kept.costs if kept.measured_on == key else None
 
 
-def measure(resolved: Resolved, target: Target, slots: int = 1) -> Costs:
+def measure(resolved: Resolved, target: Target) -> Costs:
     """Measure what a cycle costs on this machine, say so, and keep it in the cache.
 
     Args:
         resolved: the components; the head is loaded.
         target: the target.
-        slots: that it runs over.
 
     Raises:
         PluginError: a component raises.
     """
     with resolved.blaming():
-        costs = measure_costs(resolved, target, lambda what: _tell(target, f"  {what}"), slots)
+        costs = measure_costs(resolved, target, lambda what: _tell(target, f"  {what}"))
+    return _kept_costs(resolved, target, {1: costs})[1]
+
+
+def _measure_slots(resolved: Resolved, target: Target, counts: list[int]) -> dict[int, Costs]:
+    """Measure cycles over several slots, as many of these numbers as there is memory for."""
+    while counts:
+        try:
+            with resolved.blaming():
+                costs = measure_slots(
+                    resolved, target, lambda what: _tell(target, f"  {what}"), counts
+                )
+            return _kept_costs(resolved, target, costs)
+        except torch.OutOfMemoryError:
+            log.warning(
+                "what cycles over %d slots cost is not measured for want of memory", counts[-1]
+            )
+            if target.together is not None:
+                return {}  # others may have had enough
+            counts = counts[:-1]
+    return {}
+
+
+def _kept_costs(resolved: Resolved, target: Target, costs: dict[int, Costs]) -> dict[int, Costs]:
     if target.together is not None:
         costs = target.together.share(costs)
-    _keep(cost_key(resolved, target.config, target.dtype, target.device, slots), costs)
+    for slots, each in costs.items():
+        _keep(cost_key(resolved, target.config, target.dtype, target.device, slots), each)
     return costs
 
 
@@ -308,7 +331,7 @@ def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
     if not isinstance(tree, LearnsCosts):
         return
     wanted = [1 << power for power in range((slots - 1).bit_length() + 1)]
-    said = False
+    known = {}
     for count in wanted:
         if count in tree.learned:
             continue
@@ -316,21 +339,15 @@ def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
         costs = recall(key)
         if target.together is not None:
             costs = target.together.share(costs)  # all measure, or none
-        if costs is None and count > 1:
-            if not said:
-                _tell(
-                    target,
-                    f"Measuring what cycles over up to {wanted[-1]} slots cost on this machine, to "
-                    "choose the tree's size (once) ...",
-                )
-            said = True
-            try:
-                costs = measure(resolved, target, count)
-            except torch.OutOfMemoryError:
-                log.warning(
-                    "what cycles over %d slots cost is not measured for want of memory", count
-                )
-                return
+        known[count] = costs
+    if lacking := [count for count, costs in known.items() if costs is None and count > 1]:
+        _tell(
+            target,
+            f"Measuring what cycles over up to {lacking[-1]} slots cost on this machine, to choose "
+            "the tree's size (once) ...",
+        )
+        known |= _measure_slots(resolved, target, lacking)
+    for count, costs in known.items():
         if costs is not None:
             with resolved.blaming():
                 tree.learn(count, costs)

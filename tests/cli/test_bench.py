@@ -85,7 +85,7 @@ def test_a_tree_that_fits_is_fitted_to_the_wide_shape(bench, folders, tmp_path, 
     )  # fmt: skip
     measured = []
 
-    def measure(resolved, target, tell, slots):
+    def measure(resolved, target, tell):
         measured.append(target.info.hidden_size)
         return costs
 

@@ -35,7 +35,7 @@ def measured(monkeypatch, tmp_path):
     monkeypatch.setenv("EAGLE_CACHE", str(tmp_path / "cache"))
     times = []
 
-    def measure(resolved, target, tell, slots):
+    def measure(resolved, target, tell):
         times.append(resolved.head.folder)
         tell("timing this and that")
         return COSTS

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 
 from eagle.decoding.decoder import Decoder, resolve_for
 from eagle.decoding.trace import Trace
@@ -15,7 +16,8 @@ from eagle.plugin.budget import Budget, Costs, Curve, Fit, Option, RankRates
 from eagle.plugin.capabilities import FittedTree
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Law
-from eagle.sizing.costing import measure_costs
+from eagle.sizing import fitting
+from eagle.sizing.costing import measure_costs, measure_slots
 from eagle.sizing.fitting import account, cost_key, fit_tree, recall
 from eagle_plugins.trees.chain import CHAIN
 
@@ -45,7 +47,7 @@ def measured(monkeypatch):
     """Spare the measuring; the list has an entry for each time."""
     times = []
 
-    def measure(resolved, target, tell, slots=1):
+    def measure(resolved, target, tell):
         times.append(resolved.spec.tree.name)
         tell("measuring")
         return Costs(
@@ -56,7 +58,11 @@ def measured(monkeypatch):
             context=8,
         )
 
+    def several(resolved, target, tell, counts):
+        return {count: measure(resolved, target, tell) for count in counts}
+
     monkeypatch.setattr("eagle.sizing.fitting.measure_costs", measure)
+    monkeypatch.setattr("eagle.sizing.fitting.measure_slots", several)
     return times
 
 
@@ -332,9 +338,36 @@ def test_a_head_that_was_never_measured_keeps_its_tree(cache, measured, spec, pa
     assert decoder.resolved.tree.shape.nodes == 5
 
 
+def test_where_memory_is_short_fewer_slots_are_measured(
+    cache, measured, spec, head, pair, monkeypatch, caplog
+):
+    def short(resolved, target, tell, counts):
+        if max(counts) > 4:
+            raise torch.OutOfMemoryError("no room")
+        return several(resolved, target, tell, counts)
+
+    several = fitting.measure_slots
+    monkeypatch.setattr("eagle.sizing.fitting.measure_slots", short)
+    made = spec(head=head, tree=BY_SLOTS, runtime={"max_batch": 16})
+    decoder = Decoder.from_spec(made, target=pair[0])
+    decoder.generate([PROMPT] * 9, max_new_tokens=3)
+    assert decoder.resolved.tree.learned == {2, 4}
+    assert len(list((cache / "costs").iterdir())) == 2
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if "want of memory" in line] == [
+        f"what cycles over {count} slots cost is not measured for want of memory"
+        for count in (16, 8)
+    ]
+
+
 def test_cycles_over_several_slots_are_timed_by_running_them(cache, loaded, pair):
     resolved = loaded(tree=BY_SLOTS)
-    one, four = (measure_costs(resolved, pair[0], lambda what: None, n) for n in (1, 4))
+    told = []
+    one = measure_costs(resolved, pair[0], told.append)
+    found = measure_slots(resolved, pair[0], told.append, [2, 4])
+    assert told[-2:] == ["cycles over 4 slots", "cycles over 2 slots"]
+    assert set(found) == {2, 4}
+    four = found[4]
     assert one.plain is not None
     assert four.plain is not None
     assert four.verify.largest == 16
