@@ -22,8 +22,9 @@ from eagle.decoding.decoder import Decoder
 from eagle.decoding.handles import Handle
 from eagle.decoding.inputs import Prompt
 from eagle.decoding.leading import Follower, Lead
-from eagle.decoding.loop import Loop, Ticket
+from eagle.decoding.loop import Loop
 from eagle.decoding.requests import Event
+from eagle.decoding.tickets import Ticket
 from eagle.errors import ClosedError, EagleError, QueueFullError, RequestError, reason
 from eagle.host import Whole
 from eagle.plugin import Registry, SamplingParams

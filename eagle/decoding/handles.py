@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from typing import Any, Protocol
 
-from eagle.decoding.loop import Ticket
 from eagle.decoding.requests import Event, Result
+from eagle.decoding.tickets import Ticket
 from eagle.errors import CancelledError, EagleError, RequestError, again
 
 __all__ = ["Driver", "Handle"]

@@ -16,9 +16,9 @@ from itertools import count
 from weakref import WeakValueDictionary
 
 from eagle.decoding.decoder import Decoder
-from eagle.decoding.loop import Ticket
 from eagle.decoding.packing import unpacked
 from eagle.decoding.requests import Event
+from eagle.decoding.tickets import Ticket
 from eagle.decoding.trace import Trace
 from eagle.errors import PartedError, RequestError
 from eagle.plugin import SamplingParams

@@ -15,69 +15,25 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
 
 import torch
 
 from eagle.cycle import Cycle
 from eagle.decoding.batch import Outcome, failed_last
+from eagle.decoding.listeners import Listeners
 from eagle.decoding.logprobs import Logprobs
 from eagle.decoding.passes import Passes, Reading, Running
-from eagle.decoding.requests import Event, Request
+from eagle.decoding.requests import Request
 from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
+from eagle.decoding.tickets import Leader, Ticket
 from eagle.errors import EagleError, RequestError
-from eagle.plugin import OfferingHead, RequestAware
 from eagle.runtime import Runtime
 from eagle.spec import Resolved
 from eagle.target import News
 
-__all__ = ["Leader", "Loop", "Sink", "Ticket"]
-
-
-class Sink(Protocol):
-    """Where what came of a request goes, in whichever thread drives the loop."""
-
-    def put(self, ticket: Ticket, event: Event) -> None:
-        """Take in what a cycle gave."""
-
-    def fail(self, ticket: Ticket, error: Exception) -> None:
-        """Take in what kept the request from being answered; nothing more comes of it."""
-
-
-@dataclass(eq=False)
-class Ticket:
-    """A request on its way through the loop.
-
-    Attributes:
-        request: what is asked.
-        sink: where its events go.
-        priority: higher ones are seated first, and of equals who came first.
-        over: it was answered, failed or was cancelled: nothing more comes of it.
-        number: by which the processes that follow this one know it; 0 where none was told of it.
-    """
-
-    request: Request
-    sink: Sink
-    priority: int = 0
-    over: bool = False
-    number: int = 0
-
-
-class Leader(Protocol):
-    """What tells other processes, which do the same passes, what this one goes by."""
-
-    def tell(self, arrived: Sequence[Ticket], cancelled: Sequence[Ticket]) -> None:
-        """Say who came and who was given up before the pass that comes now."""
-
-    def end(self) -> None:
-        """Say that no pass comes any more."""
-
-    def abandon(self, why: str) -> None:
-        """Say that this process has broken, and does nothing more with the others."""
+__all__ = ["Loop"]
 
 
 class Loop:
@@ -125,12 +81,8 @@ class Loop:
         self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
         self._numbers = count()
         self._tickets: dict[int, Ticket] = {}  # of those with a slot, by their request's id
-        parts = resolved.components.values()
-        self._aware = [part for part in parts if isinstance(part, RequestAware)]
-        self._offering = resolved.head if isinstance(resolved.head, OfferingHead) else None
+        self._listeners = Listeners(resolved)
         self._stranger = Stranger(resolved)
-        self._refused: dict[int, Exception] = {}  # by slot, whose beginning failed
-        self._told: dict[int, Request] = {}  # by slot, what components know to have begun
         self._passes = Passes(cycle, runtime, resolved, self.seats)
         self._running: Running | None = None  # the next cycle, where it is under way already
         self._behind: list[Reading] = []  # and what was sent behind the one before it
@@ -138,7 +90,7 @@ class Loop:
         self._together = cycle.target.together
         # Components that are told of requests know those of now, not of a cycle that goes on; and
         # processes that hold a target together wait for each other at the end of every pass.
-        self._flows = not self._aware and self._together is None
+        self._flows = not self._listeners and self._together is None
         self._news = News(came=False, left=False)  # since the pass that is under way began
         self.cycles = self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
@@ -331,7 +283,7 @@ class Loop:
             heapq.heappop(self._waiting)
         # What components remember of slots stays where it is, and what a cycle reports.
         reported = self._running is not None and self._running.reports
-        if not self._aware and not reported and self.seats.close_up():
+        if not self._listeners and not reported and self.seats.close_up():
             self._passes.reseat()
 
     def _seat(self, ticket: Ticket) -> bool:
@@ -342,50 +294,20 @@ class Loop:
                 self.seats.prepare([entry[2].request for entry in self._waiting])
         if self.seats.take(ticket.request):
             self._tickets[id(ticket.request)] = ticket
-            self._begin(ticket)
+            self._listeners.begin(self._slot(ticket.request), ticket.request)
             return True
         if idle:
             raise EagleError("there is no room for a text for which there should be")
         return False
 
-    def _begin(self, ticket: Ticket) -> None:
-        """Tell components that a slot is given to a request; one that fails costs no others."""
-        if not self._aware:
-            return
-        slot = self._slot(ticket.request)
-        self._told[slot] = ticket.request
-        try:
-            with torch.inference_mode(), self._resolved.blaming():
-                for part in self._aware:
-                    part.begin_request(slot, ticket.request.prompt)
-        except Exception as error:
-            self._refused[slot] = error  # said when its turn to be read comes
-
     def _leave(self, slot: int, *, keep: bool = True, spoilt: bool = False) -> None:
         """Let a slot idle, and tell components that its request is over."""
         self.seats.leave(slot, keep=keep, spoilt=spoilt)
-        self._refused.pop(slot, None)
-        self._tell_end(slot)
-
-    def _tell_end(self, slot: int) -> None:
-        request = self._told.pop(slot, None)
-        if request is not None:
-            with torch.inference_mode(), self._resolved.blaming():
-                for part in self._aware:
-                    part.end_request(slot, [*request.prompt, *request.tokens])
-
-    def _follow(self, outcomes: Iterable[tuple[int, Outcome]]) -> None:
-        """Tell a head that offers candidates what was read back, before the next cycle begins."""
-        if self._offering is None:
-            return
-        with self._resolved.blaming():
-            for slot, (count, bad, *tokens) in outcomes:
-                if count and not bad and self.seats.batch.requests[slot] is not None:
-                    self._offering.follow(slot, tokens[:count])
+        self._listeners.end(slot)
 
     def _read(self) -> Reading:
         """Start a pass of bounded size over prompts that wait to be read."""
-        reader, refused = self.seats.reader, self._refused
+        reader, refused = self.seats.reader, self._listeners.refused
         return self._passes.read(reader.take(), refused, together=self._together is not None)
 
     def _settle(self, reading: Reading) -> None:
@@ -398,7 +320,7 @@ class Loop:
         for own, failure in reading.groups:
             seated = self._seated(own, outcomes)
             if failure is None:
-                self._follow(seated)
+                self._listeners.follow(self.seats.batch, seated)
             for slot, outcome in failed_last(seated):
                 self._deliver(slot, outcome, failure, verified=False, logprobs=found)
 
@@ -416,7 +338,7 @@ class Loop:
         batch.note(seated)
         self._stranger.note(batch.seen().committed)
         failures = running.processing.failures if running.processing else {}
-        self._follow(one for one in seated if one[0] not in failures)
+        self._listeners.follow(batch, (one for one in seated if one[0] not in failures))
         ending = self._goes_on(seated)
         if ending is not None:
             for slot in ending:
@@ -548,10 +470,7 @@ class Loop:
     def _give_up(self, error: Exception) -> None:
         """Let all fail who are seated: what is in their slots cannot be known."""
         self.seats.let_go()
-        self._refused = {}
-        for slot in list(self._told):
-            with suppress(Exception):  # what they raise now says less than what is given up for
-                self._tell_end(slot)
+        self._listeners.give_up()
         self._forget_passes()
         self._passes.reseat()
         tickets, self._tickets = list(self._tickets.values()), {}

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle import Decoder, SamplingParams
-from eagle.decoding.loop import Ticket
+from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, NumericalError, RequestError
 from eagle.runtime.runtime import Runtime
 from eagle.testing import tiny_text
