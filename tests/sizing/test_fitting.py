@@ -19,6 +19,7 @@ from eagle.plugin.roles import BuildContext, Law
 from eagle.sizing import fitting
 from eagle.sizing.costing import measure_costs, measure_slots
 from eagle.sizing.fitting import account, cost_key, fit_tree, recall
+from eagle_plugins.attention.auto import Auto
 from eagle_plugins.trees.chain import CHAIN
 
 PROMPT = [5, 6, 7]
@@ -360,7 +361,11 @@ def test_where_memory_is_short_fewer_slots_are_measured(
     ]
 
 
-def test_cycles_over_several_slots_are_timed_by_running_them(cache, loaded, pair):
+@pytest.mark.parametrize("paged", [False, True])
+def test_cycles_over_several_slots_are_timed_by_running_them(
+    paged, cache, loaded, pair, monkeypatch
+):
+    monkeypatch.setattr(Auto, "paged", paged)
     resolved = loaded(tree=BY_SLOTS)
     told = []
     one = measure_costs(resolved, pair[0], told.append)
