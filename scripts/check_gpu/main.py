@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from check_gpu.conduct import PARTS, USUAL, Run, Side
@@ -156,7 +157,7 @@ def report(sides: Sequence[Side], options: argparse.Namespace) -> tuple[list[str
     bad = bad or _broken(here) or (len(sides) > 1 and _broken(sides[1].record))
     if options.record:
         if here.figures:
-            here.write(options.figures)
+            replace(here, tests={}).write(options.figures)
             lines.append(f"recorded in {os.path.relpath(options.figures)}")
         else:
             lines.append("nothing recorded: there are no figures")

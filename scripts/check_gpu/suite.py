@@ -95,7 +95,7 @@ async def run_suite(
 
 
 def outcomes(lines: Iterable[str], *, complete: bool) -> dict[str, Any]:
-    """Return how many tests passed and were skipped, and the names of the others.
+    """Return how many tests passed and were skipped, and the others' names, with what went wrong.
 
     Args:
         lines: what `check_gpu.told` noted. Where several processes share the tests, each notes
@@ -105,6 +105,7 @@ def outcomes(lines: Iterable[str], *, complete: bool) -> dict[str, Any]:
     """
     known: dict[str, None] = {}
     outcome: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for line in lines:
         try:
             told = json.loads(line)
@@ -114,10 +115,12 @@ def outcomes(lines: Iterable[str], *, complete: bool) -> dict[str, Any]:
             known.update(dict.fromkeys(told["items"]))
         elif outcome.get(told["test"]) != "failed":
             outcome[told["test"]] = told["outcome"]
+            reasons[told["test"]] = told.get("why", "")
     by = {
         word: [n for n, o in outcome.items() if o == word]
         for word in ("passed", "failed", "skipped")
     }
+    by["failed"] = [f"{name}: {reasons[name]}".removesuffix(": ") for name in by["failed"]]
     late = [] if complete else [name for name in known if name not in outcome]
     return {
         "passed": len(by["passed"]),

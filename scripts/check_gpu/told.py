@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 FILE = "CHECK_GPU_TOLD"
+_LONGEST = 300
 
 
 def _tell(**what: Any) -> None:
@@ -22,10 +23,19 @@ def pytest_collection_finish(session: Any) -> None:
 def pytest_collectreport(report: Any) -> None:
     """Note files that cannot be imported."""
     if report.failed:
-        _tell(test=report.nodeid, outcome="failed")
+        _tell(test=report.nodeid, outcome="failed", why=_why(report))
 
 
 def pytest_runtest_logreport(report: Any) -> None:
     """Note what became of a test; a failure of its set-up or tear-down is one too."""
     if report.failed or report.skipped or report.when == "call":
-        _tell(test=report.nodeid, outcome=report.outcome)
+        _tell(test=report.nodeid, outcome=report.outcome, why=_why(report))
+
+
+def _why(report: Any) -> str:
+    """Return what went wrong, in a line; empty where nothing did."""
+    if not report.failed:
+        return ""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    text = crash.message if crash is not None else report.longreprtext
+    return " ".join(text.split())[:_LONGEST]

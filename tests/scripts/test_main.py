@@ -115,10 +115,11 @@ def test_damaged_figures_are_named_and_cost_no_result(reported, tmp_path):
 
 def test_recording_keeps_what_was_found(reported):
     _, _, file = reported(record(2.0), record(), keep=True)
-    assert Record.read(file) == record(2.0)
+    assert record().tests
+    assert Record.read(file) == record(2.0, tests={})
     text, _, file = reported(Record(hardware="H100", tests=record().tests), keep=True)
     assert "nothing recorded" in text
-    assert Record.read(file) == record(2.0)
+    assert Record.read(file) == record(2.0, tests={})
 
 
 def test_a_run_of_one_shape_misses_no_figure_of_another(reported):

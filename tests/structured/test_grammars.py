@@ -3,6 +3,7 @@
 import json
 import re
 from contextlib import suppress
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,8 @@ from eagle.target import Target
 from eagle.testing import assert_decoder_lossless
 from tests.exact.tiny import exact_decoder
 from tests.structured.letters import letters
+
+pytestmark = pytest.mark.skipif(find_spec("llguidance") is None, reason="no llguidance")
 
 EOS = 2
 PROMPT = [5, 6, 7]
