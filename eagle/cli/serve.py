@@ -84,6 +84,12 @@ def serve(
         int,
         typer.Option("--max-body", metavar="BYTES", min=1, help="Longest body of a request."),
     ] = 4 << 20,
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            help="On a GPU, compile and capture what requests will need before the first comes."
+        ),
+    ] = True,
     grace: Annotated[
         float,
         typer.Option(
@@ -135,6 +141,8 @@ def serve(
             grace=grace,
         )
         _note(_loaded(decoder, time.perf_counter() - began))
+        if warm_up:
+            _warm_up(engine)
         if not loopback and api_key is None:
             _note(f"anybody who reaches {host} may ask: there is no --api-key")
         log_to(sys.stderr)
@@ -147,6 +155,14 @@ def _follow(engine: Engine) -> None:
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, lambda *_: None)
     engine.close()
+
+
+def _warm_up(engine: Engine) -> None:
+    """Let no request wait for what can be compiled and captured before."""
+    began = time.perf_counter()
+    if engine.warm_up():
+        count = engine.decoder.captured
+        _note(f"captured {count} passes in {time.perf_counter() - began:.1f} s")
 
 
 def _loaded(decoder: Decoder, seconds: float) -> str:

@@ -135,6 +135,23 @@ class Engine(Whole):
         decoder = Decoder.from_spec(spec, overrides, registry=registry, target=target)
         return cls(decoder, queue=queue)
 
+    def warm_up(self) -> bool:
+        """Compile and capture what requests are going to need, so that the first do not wait.
+
+        On a GPU: cycles over 1, 2, 4, ... requests, greedy and sampled, and the reading of prompts.
+        It takes a minute or two, once; later processes find the code and take less.
+
+        Returns:
+            Whether there was anything to do: not on a CPU, nor where several processes hold the
+            target, nor while requests are being answered.
+
+        Raises:
+            ClosedError: the engine was closed, or has broken.
+            EagleError: a strategy fails.
+        """
+        self._driver.check()
+        return self.decoder.loop.warm_up()
+
     def submit(
         self,
         prompt: Prompt,

@@ -29,7 +29,7 @@ from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
 from eagle.decoding.tickets import Leader, Ticket
 from eagle.errors import EagleError, RequestError
-from eagle.runtime import Runtime
+from eagle.runtime import Runtime, warm_up
 from eagle.spec import Resolved
 from eagle.target import News
 
@@ -131,6 +131,24 @@ class Loop:
         self._apart("forgetting")
         self._forget_passes()
         self.seats.let_go()
+
+    def warm_up(self) -> bool:
+        """Compile and capture what requests are going to need, so that none waits for it.
+
+        Returns:
+            Whether there was anything to do: not where cycles are not captured, nor where several
+            processes hold the target, nor while somebody is being answered.
+        """
+        with self._cycle.target.turn.held("decoding", within=False):
+            if not self._runtime.graph or self._together is not None or self.seats:
+                return False
+            self.enter()
+            with self._resolved.blaming():
+                self.seats.prepare(())
+                assert self.seats.slots is not None
+                warm_up(self._runtime, self.seats.slots)
+            self._passes.reseat()
+            return True
 
     def resize(self, slots: int) -> None:
         """Let so many requests be decoded at once from now on; none may be under way."""

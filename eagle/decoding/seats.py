@@ -108,13 +108,14 @@ class Seats:
         Allocates anew only where they do not fit.
         """
         cycle, runtime = self._cycle, self._runtime
-        longest = max(map(_size, waiting))
+        longest = max(map(_size, waiting), default=0)
         needs = [self._need(one) for one in waiting] if cycle.paged else []
         wanted = len(waiting)
         if self.steady:
             moderate = min(MODERATE, self.capacity)
             wanted, longest = max(wanted, self.limit), max(longest, moderate)
-            needs += [cycle.blocks(moderate)] * (self.limit - len(needs)) if needs else []
+            if cycle.paged:
+                needs += [cycle.blocks(moderate)] * (self.limit - len(needs))
         if self._sized is not None and (most := min(wanted, self.limit)) > self._most:
             self.let_go()
             self._sized(most)

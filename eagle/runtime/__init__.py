@@ -7,6 +7,7 @@ from eagle.runtime.arrival import Arrival
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.runtime import MODERATE, Runtime
 from eagle.runtime.stopwatch import Job, seconds_of
+from eagle.runtime.warming import warm_up
 
 __all__ = [
     "MODERATE",
@@ -18,4 +19,5 @@ __all__ = [
     "compiler",
     "made",
     "seconds_of",
+    "warm_up",
 ]

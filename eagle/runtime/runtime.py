@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -27,17 +27,20 @@ from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
 from eagle.spec import RuntimeSpec
 
-__all__ = ["MODERATE", "Runtime"]
+__all__ = ["FEW", "MODERATE", "PIECES", "Runtime"]
 
 log = logging.getLogger("eagle.runtime")
 
 _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they seldom do
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
 _AHEAD = ("cpu",)  # devices for which the target's pass is compiled ahead, and phases are not
-_PIECES = (32, 128, 256, 384, PREFILL)  # lengths of a prompt's pieces that are captured
+PIECES = (32, 128, 256, 384, PREFILL)
+"""Lengths of a prompt's pieces that are captured."""
+
 # A packed pass is not captured: the host launches it in 45 to 75 ms (H200, 30 and 32 layers), in
 # which graphs read six prompts by a 7B target, one after another, and more by a small one.
-_FEW = 6
+FEW = 6
+"""Pieces of prompts that are read by graphs, one after another, where more are read together."""
 _TOGETHER = {"cuda": 4096, "cpu": PREFILL}  # tokens of several prompts that are read in one pass
 _GREEDY = SamplingParams(temperature=0)
 _LEAST = 64  # blocks
@@ -155,6 +158,10 @@ class Runtime:
         self._widths.add(asked)
         return asked
 
+    def expect(self, widths: Iterable[int]) -> None:
+        """Take note that cycles over so many slots are captured, for `width` to choose them."""
+        self._widths.update(widths)
+
     def rows(self, longest: int, capacity: int) -> int:
         """Return how many rows to allocate for texts of some length, of at most *capacity*."""
         if not self.graph:
@@ -255,7 +262,7 @@ class Runtime:
         ):
             self.cycle.run(slots, sampling, span, processing, reports=reports)
 
-    def _ask_kernels(self, sampling: Sampling) -> None:
+    def ask_kernels(self, sampling: Sampling) -> None:
         """Before the first sampled token, leave out kernels that are wrong on this device.
 
         Where prompts are read: no slot is sampled in a cycle whose first token was not sampled.
@@ -295,7 +302,7 @@ class Runtime:
             # Of prompts that go on, no token is chosen.
             params = [one.request.params if one.last else _GREEDY for one in pieces]
             sampling = Sampling.of(params, device)
-            self._ask_kernels(sampling)
+            self.ask_kernels(sampling)
             self.cycle.read_together(slots, pieces, sampling, uniforms)
             return
         for one, own in zip(pieces, torch.split(uniforms, 1), strict=True):
@@ -308,7 +315,7 @@ class Runtime:
     def _few(self, pieces: Sequence[Piece[Read]]) -> bool:
         """Return whether pieces are read sooner by graphs, one after another, than together."""
         passes = sum(-(-(one.end - one.start) // PREFILL) for one in pieces)
-        return self.graph and self._inputs is not None and passes <= _FEW
+        return self.graph and self._inputs is not None and passes <= FEW
 
     def prefill(
         self,
@@ -324,7 +331,7 @@ class Runtime:
         reports: bool = False,
     ) -> None:
         """Read a prompt into a slot and choose its first token; see `Cycle.prefill`."""
-        self._ask_kernels(sampling)
+        self.ask_kernels(sampling)
         if processing or self._inputs is None or not self.graph:
             self.cycle.prefill(
                 slots,
@@ -348,7 +355,7 @@ class Runtime:
         for first in range(start, stop, PREFILL):
             count = min(PREFILL, stop - first)
             piece = prompt[first : first + count + 1]
-            length = next(size for size in _PIECES if size >= count)
+            length = next(size for size in PIECES if size >= count)
             last = first + count == len(prompt)
             inputs.load(piece, length, slot, first, count)
             choose = (inputs.sampling, inputs.uniform) if last else None

@@ -19,6 +19,8 @@ from eagle.errors import (
     QueueFullError,
     RequestError,
 )
+from eagle_plugins.attention.auto import Auto
+from tests.runtime.test_runtime import Replays
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9, 11], [3 + i % 61 for i in range(60)]]
 LONG = {"max_new_tokens": 40, "ignore_eos": True}
@@ -364,3 +366,27 @@ def test_an_engine_is_made_from_a_spec(spec, pair, expected):
     with Engine.from_spec(spec(runtime={"max_batch": "auto"}), queue=3, target=pair[0]) as engine:
         assert engine.submit(PROMPTS[2], **LONG).result(PATIENCE).tokens == expected[2]
         assert engine.stats().slots == 8
+
+
+@pytest.mark.parametrize("paged", [False, True])
+def test_nobody_waits_for_what_was_captured_before(paged, spec, pair, expected, monkeypatch):
+    monkeypatch.setattr(Auto, "paged", paged)
+    monkeypatch.setattr("eagle.runtime.runtime.Graphs", Replays)
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": 12}), target=pair[0])
+    with Engine(decoder) as engine:
+        assert not engine.warm_up(), "nothing is captured on a CPU"
+        decoder._runtime.graph = True  # as on a GPU
+        assert engine.warm_up()
+        keys = set(decoder._runtime._graphs.work)
+        assert {key[1] for key in keys if key[0] == "cycle"} == {1, 2, 4, 8, 12}
+        assert {key[-2] for key in keys if key[0] == "cycle"} == {False}
+        asked = [(prompt, temperature) for prompt in PROMPTS * 2 for temperature in (0.0, 1.0, 0.0)]
+        handles = [
+            engine.submit(prompt, temperature=temperature, seed=1, **LONG)
+            for prompt, temperature in asked
+        ]
+        for handle, (prompt, temperature) in zip(handles, asked, strict=True):
+            tokens = handle.result().tokens
+            assert temperature or tokens == expected[PROMPTS.index(prompt)]
+        assert set(decoder._runtime._graphs.work) == keys
+        assert not decoder.loop.seats.slots.active.any()

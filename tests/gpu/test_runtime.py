@@ -52,7 +52,7 @@ def test_padded_prompts_are_read_right(make, length):
 def test_prompts_of_several_pieces_are_read_right(make, monkeypatch):
     monkeypatch.setattr("eagle.cycle.prompts.PREFILL", 64)
     monkeypatch.setattr("eagle.runtime.runtime.PREFILL", 64)
-    monkeypatch.setattr("eagle.runtime.runtime._PIECES", (16, 64))
+    monkeypatch.setattr("eagle.runtime.runtime.PIECES", (16, 64))
     for length in (63, 64, 65, 128, 150):
         prompt = [3 + (7 * place) % 60 for place in range(length)]
         eager, graph = (make(m).generate([prompt], max_new_tokens=20) for m in ("eager", "graph"))
