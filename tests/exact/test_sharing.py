@@ -20,9 +20,11 @@ from eagle import Decoder, SamplingParams
 from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, NumericalError, RequestError
 from eagle.runtime.runtime import Runtime
+from eagle.target import Target
 from eagle.testing import tiny_text
 from eagle_plugins.attention.auto import Auto
 from tests.runtime.test_runtime import Replays
+from tests.structured.letters import letters
 
 LENGTHS = (1, 70, 3, 128, 30, 9, 2, 64)
 BUDGET = 40  # tokens of prompts that are read between two cycles
@@ -399,3 +401,30 @@ def test_prompts_are_read_behind_cycles_that_are_under_way(spec, pair, alone, mo
     under_way.clear()
     check(decoder, play(decoder, [("ask", number) for number in (2, 3, 8, 9, 10, 12)]), alone)
     assert not under_way[-1]
+
+
+def test_a_slot_that_a_stop_string_frees_is_anothers_though_a_cycle_still_runs_in_it(
+    spec, pair, monkeypatch
+):
+    target = Target(pair[0].model, letters(64), "tiny")
+    stops = [(), ("1",), ("b",), ("Z", "c"), ("ab",)]
+    asked_for = [
+        (
+            TEXTS[number % 8],
+            SamplingParams(
+                max_new_tokens=12 + number % 9,
+                temperature=number % 3 * 0.6,
+                seed=number,
+                stop=stops[number % 5],
+                ignore_eos=True,
+            ),
+        )
+        for number in range(40)
+    ]
+    lone = Decoder.from_spec(spec(attention="sdpa", runtime={"max_batch": 1}), target=target)
+    expected = [lone.generate(*one) for one in asked_for]
+    assert sum(one.finish_reason == "stop" for one in expected) >= 8
+    decoder = made("ahead", spec, (target,), monkeypatch, slots=4)
+    found = decoder.generate(*map(list, zip(*asked_for, strict=True)))
+    assert [one.tokens for one in found] == [one.tokens for one in expected]
+    assert [one.text for one in found] == [one.text for one in expected]
