@@ -225,13 +225,25 @@ def check_draft_head(
     if head.capturable:
         assert_capturable(lambda: absorb(0, 9))
     if first_token:
-        before, text[:, 0] = text[:, 0].clone(), (text[:, 0] + 1) % info.vocab_size
-        begin()
-        moved = bool((absorb(0, 9) != whole).any())
-        assert moved, (
+        kept = text.clone()
+
+        def seen() -> list[Tensor]:
+            begin()
+            states = absorb(0, 9)
+            return [states] if isinstance(head, ParallelHead) else [states, head.logits(states)]
+
+        def moved(repeated: int) -> bool:
+            # What looks a text up only sees a first token that is part of what is repeated.
+            text.copy_(kept)
+            text[:, 10 - repeated :] = kept[:, :repeated]
+            before = seen()
+            text[:, 0] = (text[:, 0] + 1) % info.vocab_size
+            return any(bool((now != then).any()) for now, then in zip(seen(), before, strict=True))
+
+        assert any(moved(repeated) for repeated in range(6)), (
             "the head is blind to the first token of a text, `Committed.own` at position 0"
         )
-        text[:, 0] = before
+        text.copy_(kept)
         begin()
         absorb(0, 9)
 

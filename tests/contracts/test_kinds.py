@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -186,11 +188,24 @@ def test_the_next_tree_is_chosen_by_what_was_read_back(decoder):
 @pytest.mark.parametrize("head", ["draft-model", "ngram", "at-once", "mtp"])
 def test_the_toys_keep_the_contract_of_a_head(head, made, pair, decoder):
     component = decoder(head=head, tree=CHAIN).resolved.head
-    check_draft_head(component, pair[0], first_token=head == "draft-model")
+    check_draft_head(component, pair[0], first_token=head in ("draft-model", "ngram"))
 
 
 def test_a_head_that_is_blind_to_the_first_token_is_noticed(pair, decoder):
     head = decoder(head="mtp", tree=CHAIN).resolved.head
+    with pytest.raises(AssertionError, match="blind to the first token"):
+        check_draft_head(head, pair[0], first_token=True)
+
+
+def test_a_lookup_that_never_learns_the_first_token_is_noticed(pair):
+    class Deaf(toys.NGram):
+        def absorb(self, committed):
+            own = committed.own.where(committed.step.rows > 0, -1)
+            return super().absorb(replace(committed, own=own))
+
+    head = Deaf(None, None)
+    head.load(pair[0], None)
+    check_draft_head(head, pair[0])
     with pytest.raises(AssertionError, match="blind to the first token"):
         check_draft_head(head, pair[0], first_token=True)
 
