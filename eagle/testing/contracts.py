@@ -5,6 +5,7 @@ They test what the loop relies on and cannot afford to check itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from eagle.plugin import (
     VaryingTree,
     ancestor_mask,
 )
-from eagle.testing.capture import assert_capturable
+from eagle.testing.capture import assert_capturable, no_chance_of_its_own
 from eagle.testing.drafters import RandomDrafter
 
 if TYPE_CHECKING:
@@ -206,6 +207,11 @@ def check_draft_head(
             assert len(offered) == slots, f"offer({slots}) returned {len(offered)} numbers"
             assert min(offered) >= 0, "a head offers less than no level"
 
+    def watched(work: Callable[[], Tensor]) -> Tensor:
+        if head.capturable:
+            assert_capturable(work)
+        return work()
+
     begin()
     whole = absorb(0, 9)
     assert whole.shape[:2] == (2, 9), f"states are {list(whole.shape)}"
@@ -213,7 +219,7 @@ def check_draft_head(
     own = head.draft_vocab if isinstance(head, OwnVocabulary) else None
     vocab = info.vocab_size if own is None else len(own)
     if not isinstance(head, ParallelHead):
-        logits = head.logits(whole)
+        logits = watched(lambda: head.logits(whole))
         assert logits.shape == (2, 9, vocab), "draft logits are not [B, W, V]"
         _check_finite(logits)
     begin()
@@ -250,7 +256,8 @@ def check_draft_head(
     lengths = torch.full((2,), 9)
     if isinstance(head, ParallelHead):
         parallel = head
-        logits = parallel.draft(tokens[:, -1], whole[:, -1], Step.chain(lengths, 3, 16))
+        step = Step.chain(lengths, 3, 16)
+        logits = watched(lambda: parallel.draft(tokens[:, -1], whole[:, -1], step))
         assert logits.shape == (2, 3, vocab), "draft logits of all levels are not [B, D, V]"
         _check_finite(logits)
         return
@@ -258,7 +265,9 @@ def check_draft_head(
     above = whole[:, -1:].expand(-1, 2, -1)
     rows = lengths[:, None] + torch.arange(2)
     alone = torch.eye(2, dtype=torch.bool).expand(2, -1, -1)
-    siblings = head.extend(Drafted(drafts, above, 1, Step(rows * 0 + 9, rows, lengths, alone, 16)))
+    both = Drafted(drafts, above, 1, Step(rows * 0 + 9, rows, lengths, alone, 16))
+    siblings = watched(lambda: head.extend(both))
+    assert siblings.shape == whole[:, :2].shape, "states of drafted nodes are not [B, W, S]"
     only = torch.ones(2, 1, 1, dtype=torch.bool)
     step = Step(rows[:, :1], rows[:, :1], lengths, only, 16)
     first = head.extend(Drafted(drafts[:, 1:], above[:, 1:], 1, step))
@@ -299,8 +308,9 @@ def check_tree_builder(
             drafter = RandomDrafter(Sampling.of(params, "cpu"), vocab_size, seed=cycle)
             uniforms = torch.rand(slots, builder.uniforms, dtype=torch.float64)
             draws = UniformDraws(uniforms)
-            tree = builder.build(drafter, draws)
-            _check_tree(tree, shape, drafter, builder.laws)
+            with no_chance_of_its_own("build()"):
+                tree = builder.build(drafter, draws)
+            _check_tree(tree, shape, drafter, builder.laws, vocab_size)
             assert drafter.expanded <= shape.expansions, (
                 f"{drafter.expanded} nodes were expanded, {shape.expansions} declared"
             )
@@ -315,11 +325,20 @@ def check_tree_builder(
             assert_capturable(build)
 
 
-def _check_tree(tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: frozenset[Law]) -> None:
+def _check_tree(
+    tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: frozenset[Law], vocab: int
+) -> None:
+    assert isinstance(tree, TokenTree), f"build() returned a {type(tree).__name__}, no TokenTree"
     slots, nodes = tree.tokens.shape
     assert nodes == shape.nodes, f"the tree has {nodes} nodes, {shape.nodes} were declared"
     for name in ("parents", "depths", "ranks"):
         assert getattr(tree, name).shape == (slots, nodes), f"{name} is not [B, N]"
+    for name in ("tokens", "parents", "depths", "ranks"):
+        assert getattr(tree, name).dtype == torch.int64, f"{name} is not int64"
+    assert tree.ancestors.dtype == torch.bool, "ancestors is not bool"
+    assert ((tree.tokens >= 0) & (tree.tokens < vocab)).all(), (
+        f"a token is none of the {vocab} that were drafted from, padding included"
+    )
     assert torch.equal(tree.tokens[:, 0], drafter.root), "node 0 is not the root"
     assert (tree.parents[:, 0] == -1).all(), "the root has a parent"
     order = torch.arange(nodes)
@@ -368,7 +387,8 @@ def check_acceptance_rule(rule: AcceptanceRule, *, settings: Settings | None = N
     logits = F.one_hot(torch.tensor([[1, 3, 0]]), 4) * 9.0
     greedy = Sampling.of([SamplingParams()], "cpu")
     draws = UniformDraws(torch.zeros(1, rule.uniforms(shape), dtype=torch.float64))
-    choice = rule.accept(tree, TargetProbs(logits, greedy), shape, draws)
+    with no_chance_of_its_own("accept()"):
+        choice = rule.accept(tree, TargetProbs(logits, greedy), shape, draws)
     if rule.capturable:
         for temperature in (0.0, 1.0):
             warm = Sampling.of([SamplingParams(temperature=temperature)], "cpu")
