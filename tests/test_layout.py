@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,18 @@ def room_of(path: Path) -> str:
 def test_the_root_holds_errors_and_packages_alone():
     files = {path.name for path in CORE.iterdir() if path.is_file()}
     assert files == {"__init__.py", "errors.py", "py.typed"}
+
+
+def test_every_package_is_on_a_floor():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = [
+        contract["layers"]
+        for contract in settings["tool"]["importlinter"]["contracts"]
+        if contract["name"] == "the core's layers"
+    ]
+    floors = {name.strip() for layer in layers for name in layer.split("|")}
+    packages = {f"eagle.{path.parent.name}" for path in CORE.glob("*/__init__.py")}
+    assert floors == {*packages, "eagle.errors"}
 
 
 @pytest.mark.parametrize("name", ["eagle", "eagle.train", *ROOMS])
@@ -101,5 +114,8 @@ def test_strategies_import_the_contract_and_nothing_behind_it(path):
     allowed = {"eagle.plugin", "eagle.plugin.triton"}
     if path.stem.startswith("test_"):
         allowed |= {"eagle", "eagle.testing"}
-    used = {node.module for node in imports(path) if node.module.split(".")[0] == "eagle"}
-    assert used <= allowed
+    used = {node.module for node in imports(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+    assert {name for name in used if name.split(".")[0] == "eagle"} <= allowed
