@@ -58,8 +58,6 @@ def check_tree(
     Raises:
         Breach: it is no tree, or not the one declared.
     """
-    if not isinstance(tree, TokenTree):
-        raise Breach(Role.TREE, f"build() returned a {type(tree).__name__}, which is no TokenTree")
     slots, nodes = root.shape[0], shape.nodes
     for name in ("tokens", "parents", "depths", "ranks"):
         _has_shape(name, getattr(tree, name), (slots, nodes), torch.int64)

@@ -50,7 +50,6 @@ def changed(change):
     ("change", "problem"),
     [
         (lambda t: replace(t, tokens=t.tokens[:, :-1]), r"tokens of shape \[1, 3\], .* \[1, 4\]"),
-        (lambda t: None, "a NoneType, which is no TokenTree"),
         (lambda t: replace(t, depths=None), "depths of shape NoneType"),
         (lambda t: replace(t, depths=t.depths.float()), "depths of type torch.float32, not torch"),
         (
