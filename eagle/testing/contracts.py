@@ -57,7 +57,10 @@ __all__ = [
 
 
 def check_feature_extractor(extractor: FeatureExtractor, target: TargetModel) -> None:
-    """Check that features have the declared size and that each belongs to one token alone."""
+    """Check that features have the declared size and that each belongs to one token alone.
+
+    What is declared capturable reads nothing on the host.
+    """
     info, wanted = target.info, extractor.feature_size(target.info)
     last = torch.randn(2, 5, info.hidden_size)
     hidden = [torch.randn(2, 5, info.hidden_size) for _ in extractor.layers]
@@ -65,6 +68,8 @@ def check_feature_extractor(extractor: FeatureExtractor, target: TargetModel) ->
         assert -info.layers - 1 <= layer <= info.layers, f"the target has no hidden state {layer}"
     features = extractor.extract(last, hidden)
     assert features.shape == (2, 5, wanted), f"features are {list(features.shape)}, not F={wanted}"
+    if extractor.capturable:
+        assert_capturable(lambda: extractor.extract(last, hidden))
     part = extractor.extract(last[:, 2:3], [h[:, 2:3] for h in hidden])
     torch.testing.assert_close(features[:, 2:3], part, msg="a feature depends on other tokens")
 

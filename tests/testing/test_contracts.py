@@ -159,6 +159,13 @@ def test_a_parallel_head_that_reads_on_the_host_fails(pair):
         check_draft_head(head, pair[0])
 
 
+def test_an_extractor_that_reads_on_the_host_fails(loaded):
+    inner = build(Role.FEATURES, "last-hidden")
+    reading = Changed(inner, extract=lambda last, hidden: last * float(last.abs().max() > 0))
+    with pytest.raises(AssertionError, match="on the host"):
+        check_feature_extractor(reading, loaded[0])
+
+
 def test_an_extractor_that_mixes_tokens_fails(loaded):
     inner = build(Role.FEATURES, "last-hidden")
     mixed = Changed(inner, extract=lambda last, hidden: last + last.mean(1, keepdim=True))
