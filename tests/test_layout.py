@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,23 @@ def test_the_root_holds_errors_and_packages_alone():
     assert files == {"__init__.py", "errors.py", "py.typed"}
 
 
+def test_every_package_is_on_a_floor():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = [
+        contract["layers"]
+        for contract in settings["tool"]["importlinter"]["contracts"]
+        if contract["name"] == "the core's layers"
+    ]
+    floors = {name.strip() for layer in layers for name in layer.split("|")}
+    packages = {f"eagle.{path.parent.name}" for path in CORE.glob("*/__init__.py")}
+    assert floors == {*packages, "eagle.errors"}
+
+
+@pytest.mark.parametrize("name", ["eagle", "eagle.train", *ROOMS])
+def test_every_package_says_what_it_knows(name):
+    assert (importlib.import_module(name).__doc__ or "").strip()
+
+
 @pytest.mark.parametrize("name", FACES)
 def test_a_face_exports_in_order_what_it_names(name):
     face = importlib.import_module(name)
@@ -55,6 +73,37 @@ def test_packages_use_each_other_through_their_faces(path):
 
 @pytest.mark.parametrize(
     "path",
+    [*CORE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py"), *EXAMPLES.rglob("*.py")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_what_is_taken_through_a_face_is_named_there(path):
+    for node in imports(path):
+        if node.module in {"eagle", *FACES} and node.module != room_of(path):
+            face = importlib.import_module(node.module)
+            given = {*face.__all__, *(name for name in vars(face) if name.startswith("__"))}
+            for alias in node.names:
+                assert alias.name in given or f"{node.module}.{alias.name}" in FACES, (
+                    f"line {node.lineno} takes {alias.name}, which {node.module} does not name"
+                )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*CORE.rglob("*.py"), *(ROOT / "plugins").rglob("*.py"), *EXAMPLES.rglob("*.py")],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_inner_modules_are_imported_by_no_other_form(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), (
+            f"line {node.lineno}: relative"
+        )
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        ours = {name for name in names if name.split(".")[0] == "eagle"}
+        assert ours <= {"eagle", *ROOMS}, f"line {node.lineno} reaches past a face"
+
+
+@pytest.mark.parametrize(
+    "path",
     [
         *(ROOT / "plugins").rglob("*.py"),
         *(path for path in EXAMPLES.rglob("*.py") if path.parent != EXAMPLES / "replicas"),
@@ -64,6 +113,9 @@ def test_packages_use_each_other_through_their_faces(path):
 def test_strategies_import_the_contract_and_nothing_behind_it(path):
     allowed = {"eagle.plugin", "eagle.plugin.triton"}
     if path.stem.startswith("test_"):
-        allowed |= {"eagle", "eagle.testing", "eagle.spec.building"}
-    used = {node.module for node in imports(path) if node.module.split(".")[0] == "eagle"}
-    assert used <= allowed
+        allowed |= {"eagle", "eagle.testing"}
+    used = {node.module for node in imports(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names}
+    assert {name for name in used if name.split(".")[0] == "eagle"} <= allowed

@@ -24,7 +24,6 @@ from eagle.plugin import (
     SpecError,
     StrategyConfig,
 )
-from eagle.spec.building import resolve
 from eagle.testing import (
     check_acceptance_rule,
     check_attention_backend,
@@ -118,11 +117,8 @@ def test_all_five_decode_together_and_say_what_the_target_says(registry, target)
 
 # [end]
 def test_a_pair_that_does_not_fit_is_refused(registry, target):
+    spec = DecoderSpec(features="joined", head="echo", tree="fan")
     with pytest.raises(IncompatibleError, match=r"features of size 64 .* needs 32"):
-        resolve(
-            DecoderSpec(features="joined", head="echo", tree="fan"),
-            registry,
-            BuildContext(target.info),
-        )
+        Decoder.from_spec(spec, registry=registry, target=target)
     with pytest.raises(SpecError, match="the target has layers 0 to 2"):
         Joined(JoinedConfig(layers=(7,)), BuildContext(target.info))

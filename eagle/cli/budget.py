@@ -60,7 +60,7 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
     from eagle.cli.decoding import working
     from eagle.decoding import resolve_for
     from eagle.errors import SpecError
-    from eagle.plugin import default_registry
+    from eagle.plugin import MeasuredHead, default_registry
     from eagle.sizing import account, cost_key, rates_of, recall
     from eagle.sizing import measure as measure_costs
     from eagle.target import load_target, loading, resolve_device, resolve_dtype
@@ -72,6 +72,11 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
         config = loading.describe(source)[1]
         key = cost_key(resolved, config, resolve_dtype(spec.target.dtype, device), device)
         return resolved, account(resolved, recall(key))
+    if not isinstance(resolved.head, MeasuredHead):
+        raise SpecError(
+            "--measure: this draft head has no files in which could be kept how often it is right, "
+            "which the choice goes by; give the tree's size in the spec, or take a head with files"
+        )
     if rates_of(resolved) is None:
         raise SpecError(
             "--measure: what a cycle costs here is of no use yet, as this draft head's acceptance "
@@ -85,9 +90,17 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
 
 
 def _explain(resolved: Resolved, account: Account) -> None:
+    from eagle.plugin import MeasuredHead
+
     shape = resolved.tree.shape
     fallback = f"{shape.nodes} nodes and {shape.depth} levels"
-    if account.rates is None:
+    if not isinstance(resolved.head, MeasuredHead):
+        _say(
+            "The draft head has no files in which could be kept how often it is right, so the tree "
+            f"has {fallback}. Give its size in the spec instead of `size: auto`, or take a head "
+            "with files."
+        )
+    elif account.rates is None:
         _say(
             f"The draft head has no measured acceptance, so the tree has {fallback}. "
             "Measure it: eagle bench ranks SPEC"

@@ -161,7 +161,8 @@ class Cycle(PromptReader):
         if not any(self.tree is one for one in self._checked):
             # Once: it reads the device. With graphs, before anything is captured.
             self._checked.append(self.tree)
-            check_tree(tree, self.shape, slots.root)
+            vocab = self.target.info.vocab_size
+            check_tree(tree, self.shape, slots.root, vocab, self.tree.laws)
 
     def _phase(self, name: str, *args: object) -> Any:
         self._mark(name)
@@ -183,6 +184,7 @@ class Cycle(PromptReader):
             self.shape.depth,
             self._parallel,
             self.draft_vocab,
+            self.target.info.vocab_size,
         )
         return drafter.finish(self.tree.build(drafter, draws))
 

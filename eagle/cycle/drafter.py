@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eagle.cache import Step
-from eagle.plugin import Drafted, DraftHead, ParallelHead, Sampling, TokenTree
+from eagle.plugin import (
+    Drafted,
+    DraftHead,
+    ParallelHead,
+    Sampling,
+    TokenTree,
+    check_draft_logits,
+    check_states,
+)
 
 __all__ = ["HeadDrafter", "with_target_ids"]
 
@@ -31,6 +39,9 @@ class HeadDrafter:
         depth: D, the levels that the tree has.
         parallel: the head, where it drafts all levels in one pass.
         vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, or None.
+        size: V, of the target; None: how many draft logits there are is not looked at.
+
+    Methods raise `Breach` where the head's states or logits are of another size than declared.
     """
 
     def __init__(
@@ -44,11 +55,13 @@ class HeadDrafter:
         depth: int,
         parallel: ParallelHead | None = None,
         vocab: Tensor | None = None,
+        size: int | None = None,
     ) -> None:
         self.root, self.sampling = root, sampling
         self._head, self._lengths, self._span, self._depth = head, lengths, span, depth
         self._parallel, self.draft_vocab, self._level = parallel, vocab, 0
         self._levels: Tensor | None = None
+        self._size = size if vocab is None else len(vocab)
         # Entry 0 is the root, entry e + 1 the e-th expanded node.
         self._states = state[:, None]
         self._seen = torch.zeros(root.shape[0], 1, 0, dtype=torch.bool, device=root.device)
@@ -56,13 +69,14 @@ class HeadDrafter:
     def begin(self) -> Tensor:
         """See `eagle.plugin.Drafter.begin`."""
         levels = self.levels()
-        return self._head.logits(self._states[:, :1]) if levels is None else levels[:, :1]
+        return self._logits(self._states[:, :1]) if levels is None else levels[:, :1]
 
     def levels(self) -> Tensor | None:
         """See `eagle.plugin.Drafter.levels`; the head is asked once in a cycle."""
         if self._levels is None and self._parallel is not None:
             step = Step.chain(self._lengths, self._depth, self._span)
             self._levels = self._parallel.draft(self.root, self._states[:, 0], step)
+            self._check(self._levels, "draft")
         return self._levels
 
     def expand(self, tokens: Tensor, parents: Tensor, *, level: int | None = None) -> Tensor:
@@ -88,13 +102,22 @@ class HeadDrafter:
         )
         above = self._states.gather(1, parent.expand(-1, -1, self._states.shape[2]))
         states = self._head.extend(Drafted(self._targets(tokens), above, self._level, step))
+        check_states(states.shape[-1], self._states.shape[-1], "extend")
         self._states = torch.cat((self._states, states), dim=1)
         self._seen = torch.cat((F.pad(self._seen, (0, width)), tail), dim=1)
-        return self._head.logits(states)
+        return self._logits(states)
 
     def finish(self, tree: TokenTree) -> TokenTree:
         """Return a builder's tree with the target's token ids, whatever the head drafts from."""
         return with_target_ids(tree, self.draft_vocab)
+
+    def _logits(self, states: Tensor) -> Tensor:
+        return self._check(self._head.logits(states), "logits")
+
+    def _check(self, logits: Tensor, method: str) -> Tensor:
+        if self._size is not None:
+            check_draft_logits(logits.shape[-1], self._size, method)
+        return logits
 
     def _targets(self, tokens: Tensor) -> Tensor:
         return tokens if self.draft_vocab is None else self.draft_vocab[tokens]

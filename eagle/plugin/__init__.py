@@ -34,7 +34,14 @@ from eagle.plugin.capabilities import (
     Seen,
     VaryingTree,
 )
-from eagle.plugin.conformity import Breach, check_draft_vocab, check_draws, check_states, check_tree
+from eagle.plugin.conformity import (
+    Breach,
+    check_draft_logits,
+    check_draft_vocab,
+    check_draws,
+    check_states,
+    check_tree,
+)
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks, hookimpl
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law, listed
@@ -261,6 +268,7 @@ __all__ = [
     "VaryingTree",
     "ancestor_mask",
     "arrange",
+    "check_draft_logits",
     "check_draft_vocab",
     "check_draws",
     "check_limit",

@@ -5,13 +5,23 @@ Knows what roles declare and how a breach is told of; it does not know who provi
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
+from eagle.plugin.laws import Law, listed
 from eagle.plugin.strategy import Role
 from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
 
-__all__ = ["Breach", "check_draft_vocab", "check_draws", "check_states", "check_tree"]
+__all__ = [
+    "Breach",
+    "check_draft_logits",
+    "check_draft_vocab",
+    "check_draws",
+    "check_states",
+    "check_tree",
+]
 
 
 class Breach(Exception):  # noqa: N818 - it never reaches a user by this name
@@ -27,7 +37,13 @@ class Breach(Exception):  # noqa: N818 - it never reaches a user by this name
         self.role, self.problem = role, problem
 
 
-def check_tree(tree: TokenTree, shape: TreeShape, root: Tensor) -> None:
+def check_tree(
+    tree: TokenTree,
+    shape: TreeShape,
+    root: Tensor,
+    vocab: int | None = None,
+    laws: Collection[Law] | None = None,
+) -> None:
     """Check the first tree of a builder; its values are read on the host.
 
     What is wrong with a tree mostly shows nowhere: what is accepted would only be wrong.
@@ -36,14 +52,22 @@ def check_tree(tree: TokenTree, shape: TreeShape, root: Tensor) -> None:
         tree: the tree.
         shape: what its builder declares.
         root: int64 ``[B]``, the last committed tokens.
+        vocab: V, of which its tokens must be; None: not looked at.
+        laws: what its builder declares; None: not looked at.
 
     Raises:
         Breach: it is no tree, or not the one declared.
     """
     slots, nodes = root.shape[0], shape.nodes
     for name in ("tokens", "parents", "depths", "ranks"):
-        _has_shape(name, getattr(tree, name), (slots, nodes))
-    _has_shape("ancestors", tree.ancestors, (slots, nodes, nodes))
+        _has_shape(name, getattr(tree, name), (slots, nodes), torch.int64)
+    _has_shape("ancestors", tree.ancestors, (slots, nodes, nodes), torch.bool)
+    if laws is not None and shape.depth and tree.sampled is not None:
+        for law in tree.every_law:
+            if law not in laws:
+                raise Breach(
+                    Role.TREE, f"build() drew siblings by {law}, but `laws` declares {listed(laws)}"
+                )
     real = tree.parents >= 0
     order = torch.arange(nodes, device=root.device)
     above = tree.depths.gather(1, tree.parents.clamp(min=0)) + 1
@@ -53,6 +77,9 @@ def check_tree(tree: TokenTree, shape: TreeShape, root: Tensor) -> None:
     )
     wrong = {
         "a first node that is not the root": tree.tokens[:, 0] != root,
+        f"a token that is none of the target's {vocab}": (
+            (tree.tokens < 0) | (tree.tokens >= (vocab or torch.iinfo(torch.int64).max))
+        ).any(1),
         "a root that has a parent": real[:, 0],
         "a root whose depth is not 0": tree.depths[:, 0] != 0,
         "a node before its parent": (tree.parents >= order).any(1),
@@ -73,13 +100,14 @@ def check_tree(tree: TokenTree, shape: TreeShape, root: Tensor) -> None:
             raise Breach(Role.TREE, f"build() returned a tree with {problem}")
 
 
-def _has_shape(name: str, tensor: object, shape: tuple[int, ...]) -> None:
-    found = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-    if found != shape:
-        listed = list(found) if isinstance(found, tuple) else found
+def _has_shape(name: str, tensor: object, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    found = [*tensor.shape] if isinstance(tensor, Tensor) else type(tensor).__name__
+    if found != [*shape]:
         raise Breach(
-            Role.TREE, f"build() returned {name} of shape {listed}, its `shape` declares {[*shape]}"
+            Role.TREE, f"build() returned {name} of shape {found}, its `shape` declares {[*shape]}"
         )
+    if isinstance(tensor, Tensor) and tensor.dtype != dtype:
+        raise Breach(Role.TREE, f"build() returned {name} of type {tensor.dtype}, not {dtype}")
 
 
 def check_draws(role: Role, method: str, used: int, declared: int) -> None:
@@ -98,6 +126,15 @@ def check_states(found: int, declared: int, method: str) -> None:
         raise Breach(
             Role.HEAD,
             f"{method}() returned states of size {found}, but state_size() says {declared}",
+        )
+
+
+def check_draft_logits(found: int, vocab: int, method: str) -> None:
+    """Raise `Breach` where draft logits are over more or fewer tokens than a head drafts from."""
+    if found != vocab:
+        raise Breach(
+            Role.HEAD,
+            f"{method}() returned draft logits over {found} tokens, but it drafts from {vocab}",
         )
 
 

@@ -132,8 +132,8 @@ class AttentionBackend(Component, Protocol):
 
         A backend may declare more than this. One with ``paged = True`` is given a step with a
         `table`, and whole stores ``[1, kv_heads, all rows, head_dim]`` as keys and values, in which
-        the table says where a slot's rows are (`eagle.cache.gathered` copies them out). One with
-        ``packs = True`` is also given packed steps (`eagle.cache.Step.packed`), by which several
+        the table says where a slot's rows are (`eagle.plugin.gathered` copies them out). One with
+        ``packs = True`` is also given packed steps (`eagle.plugin.Step.packed`), by which several
         prompts are read in one pass.
 
         Args:
@@ -165,7 +165,7 @@ class DraftHead(Component, Protocol):
     `absorb` they are what ``step.slots`` says.
 
     A head may declare more than this. One with ``paged = True`` remembers nothing of a text but by
-    rows of an `eagle.cache.TreeCache`, so that rows may lie in blocks and texts share them: what
+    rows of an `eagle.plugin.TreeCache`, so that rows may lie in blocks and texts share them: what
     one has absorbed, another that begins alike is not told again. It is also given packed entries
     (`eagle.plugin.Committed`), as is one with ``packs = True``, which keeps more than that and
     finds by ``step.slots`` whose entries are whose. All others are told of one prompt at a time.
@@ -193,7 +193,7 @@ class DraftHead(Component, Protocol):
         Args:
             slots: how many.
             rows: of each, at most.
-            pages: where slots' rows lie, for the head's `eagle.cache.TreeCache`. Given to a head
+            pages: where slots' rows lie, for the head's `eagle.plugin.TreeCache`. Given to a head
                 that declares ``paged = True``; others need not take it.
         """
         ...

@@ -1,7 +1,7 @@
 """`assert_capturable`: holds work in a cycle to what it promised, on any device.
 
-It looks at the operators that work calls, wherever they are called from; it does not know what the
-work is for.
+It looks at the operators that work calls, wherever they are called from, and at PyTorch's own
+generator; it does not know what the work is for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["HostRead", "assert_capturable", "no_host_reads"]
+__all__ = ["HostRead", "assert_capturable", "no_chance_of_its_own", "no_host_reads"]
 
 # What waits for the device and hands a value to the host: `.item()`, `.tolist()`, `if tensor:`.
 _READS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose", "item")
@@ -76,6 +76,17 @@ def no_host_reads() -> Iterator[None]:
     finally:
         for name, method in own.items():
             setattr(torch.Tensor, name, method)
+
+
+@contextmanager
+def no_chance_of_its_own(what: str) -> Iterator[None]:
+    """Check that *what* takes all chance from `Draws`, none from PyTorch's generator of the CPU."""
+    before = torch.random.get_rng_state()
+    yield
+    assert torch.equal(torch.random.get_rng_state(), before), (
+        f"{what} drew from PyTorch's own generator, not from `draws`: a seed would not give its "
+        "text again, and no proof would see what was drawn"
+    )
 
 
 def assert_capturable(work: Callable[[], Any], *, warm_up: int = 1) -> None:

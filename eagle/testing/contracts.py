@@ -5,6 +5,7 @@ They test what the loop relies on and cannot afford to check itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from eagle.plugin import (
     VaryingTree,
     ancestor_mask,
 )
-from eagle.testing.capture import assert_capturable
+from eagle.testing.capture import assert_capturable, no_chance_of_its_own
 from eagle.testing.drafters import RandomDrafter
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ __all__ = [
 
 
 def check_feature_extractor(extractor: FeatureExtractor, target: TargetModel) -> None:
-    """Check that features have the declared size and that each belongs to one token alone."""
+    """Check that features have the declared size and that each belongs to one token alone.
+
+    What is declared capturable reads nothing on the host.
+    """
     info, wanted = target.info, extractor.feature_size(target.info)
     last = torch.randn(2, 5, info.hidden_size)
     hidden = [torch.randn(2, 5, info.hidden_size) for _ in extractor.layers]
@@ -64,6 +68,8 @@ def check_feature_extractor(extractor: FeatureExtractor, target: TargetModel) ->
         assert -info.layers - 1 <= layer <= info.layers, f"the target has no hidden state {layer}"
     features = extractor.extract(last, hidden)
     assert features.shape == (2, 5, wanted), f"features are {list(features.shape)}, not F={wanted}"
+    if extractor.capturable:
+        assert_capturable(lambda: extractor.extract(last, hidden))
     part = extractor.extract(last[:, 2:3], [h[:, 2:3] for h in hidden])
     torch.testing.assert_close(features[:, 2:3], part, msg="a feature depends on other tokens")
 
@@ -206,6 +212,11 @@ def check_draft_head(
             assert len(offered) == slots, f"offer({slots}) returned {len(offered)} numbers"
             assert min(offered) >= 0, "a head offers less than no level"
 
+    def watched(work: Callable[[], Tensor]) -> Tensor:
+        if head.capturable:
+            assert_capturable(work)
+        return work()
+
     begin()
     whole = absorb(0, 9)
     assert whole.shape[:2] == (2, 9), f"states are {list(whole.shape)}"
@@ -213,7 +224,7 @@ def check_draft_head(
     own = head.draft_vocab if isinstance(head, OwnVocabulary) else None
     vocab = info.vocab_size if own is None else len(own)
     if not isinstance(head, ParallelHead):
-        logits = head.logits(whole)
+        logits = watched(lambda: head.logits(whole))
         assert logits.shape == (2, 9, vocab), "draft logits are not [B, W, V]"
         _check_finite(logits)
     begin()
@@ -225,20 +236,33 @@ def check_draft_head(
     if head.capturable:
         assert_capturable(lambda: absorb(0, 9))
     if first_token:
-        before, text[:, 0] = text[:, 0].clone(), (text[:, 0] + 1) % info.vocab_size
-        begin()
-        moved = bool((absorb(0, 9) != whole).any())
-        assert moved, (
+        kept = text.clone()
+
+        def seen() -> list[Tensor]:
+            begin()
+            states = absorb(0, 9)
+            return [states] if isinstance(head, ParallelHead) else [states, head.logits(states)]
+
+        def moved(repeated: int) -> bool:
+            # What looks a text up only sees a first token that is part of what is repeated.
+            text.copy_(kept)
+            text[:, 10 - repeated :] = kept[:, :repeated]
+            before = seen()
+            text[:, 0] = (text[:, 0] + 1) % info.vocab_size
+            return any(bool((now != then).any()) for now, then in zip(seen(), before, strict=True))
+
+        assert any(moved(repeated) for repeated in range(6)), (
             "the head is blind to the first token of a text, `Committed.own` at position 0"
         )
-        text[:, 0] = before
+        text.copy_(kept)
         begin()
         absorb(0, 9)
 
     lengths = torch.full((2,), 9)
     if isinstance(head, ParallelHead):
         parallel = head
-        logits = parallel.draft(tokens[:, -1], whole[:, -1], Step.chain(lengths, 3, 16))
+        step = Step.chain(lengths, 3, 16)
+        logits = watched(lambda: parallel.draft(tokens[:, -1], whole[:, -1], step))
         assert logits.shape == (2, 3, vocab), "draft logits of all levels are not [B, D, V]"
         _check_finite(logits)
         return
@@ -246,7 +270,9 @@ def check_draft_head(
     above = whole[:, -1:].expand(-1, 2, -1)
     rows = lengths[:, None] + torch.arange(2)
     alone = torch.eye(2, dtype=torch.bool).expand(2, -1, -1)
-    siblings = head.extend(Drafted(drafts, above, 1, Step(rows * 0 + 9, rows, lengths, alone, 16)))
+    both = Drafted(drafts, above, 1, Step(rows * 0 + 9, rows, lengths, alone, 16))
+    siblings = watched(lambda: head.extend(both))
+    assert siblings.shape == whole[:, :2].shape, "states of drafted nodes are not [B, W, S]"
     only = torch.ones(2, 1, 1, dtype=torch.bool)
     step = Step(rows[:, :1], rows[:, :1], lengths, only, 16)
     first = head.extend(Drafted(drafts[:, 1:], above[:, 1:], 1, step))
@@ -287,8 +313,9 @@ def check_tree_builder(
             drafter = RandomDrafter(Sampling.of(params, "cpu"), vocab_size, seed=cycle)
             uniforms = torch.rand(slots, builder.uniforms, dtype=torch.float64)
             draws = UniformDraws(uniforms)
-            tree = builder.build(drafter, draws)
-            _check_tree(tree, shape, drafter, builder.laws)
+            with no_chance_of_its_own("build()"):
+                tree = builder.build(drafter, draws)
+            _check_tree(tree, shape, drafter, builder.laws, vocab_size)
             assert drafter.expanded <= shape.expansions, (
                 f"{drafter.expanded} nodes were expanded, {shape.expansions} declared"
             )
@@ -303,11 +330,20 @@ def check_tree_builder(
             assert_capturable(build)
 
 
-def _check_tree(tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: frozenset[Law]) -> None:
+def _check_tree(
+    tree: TokenTree, shape: TreeShape, drafter: Drafter, laws: frozenset[Law], vocab: int
+) -> None:
+    assert isinstance(tree, TokenTree), f"build() returned a {type(tree).__name__}, no TokenTree"
     slots, nodes = tree.tokens.shape
     assert nodes == shape.nodes, f"the tree has {nodes} nodes, {shape.nodes} were declared"
     for name in ("parents", "depths", "ranks"):
         assert getattr(tree, name).shape == (slots, nodes), f"{name} is not [B, N]"
+    for name in ("tokens", "parents", "depths", "ranks"):
+        assert getattr(tree, name).dtype == torch.int64, f"{name} is not int64"
+    assert tree.ancestors.dtype == torch.bool, "ancestors is not bool"
+    assert ((tree.tokens >= 0) & (tree.tokens < vocab)).all(), (
+        f"a token is none of the {vocab} that were drafted from, padding included"
+    )
     assert torch.equal(tree.tokens[:, 0], drafter.root), "node 0 is not the root"
     assert (tree.parents[:, 0] == -1).all(), "the root has a parent"
     order = torch.arange(nodes)
@@ -356,7 +392,8 @@ def check_acceptance_rule(rule: AcceptanceRule, *, settings: Settings | None = N
     logits = F.one_hot(torch.tensor([[1, 3, 0]]), 4) * 9.0
     greedy = Sampling.of([SamplingParams()], "cpu")
     draws = UniformDraws(torch.zeros(1, rule.uniforms(shape), dtype=torch.float64))
-    choice = rule.accept(tree, TargetProbs(logits, greedy), shape, draws)
+    with no_chance_of_its_own("accept()"):
+        choice = rule.accept(tree, TargetProbs(logits, greedy), shape, draws)
     if rule.capturable:
         for temperature in (0.0, 1.0):
             warm = Sampling.of([SamplingParams(temperature=temperature)], "cpu")

@@ -142,6 +142,21 @@ def test_a_head_that_was_never_measured_is_named(show, folders, measured):
     assert measured == []
 
 
+def test_a_head_without_files_is_not_sent_to_be_measured(eagle, folders, measured):
+    words = ("spec", "show", "prompt-lookup", "--set", f"target.model={folders.target}")
+    words += ("--set", "tree={name: static, size: auto}")
+    ran = eagle(*words)
+    assert ran.status == 0
+    assert "has no files in which could be kept how often it is right" in ran.err
+    assert "Give its size in the spec instead of `size: auto`, or take a head with files" in ran.err
+    assert "bench ranks" not in ran.err
+    ran = eagle(*words, "--measure")
+    assert ran.status == 2
+    assert "error: --measure: this draft head has no files" in ran.err
+    assert "bench ranks" not in ran.err
+    assert measured == []
+
+
 def test_measuring_for_a_tree_of_a_given_size_is_refused(eagle):
     ran = eagle("spec", "show", "chain", "--measure")
     assert ran.status == 2

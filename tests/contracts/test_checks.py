@@ -12,6 +12,7 @@ from eagle.errors import IncompatibleError, PluginError, SpecError
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
 from eagle.plugin.hooks import hookimpl
+from eagle.plugin.laws import Law
 from eagle.plugin.roles import BuildContext, ComponentSpec, Role, Strategy, StrategyConfig
 from eagle.spec.building import resolve
 from eagle.testing import assert_capturable
@@ -50,6 +51,13 @@ def changed(change):
     [
         (lambda t: replace(t, tokens=t.tokens[:, :-1]), r"tokens of shape \[1, 3\], .* \[1, 4\]"),
         (lambda t: replace(t, depths=None), "depths of shape NoneType"),
+        (lambda t: replace(t, depths=t.depths.float()), "depths of type torch.float32, not torch"),
+        (
+            lambda t: replace(t, tokens=t.tokens.int()),
+            "tokens of type torch.int32, not torch.int64",
+        ),
+        (lambda t: replace(t, ancestors=t.ancestors.byte()), "ancestors of type torch.uint8"),
+        (lambda t: replace(t, tokens=t.tokens + t.depths * 64), "none of the target's 64"),
         (lambda t: replace(t, ancestors=t.ancestors[:, :2]), r"ancestors of shape \[1, 2, 4\]"),
         (lambda t: replace(t, tokens=t.tokens + 1), "a first node that is not the root"),
         (lambda t: replace(t, parents=t.parents + 1), "a root that has a parent"),
@@ -88,6 +96,18 @@ def test_only_the_first_tree_is_looked_at(pair, spec, monkeypatch):
     assert len(looked) == 1
 
 
+def test_a_law_that_a_builder_did_not_declare_is_caught(pair, spec):
+    class Sly(StaticTree):
+        laws = frozenset({Law.TOP_K})
+
+    sly = decoder(pair, spec, Sly(Topology.from_branching([2])))
+    with pytest.raises(
+        PluginError,
+        match=r"drew siblings by without-replacement, but `laws` declares top-k",
+    ):
+        sly.generate(PROMPT, max_new_tokens=8, temperature=1.0)
+
+
 def test_draws_that_a_builder_did_not_declare_are_caught(pair, spec):
     class Greedy(StaticTree):
         uniforms = 1
@@ -116,6 +136,24 @@ def test_a_wrong_state_size_is_named_as_that(pair):
         match=r"draft head 'lossy'.*absorb\(\) returned states of size 64, but state_size\(\) "
         "says 65",
     ):
+        wrong.generate(PROMPT, max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("head", "method", "problem"),
+    [
+        ("mtp", "extend", r"states of size 63, but state_size\(\) says 64"),
+        ("mtp", "logits", "draft logits over 63 tokens, but it drafts from 64"),
+        ("at-once", "draft", "draft logits over 63 tokens, but it drafts from 64"),
+    ],
+)
+def test_what_a_head_returns_of_another_size_is_named(head, method, problem, pair, monkeypatch):
+    kind = {"mtp": toys.Levels, "at-once": toys.Parallel}[head]
+    whole = getattr(kind, method)
+    monkeypatch.setattr(kind, method, lambda self, *given: whole(self, *given)[..., :-1])
+    parts = DecoderSpec(head=head, tree={"name": "chain", "depth": 2})
+    wrong = Decoder.from_spec(parts, registry=toys.registry(), target=pair[0])
+    with pytest.raises(PluginError, match=rf"draft head '{head}'.*{method}\(\) returned {problem}"):
         wrong.generate(PROMPT, max_new_tokens=8)
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from eagle import Decoder, DecoderSpec, SamplingParams
+from eagle.decoding.decoder import resolve_for
+from eagle.sizing.costing import measure_costs
 from eagle.testing import assert_decoder_lossless, check_draft_head, check_tree_builder
 from tests.contracts import toys
 from tests.exact.tiny import PROMPTS, _pair
@@ -51,12 +55,36 @@ def test_a_head_with_an_end_and_a_vocabulary_of_its_own_is_lossless(tree, exact)
     proved(exact(head="own-end", features="layers", tree=tree))
 
 
+def test_a_head_of_all_levels_in_one_pass_is_lossless_with_best_first_trees(exact):
+    proved(exact(head="at-once", tree={"name": "dynamic", "nodes": 3, "depth": 2, "top_k": 2}))
+
+
 def test_trees_of_varying_shape_are_lossless(exact):
     proved(exact(head="mtp", tree="varying"))
 
 
 def test_siblings_by_a_law_of_ones_own_are_lossless(exact):
     proved(exact(head="mtp", tree="steep"))
+
+
+def test_siblings_by_a_law_for_each_node_are_lossless(exact):
+    proved(exact(head="mtp", tree="mixed"))
+
+
+def test_siblings_of_another_law_than_their_nodes_say_are_caught(exact, monkeypatch):
+    build = toys.Mixed.build
+
+    def lying(self, drafter, draws):
+        tree = build(self, drafter, draws)
+        return tree if tree.node_laws is None else replace(tree, node_laws=tree.node_laws * 0 + 1)
+
+    monkeypatch.setattr(toys.Mixed, "build", lying)
+    with pytest.raises(AssertionError, match="not lossless"):
+        proved(exact(head="mtp", tree="mixed"))
+
+
+def test_a_rule_of_continuous_draws_is_lossless(exact):
+    proved(exact(head="mtp", acceptance="inverse"))
 
 
 def test_a_rule_for_chains_is_lossless(exact):
@@ -125,7 +153,6 @@ def test_a_level_is_told_on_the_host(decoder):
 
 
 def test_a_head_is_told_the_targets_folder(made, tmp_path):
-    from eagle.decoding.decoder import resolve_for
     from eagle.testing import tiny_target
 
     tiny_target().model.save_pretrained(tmp_path / "target")
@@ -183,10 +210,20 @@ def test_the_next_tree_is_chosen_by_what_was_read_back(decoder):
     assert found.tokens == text(decoder(head="none", tree="none"), tokens=12).tokens
 
 
+@pytest.mark.parametrize(("head", "features"), [("own-end", "layers"), ("at-once", "last-hidden")])
+def test_what_a_cycle_costs_is_measured_with_a_head_of_every_kind(head, features, made, pair):
+    spec = DecoderSpec(head=head, features=features, runtime={"max_length": 40})
+    resolved = resolve_for(spec, made, pair[0])
+    resolved.head.load(pair[0], resolved.attention)
+    costs = measure_costs(resolved, pair[0], lambda what: None)
+    assert costs.verify(4) > 0
+    assert costs.begin > 0
+
+
 @pytest.mark.parametrize("head", ["draft-model", "ngram", "at-once", "mtp"])
 def test_the_toys_keep_the_contract_of_a_head(head, made, pair, decoder):
     component = decoder(head=head, tree=CHAIN).resolved.head
-    check_draft_head(component, pair[0], first_token=head == "draft-model")
+    check_draft_head(component, pair[0], first_token=head in ("draft-model", "ngram"))
 
 
 def test_a_head_that_is_blind_to_the_first_token_is_noticed(pair, decoder):
@@ -195,6 +232,20 @@ def test_a_head_that_is_blind_to_the_first_token_is_noticed(pair, decoder):
         check_draft_head(head, pair[0], first_token=True)
 
 
+def test_a_lookup_that_never_learns_the_first_token_is_noticed(pair):
+    class Deaf(toys.NGram):
+        def absorb(self, committed):
+            own = committed.own.where(committed.step.rows > 0, -1)
+            return super().absorb(replace(committed, own=own))
+
+    head = Deaf(None, None)
+    head.load(pair[0], None)
+    check_draft_head(head, pair[0])
+    with pytest.raises(AssertionError, match="blind to the first token"):
+        check_draft_head(head, pair[0], first_token=True)
+
+
 def test_the_toys_keep_the_contract_of_a_tree():
     check_tree_builder(toys.Varying(None, None))
     check_tree_builder(toys.Fan(toys.Steep()))
+    check_tree_builder(toys.Mixed())

@@ -16,7 +16,7 @@ from eagle.plugin.hooks import hookimpl
 from eagle.plugin.laws import EVERY_LAW, Law
 from eagle.plugin.registry import Registry
 from eagle.plugin.roles import ComponentSpec, Role, Strategy, StrategyConfig
-from eagle.plugin.tree import Acceptance, TreeShape
+from eagle.plugin.tree import Acceptance, TokenTree, TreeShape, ancestor_mask
 
 
 class Head:
@@ -357,6 +357,55 @@ class Fan:
         )
 
 
+class Mixed:
+    """A chain of two, the first token drawn by one law and the second by another."""
+
+    capturable = True
+    laws = frozenset({Steep(), Law.IID, Law.TOP_K})
+    uniforms = 2
+
+    def __init__(self):
+        self.inner = StaticTree(Topology.from_branching([1, 1]))
+        self.shape = self.inner.shape
+
+    def build(self, drafter, draws):
+        from eagle.plugin.sampling import probabilities
+
+        class Steeper:
+            """Draws the first token from squares, the second as it is asked."""
+
+            first = True
+
+            def categorical(self, weights):
+                asked = Steep().proposal(weights, 0) if self.first else weights
+                self.first = False
+                return draws.categorical(asked)
+
+        if drafter.sampling.greedy:
+            return self.inner.build(drafter, _Silent())
+        warm = drafter.sampling.temperature > 0
+        own, probs, tokens = Steeper(), [], [drafter.root[:, None]]
+        for level in range(2):
+            above = torch.full_like(tokens[0], level - 2)
+            logits = drafter.expand(tokens[-1], above) if level else drafter.begin()
+            probs.append(probabilities(logits, drafter.sampling)[:, 0])
+            drawn = own.categorical(probs[-1] * warm[:, None])[:, None]
+            tokens.append(torch.where(warm[:, None], drawn, logits[:, 0].argmax(1, keepdim=True)))
+        places = torch.arange(3).expand(len(warm), -1)
+        return TokenTree(
+            torch.cat(tokens, 1),
+            places - 1,
+            places,
+            places * 0,
+            ancestor_mask(places - 1, 2),
+            draft_probs=torch.stack(probs, 1),
+            draft_rows=places.clamp(max=1),
+            sampled=warm,
+            laws=(Steep(), Law.IID),
+            node_laws=places.clamp(max=1),
+        )
+
+
 class _Silent:
     """Draws for a tree whose candidates are thrown away."""
 
@@ -480,11 +529,15 @@ class Toys:
             Strategy(
                 "steep", StrategyConfig, lambda config, context: Fan(Steep()), "a law of its own"
             ),
+            Strategy("mixed", StrategyConfig, lambda config, context: Mixed(), "a law per node"),
         ]
 
     @hookimpl
     def eagle_acceptance_rules(self):
-        return [Strategy("block", StrategyConfig, Block, "chains only")]
+        return [
+            Strategy("block", StrategyConfig, Block, "chains only"),
+            Strategy("inverse", StrategyConfig, lambda *_: Inverse(), "continuous draws"),
+        ]
 
 
 def registry():

@@ -1,4 +1,4 @@
-"""What the pages take as given: a small model with a head, prompts, conversations, a shell."""
+"""What the pages take as given: a small model, its head, an adapter, prompts, talks, a shell."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from tests.docs import server
 
@@ -40,6 +42,21 @@ def letters_tokenizer():
     )
 
 
+def write_adapter(folder: Path, layers: int, size: int) -> None:
+    """Write an adapter as PEFT does, of which importing takes longer than all else here."""
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "r": 2}
+    (folder / "adapter_config.json").write_text(
+        json.dumps(config | {"base_model_name_or_path": "my-model", "lora_alpha": 8})
+    )
+    weights = {}
+    for layer in range(layers):
+        place = f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_"
+        weights[f"{place}A.weight"] = torch.ones(2, size)
+        weights[f"{place}B.weight"] = torch.ones(size, 2)
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
 @pytest.fixture(scope="session")
 def given(pair, tmp_path_factory):
     """The folder with what pages may name in ``files``."""
@@ -48,6 +65,7 @@ def given(pair, tmp_path_factory):
     target.model.save_pretrained(folder / "my-model")
     letters_tokenizer().save_pretrained(folder / "my-model")
     shutil.copytree(head, folder / "my-head")
+    write_adapter(folder / "my-adapter", target.info.layers, target.info.hidden_size)
     (folder / "mine.yaml").write_text(
         "target: {model: ./my-model, dtype: float32}\nhead: {name: eagle, weights: ./my-head}\n"
     )
@@ -69,6 +87,9 @@ def shell(tmp_path_factory):
     program = home / "eagle"
     program.write_text(server.CLIENT.format(python=sys.executable, path=path))
     program.chmod(0o755)
+    several = home / "torchrun"
+    several.write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    several.chmod(0o755)
     serving = subprocess.Popen([sys.executable, server.__file__, path], start_new_session=True)
     while not Path(path).exists():
         assert serving.poll() is None, "the server has ended"

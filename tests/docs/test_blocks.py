@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 
@@ -42,6 +43,22 @@ def test_few_blocks_are_not_run_and_each_says_why():
     ]
     assert all(block.reason.startswith(REASONS) for block in marked)
     assert len(marked) <= 16
+
+
+HIDDEN = re.compile(r"^ {4}(?:eagle|pip|python|torchrun|curl|from|import|with) .*$", re.MULTILINE)
+"""Code by indentation alone, which nobody runs."""
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: page.stem)
+def test_no_page_has_code_that_the_tests_do_not_see(page):
+    blocks = re.findall(r"^ *```([^\n`]*)\n.*?^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    assert {name for name in blocks if not name.startswith("{")} <= {"sh", "python", "yaml"}
+    prose = re.sub(r"^ *```.*?^ *```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert not HIDDEN.findall(prose)
+
+
+def test_code_that_is_only_indented_is_noticed():
+    assert HIDDEN.findall("So:\n\n    torchrun -m eagle.cli\n    from eagle import Engine\n")
 
 
 def known():

@@ -110,6 +110,12 @@ def test_the_reference_has_every_package_with_a_face(name):
     assert f".. automodule:: {name}\n" in page.read_text()
 
 
+@pytest.mark.parametrize("name", [name for name, _ in packages()])
+def test_the_house_has_a_row_for_every_package(name):
+    rows = (DOCS / "architecture.md").read_text().split("| floor |")[1].split("\n\n")[0]
+    assert len(re.findall(rf"^\| \d+ \| `{name.replace('.', '/')}/` \|", rows, re.MULTILINE)) == 1
+
+
 @pytest.mark.parametrize("name", eagle.__all__)
 def test_the_reference_has_every_name_of_the_library(name):
     assert f"eagle.{name}" in (DOCS / "api.md").read_text()

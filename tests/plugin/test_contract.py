@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 import eagle.plugin
@@ -41,3 +44,11 @@ def test_every_role_has_its_list_and_its_hook():
 
 def test_capabilities_and_building_blocks_are_part_of_the_one_import():
     assert {*capabilities.__all__, *blocks.__all__} <= set(eagle.plugin.__all__)
+
+
+@pytest.mark.parametrize(
+    "path", [*Path(eagle.plugin.__file__).parent.rglob("*.py")], ids=lambda path: path.stem
+)
+def test_the_contract_speaks_of_itself_by_the_names_that_authors_import(path):
+    for package, name in re.findall(r"`eagle\.([a-z]\w*)\.(\w+)", path.read_text()):
+        assert package == "plugin" or name not in eagle.plugin.__all__, f"eagle.{package}.{name}"

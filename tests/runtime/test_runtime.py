@@ -14,8 +14,10 @@ from eagle.cycle import Cycle
 from eagle.decoding.decoder import Decoder
 from eagle.errors import IncompatibleError
 from eagle.plugin.sampling import Sampling, SamplingParams
+from eagle.spec import DecoderSpec
 from eagle_plugins.attention.auto import Auto
 from tests.caches import by_slot
+from tests.contracts import toys
 from tests.interpreted import INTERPRETED
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled, for the GPU")
@@ -230,6 +232,28 @@ def test_graphs_of_one_slot_serve_every_slot(spec, pair, monkeypatch):
     assert {key[1] for key in cycles[0]} == {1}
     assert {key[1] for key in cycles[3]} <= {1, 2, 4, 8, 16, 32, 40}
     assert all(len({key[2:] for key in own}) <= 3 for own in cycles)
+
+
+def test_each_shape_of_a_tree_that_varies_is_captured_once(pair, monkeypatch):
+    captured = []
+
+    class Counting(Replays):
+        def capture(self, key, work, carried):
+            captured.append(key)
+            super().capture(key, work, carried)
+
+    monkeypatch.setattr("eagle.runtime.runtime.Graphs", Counting)
+    parts = {"head": "draft-model", "tree": "varying", "runtime": {"max_batch": 1}}
+    decoder = Decoder.from_spec(DecoderSpec(**parts), registry=toys.registry(), target=pair[0])
+    chosen = iter([0, 2, 1, 2, 0, 1] * 3)
+    monkeypatch.setattr(decoder.resolved.tree, "choose", lambda seen: next(chosen))
+    decoder._runtime.graph = True
+    found = decoder.generate([3, 5, 7, 9], max_new_tokens=24, ignore_eos=True)
+    cycles = [key for key in captured if key[0] == "cycle"]
+    assert sorted(key[2] for key in cycles) == [0, 1, 2]
+    assert found.stats.cycles > len(cycles)
+    plain = Decoder.from_spec(DecoderSpec(head="none", tree="none"), target=pair[0])
+    assert found.tokens == plain.generate([3, 5, 7, 9], max_new_tokens=24, ignore_eos=True).tokens
 
 
 def test_few_prompts_are_read_by_graphs_and_many_together(spec, pair, monkeypatch):

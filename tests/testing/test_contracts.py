@@ -19,6 +19,7 @@ from eagle.testing import (
     tiny_head,
     tiny_target,
 )
+from tests.contracts import toys
 
 TREES = [
     ("none", {}),
@@ -94,6 +95,11 @@ def _broken_tree(change):
         (lambda t: replace(t, tokens=t.tokens.clone().fill_(5)), "not the root|same token"),
         (lambda t: replace(t, ancestors=torch.ones_like(t.ancestors)), "others than its ancestors"),
         (lambda t: replace(t, tokens=t.tokens[:, :-1]), "nodes"),
+        (lambda t: replace(t, tokens=t.tokens + t.depths * 97), "none of the 97"),
+        (lambda t: replace(t, ranks=t.ranks.int()), "ranks is not int64"),
+        (lambda t: replace(t, ancestors=t.ancestors.byte()), "ancestors is not bool"),
+        (lambda t: t.tokens, "no TokenTree"),
+        (lambda t: replace(t, tokens=t.tokens + torch.randint(1, (1,))), "own generator"),
         (lambda t: replace(t, sampled=torch.ones(3, dtype=torch.bool)), "greedy slot"),
     ],
 )
@@ -129,11 +135,53 @@ def test_a_head_that_sees_siblings_fails(loaded):
         check_draft_head(Changed(head, extend=extend), target)
 
 
+@pytest.mark.parametrize("method", ["absorb", "extend", "logits"])
+def test_a_head_that_reads_on_the_host_fails_wherever_it_does(method, loaded):
+    target, head = loaded
+
+    def reading(given):
+        found = getattr(head, method)(given)
+        found.sum().item()
+        return found
+
+    with pytest.raises(AssertionError, match="on the host"):
+        check_draft_head(Changed(head, **{method: reading}), target)
+
+
+def test_a_parallel_head_that_reads_on_the_host_fails(pair):
+    class Reading(toys.Parallel):
+        def draft(self, tokens, states, step):
+            return super().draft(tokens + int(tokens[0] > 99), states, step)
+
+    head = Reading(None, None)
+    head.load(pair[0], None)
+    with pytest.raises(AssertionError, match="on the host"):
+        check_draft_head(head, pair[0])
+
+
+def test_an_extractor_that_reads_on_the_host_fails(loaded):
+    inner = build(Role.FEATURES, "last-hidden")
+    reading = Changed(inner, extract=lambda last, hidden: last * float(last.abs().max() > 0))
+    with pytest.raises(AssertionError, match="on the host"):
+        check_feature_extractor(reading, loaded[0])
+
+
 def test_an_extractor_that_mixes_tokens_fails(loaded):
     inner = build(Role.FEATURES, "last-hidden")
     mixed = Changed(inner, extract=lambda last, hidden: last + last.mean(1, keepdim=True))
     with pytest.raises(AssertionError, match="other tokens"):
         check_feature_extractor(mixed, loaded[0])
+
+
+def test_a_rule_with_chance_of_its_own_fails():
+    inner = build(Role.ACCEPTANCE, "speculative")
+
+    def accept(*given) -> Acceptance:
+        torch.rand(1)
+        return inner.accept(*given)
+
+    with pytest.raises(AssertionError, match="own generator"):
+        check_acceptance_rule(Changed(inner, accept=accept), settings=FEW)
 
 
 def test_a_rule_that_accepts_everything_fails():

@@ -1,1 +1,1 @@
-""""""
+"""`eagle train`; knows options and how a run is told of, and trains nothing itself."""

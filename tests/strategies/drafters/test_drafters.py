@@ -41,7 +41,8 @@ def decoder(pair):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_the_contract_of_a_head_is_kept(name, decoder, pair):
-    check_draft_head(decoder(name, CHAIN).resolved.head, pair[0])
+    head = decoder(name, CHAIN).resolved.head
+    check_draft_head(head, pair[0], first_token=name != "cascade")
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,7 @@ from eagle.plugin import (
     TargetInfo,
     UniformDraws,
 )
-from eagle.spec.building import resolve
-from eagle.testing import check_tree_builder
+from eagle.testing import check_tree_builder, tiny_target
 
 NO_DRAWS = UniformDraws(torch.empty(2, 0))
 
@@ -113,8 +112,8 @@ def test_grows_deep_where_the_head_is_sure_and_wide_where_it_is_not():
 
 def test_is_selected_from_yaml_and_refuses_impossible_settings(registry):
     def made(**settings):
-        spec = DecoderSpec(head="eagle", tree={"name": "adaptive", **settings})
-        return resolve(spec, registry, BuildContext())
+        spec = DecoderSpec(head="prompt-lookup", tree={"name": "adaptive", **settings})
+        return Decoder.from_spec(spec, registry=registry, target=tiny_target()).resolved
 
     assert made().lossless
     assert made(nodes=60).tree.shape.nodes == 61
