@@ -14,7 +14,7 @@ from eagle.cycle import Cycle, Processors
 from eagle.decoding.generation import Defaults
 from eagle.decoding.inputs import Prompt, intake
 from eagle.decoding.loop import Loop
-from eagle.decoding.packing import packed
+from eagle.decoding.pickled import packed
 from eagle.decoding.requests import Event, Request, Result
 from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief

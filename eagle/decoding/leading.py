@@ -16,7 +16,7 @@ from itertools import count
 from weakref import WeakValueDictionary
 
 from eagle.decoding.decoder import Decoder
-from eagle.decoding.packing import unpacked
+from eagle.decoding.pickled import unpacked
 from eagle.decoding.requests import Event
 from eagle.decoding.tickets import Ticket
 from eagle.decoding.trace import Trace

@@ -1,7 +1,6 @@
 """Trees that fit the machine: what cycles cost here, and the size that pays; knows no request."""
 
-from eagle.sizing.costing import bushy_tree
-from eagle.sizing.fitting import (
+from eagle.sizing.choosing import (
     Account,
     account,
     cost_key,
@@ -11,6 +10,7 @@ from eagle.sizing.fitting import (
     rates_of,
     recall,
 )
+from eagle.sizing.costing import bushy_tree
 
 __all__ = [
     "Account",

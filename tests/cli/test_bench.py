@@ -89,7 +89,7 @@ def test_a_tree_that_fits_is_fitted_to_the_wide_shape(bench, folders, tmp_path, 
         measured.append(target.info.hidden_size)
         return costs
 
-    monkeypatch.setattr("eagle.sizing.fitting.measure_costs", measure)
+    monkeypatch.setattr("eagle.sizing.choosing.measure_costs", measure)
     monkeypatch.setenv("EAGLE_CACHE", str(tmp_path / "cache"))
     shutil.copytree(folders.head, tmp_path / "head")
     rates.write(tmp_path / "head")

@@ -40,7 +40,7 @@ def measured(monkeypatch, tmp_path):
         tell("timing this and that")
         return COSTS
 
-    monkeypatch.setattr("eagle.sizing.fitting.measure_costs", measure)
+    monkeypatch.setattr("eagle.sizing.choosing.measure_costs", measure)
     return times
 
 

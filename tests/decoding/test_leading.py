@@ -12,7 +12,7 @@ from eagle import Decoder, Engine, SamplingParams
 from eagle.bench.serving import Server, Work
 from eagle.cli import console
 from eagle.decoding import Trace, leading
-from eagle.decoding.packing import packed, unpacked
+from eagle.decoding.pickled import packed, unpacked
 from eagle.errors import CancelledError, PartedError, RequestError, TargetError
 from eagle.runtime import runtime
 from eagle.target import together

@@ -6,9 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from eagle.cli.bench.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
+from eagle.cli.bench.figures import JsonFile, MarkdownFile, command_of, show, write
 from eagle.cli.decoding import checked
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.files import check_files
+from eagle.cli.progress import progress_bar
 
 __all__ = ["attention"]
 

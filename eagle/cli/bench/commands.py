@@ -10,7 +10,7 @@ import typer
 from eagle.cli import console
 from eagle.cli.bench import leaderboard, products, ranks, throughput
 from eagle.cli.bench.attention import attention
-from eagle.cli.bench.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
+from eagle.cli.bench.figures import JsonFile, MarkdownFile, command_of, show, write
 from eagle.cli.bench.loading import load_all, prepare_all
 from eagle.cli.decoding import (
     MaxNewTokens,
@@ -19,8 +19,9 @@ from eagle.cli.decoding import (
     Temperature,
     sampling_params,
 )
+from eagle.cli.files import check_files
 from eagle.cli.options import Overrides, Shapes, SpecName, numbers, shape_of
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.progress import progress_bar
 
 app = typer.Typer(
     **console.GROUP,

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from eagle.cli import console
+from eagle.cli.files import check_files
 
 if TYPE_CHECKING:
     from eagle.bench import Setting, Table
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "JsonFile",
     "MarkdownFile",
-    "check_files",
     "command_of",
     "out_folder",
     "show",
@@ -39,25 +39,6 @@ MarkdownFile = Annotated[
     Path | None,
     typer.Option("--markdown", metavar="FILE", help="Write the tables.", show_default=False),
 ]
-
-
-def check_files(*files: Path | None) -> None:
-    """Refuse, before anything is measured, files that could not be written afterwards.
-
-    Raises:
-        RequestError: one is a folder, or its folder is missing or cannot be written to.
-    """
-    from eagle.errors import RequestError
-
-    for file in files:
-        if file is None:
-            continue
-        if file.is_dir() or not file.parent.is_dir():
-            raise RequestError(
-                f"{file} cannot be written: it is a folder, or its folder is missing"
-            )
-        if not os.access(file.parent, os.W_OK):
-            raise RequestError(f"{file} cannot be written: its folder is not yours to write to")
 
 
 def out_folder(folder: Path | None, *names: str) -> Path | None:

@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from eagle.cli import console
-from eagle.cli.bench.figures import check_files, command_of
+from eagle.cli.bench.figures import command_of
 from eagle.cli.bench.loading import prepare_all
 from eagle.cli.decoding import MaxNewTokens, Seed, Target, sampling_params, working
+from eagle.cli.files import check_files
 from eagle.cli.options import Overrides, Shapes, decimals, numbers, settings_of, shape_of
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.progress import progress_bar
 
 __all__ = ["EXAMPLES", "leaderboard"]
 

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from eagle.cli.bench.figures import JsonFile, MarkdownFile, check_files, command_of, show, write
+from eagle.cli.bench.figures import JsonFile, MarkdownFile, command_of, show, write
 from eagle.cli.decoding import Target
+from eagle.cli.files import check_files
 from eagle.cli.options import Overrides, Shapes, SpecName, numbers, settings_of, shape_of
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.progress import progress_bar
 
 __all__ = ["products"]
 

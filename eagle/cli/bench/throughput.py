@@ -12,7 +12,7 @@ from eagle.cli.bench.figures import command_of, out_folder, show, write
 from eagle.cli.bench.loading import load_all, prepare_all
 from eagle.cli.decoding import MaxNewTokens, Seed, Target, Temperature, sampling_params
 from eagle.cli.options import Overrides, Shapes, decimals, numbers, shape_of
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.progress import progress_bar
 
 __all__ = ["EXAMPLES", "throughput"]
 

@@ -12,7 +12,6 @@ from rich.text import Text
 from rich.tree import Tree
 
 from eagle.cli import console
-from eagle.cli.bench.figures import check_files
 from eagle.cli.decoding import (
     MinP,
     Raw,
@@ -27,6 +26,7 @@ from eagle.cli.decoding import (
     sampling_params,
     warn_if_lossy,
 )
+from eagle.cli.files import check_files
 from eagle.cli.options import Json, Overrides
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from eagle.cli.decoding import (
     warn_if_lossy,
 )
 from eagle.cli.options import Json, Overrides, ServerUrl, settings_of
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.progress import progress_bar
 from eagle.cli.verify.verdict import describe, show, verdict_of
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from eagle.cli import console
 from eagle.cli.decoding import working
-from eagle.cli.verify.progress import progress_bar
+from eagle.cli.progress import progress_bar
 from eagle.cli.verify.verdict import count, print_choices, print_sampled, tau_of
 
 if TYPE_CHECKING:

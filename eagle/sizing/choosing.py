@@ -1,8 +1,7 @@
 """Trees that fit the machine: measured once, kept, and handed to builders that ask for it.
 
 Knows where costs are kept and what they depend on; how they are measured is
-`eagle.sizing.costing`'s
-business, and what a tree makes of them its own.
+`eagle.sizing.costing`'s business, and what a tree makes of them its own.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ __all__ = [
     "recall",
 ]
 
-log = logging.getLogger("eagle.fitting")
+log = logging.getLogger("eagle.sizing")
 
 _FORMAT = 2
 # Of the target's configuration, what decides how long a pass takes.

@@ -16,9 +16,9 @@ from eagle.plugin.budget import Budget, Costs, Curve, Fit, Option, RankRates
 from eagle.plugin.capabilities import FittedTree
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Law
-from eagle.sizing import fitting
+from eagle.sizing import choosing
+from eagle.sizing.choosing import account, cost_key, fit_tree, recall
 from eagle.sizing.costing import measure_costs, measure_slots
-from eagle.sizing.fitting import account, cost_key, fit_tree, recall
 from eagle_plugins.attention.auto import Auto
 from eagle_plugins.trees.chain import CHAIN
 
@@ -62,8 +62,8 @@ def measured(monkeypatch):
     def several(resolved, target, tell, counts):
         return {count: measure(resolved, target, tell) for count in counts}
 
-    monkeypatch.setattr("eagle.sizing.fitting.measure_costs", measure)
-    monkeypatch.setattr("eagle.sizing.fitting.measure_slots", several)
+    monkeypatch.setattr("eagle.sizing.choosing.measure_costs", measure)
+    monkeypatch.setattr("eagle.sizing.choosing.measure_slots", several)
     return times
 
 
@@ -131,7 +131,7 @@ def test_a_damaged_file_is_measured_anew_and_replaced(cache, measured, loaded, p
     (kept,) = (cache / "costs").iterdir()
     whole = kept.read_text()
     kept.write_text(text)
-    with caplog.at_level(logging.WARNING, logger="eagle.fitting"):
+    with caplog.at_level(logging.WARNING, logger="eagle.sizing"):
         assert fit_tree(loaded(), pair[0]).tree.shape == shape
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{kept} cannot be used")
@@ -151,7 +151,7 @@ def test_a_cache_that_cannot_be_written_stops_nothing(
     cache, measured, loaded, pair, caplog, capsys
 ):
     cache.write_text("a file where the folder would be")
-    with caplog.at_level(logging.WARNING, logger="eagle.fitting"):
+    with caplog.at_level(logging.WARNING, logger="eagle.sizing"):
         fitted = fit_tree(loaded(), pair[0])
     assert not isinstance(fitted.tree, FittedTree)
     assert f"measured costs cannot be kept in {cache / 'costs'}" in caplog.text
@@ -347,8 +347,8 @@ def test_where_memory_is_short_fewer_slots_are_measured(
             raise torch.OutOfMemoryError("no room")
         return several(resolved, target, tell, counts)
 
-    several = fitting.measure_slots
-    monkeypatch.setattr("eagle.sizing.fitting.measure_slots", short)
+    several = choosing.measure_slots
+    monkeypatch.setattr("eagle.sizing.choosing.measure_slots", short)
     made = spec(head=head, tree=BY_SLOTS, runtime={"max_batch": 16})
     decoder = Decoder.from_spec(made, target=pair[0])
     decoder.generate([PROMPT] * 9, max_new_tokens=3)

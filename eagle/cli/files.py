@@ -1,0 +1,27 @@
+"""Files that a command is going to write; knows where, not what."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["check_files"]
+
+
+def check_files(*files: Path | None) -> None:
+    """Refuse, before anything is measured, files that could not be written afterwards.
+
+    Raises:
+        RequestError: one is a folder, or its folder is missing or cannot be written to.
+    """
+    from eagle.errors import RequestError
+
+    for file in files:
+        if file is None:
+            continue
+        if file.is_dir() or not file.parent.is_dir():
+            raise RequestError(
+                f"{file} cannot be written: it is a folder, or its folder is missing"
+            )
+        if not os.access(file.parent, os.W_OK):
+            raise RequestError(f"{file} cannot be written: its folder is not yours to write to")
