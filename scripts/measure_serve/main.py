@@ -160,11 +160,16 @@ def turns(ways: list[str], what: Callable[[str], Any], rounds: int) -> dict[str,
     return found
 
 
+def loop_name() -> str:
+    """Return whose event loop the servers run in."""
+    # With a logging of its own, it would have all servers log each request.
+    factory = uvicorn.Config("", log_config=None).get_loop_factory()
+    return getattr(factory, "__module__", "asyncio").partition(".")[0]
+
+
 def measure(ways: Ways, given: argparse.Namespace) -> None:
     """Ask by all ways, and print what that took."""
-    factory = uvicorn.Config(None).get_loop_factory()  # type: ignore[arg-type]
-    loop = getattr(factory, "__module__", "asyncio").partition(".")[0]
-    print(f"uvicorn {uvicorn.__version__} on {loop}", flush=True)
+    print(f"uvicorn {uvicorn.__version__} on {loop_name()}", flush=True)
     first = turns([ENGINE, KEPT, OWN, BARE, HELLO], ways.first, given.first)
     print(*first_lines(first, ENGINE, HELLO), sep="\n", flush=True)
     whole = partial(ways.whole, given.batch, given.tokens)

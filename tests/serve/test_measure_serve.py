@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 
@@ -9,7 +10,18 @@ import pytest
 
 from measure_serve.asking import Order, clients
 from measure_serve.figures import First, Whole, batch_lines, first_lines
-from measure_serve.main import BARE, ENGINE, HELLO, KEPT, OWN, Noting, Ways, opened, turns
+from measure_serve.main import (
+    BARE,
+    ENGINE,
+    HELLO,
+    KEPT,
+    OWN,
+    Noting,
+    Ways,
+    loop_name,
+    opened,
+    turns,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +98,10 @@ def test_a_batchs_clients_are_told_beside_what_the_server_lost():
     assert "lost 20.00 %" in lines[1]
     assert "processor time +10.00 %" in lines[1]
     assert "5.00 % beside it" in lines[1]
+
+
+def test_servers_that_are_measured_log_no_requests():
+    log = logging.getLogger("uvicorn.access")
+    before = list(log.handlers)
+    assert loop_name() in ("asyncio", "uvloop")
+    assert log.handlers == before
