@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 from eagle.decoding import Event, Handle, Result
 from eagle.errors import CancelledError
 from eagle.serve.guard import log
-from eagle.serve.intake import Asked
 from eagle.serve.problems import Problem, encoded, problem_of
+from eagle.serve.requests import Asked
 
 __all__ = ["Events", "Whole", "events_of", "gone", "sse"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
@@ -24,10 +25,10 @@ from eagle.plugin import explain
 from eagle.serve.answering import Events, Whole, events_of, sse
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
 from eagle.serve.guard import Gate, Guard
-from eagle.serve.intake import Asked, Intake
 from eagle.serve.metrics import Metrics
 from eagle.serve.pages import page
 from eagle.serve.problems import Problem, encoded, problem_of, response
+from eagle.serve.requests import Asked, Intake
 from eagle.serve.schemas import ChatRequest, CompletionRequest, SamplingRequest, TraceRequest
 from eagle.serve.settings import Settings
 from eagle.serve.tokens import TokenTexts
@@ -236,13 +237,24 @@ def create_app(
 
 
 def _add_answers(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
     async def chat_completions(request: Request) -> Response:
         return await service.answer(await _checked(ChatRequest, request), request)
 
-    @app.post("/v1/completions", openapi_extra=_body_of(CompletionRequest))
     async def completions(request: Request) -> Response:
         return await service.answer(await _checked(CompletionRequest, request), request)
+
+    answering: tuple[tuple[str, Any, type[BaseModel]], ...] = (
+        ("/v1/chat/completions", chat_completions, ChatRequest),
+        ("/v1/completions", completions, CompletionRequest),
+    )
+    for path, endpoint, body in answering:
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            openapi_extra=_body_of(body),
+            route_class_override=_Direct,
+        )
 
     @app.get("/v1/models")
     async def models() -> Response:
@@ -305,6 +317,17 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, told)  # which is logged above
     app.add_exception_handler(HTTPException, other)
     app.add_exception_handler(StarletteHTTPException, other)
+
+
+class _Direct(APIRoute):
+    """Gives its endpoint the request and nothing else, without a look for what else it might take.
+
+    That look is a tenth of a millisecond on the way to a first token.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the endpoint, which takes requests and gives responses."""
+        return self.endpoint
 
 
 class _Counted:

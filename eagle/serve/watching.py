@@ -21,8 +21,8 @@ from typing import Any
 from eagle.decoding import Decoder, Engine, Event, Trace, TracedCycle
 from eagle.errors import EagleError
 from eagle.plugin import Role, SamplingParams, default_registry
-from eagle.serve.intake import conversation
 from eagle.serve.problems import Problem
+from eagle.serve.requests import conversation
 from eagle.serve.schemas import TraceRequest
 from eagle.serve.settings import Settings
 from eagle.serve.tokens import TokenTexts

@@ -174,7 +174,7 @@ def test_a_failure_in_the_middle_of_a_stream_is_its_last_event(site, monkeypatch
                 raise ValueError("in /home/somebody")
             return scores
 
-    monkeypatch.setattr("eagle.serve.intake._repetition", lambda body: [Broken()])
+    monkeypatch.setattr("eagle.serve.requests._repetition", lambda body: [Broken()])
     content = site.complete(stream=True, temperature=0, max_tokens=40, ignore_eos=True).content
     *events, last = [line[6:] for line in content.decode().split("\n\n") if line]
     assert events
@@ -322,8 +322,9 @@ def test_a_head_that_comes_byte_by_byte_is_not_waited_for(decoder, monkeypatch):
         assert site.chat().status == 200
 
 
-def test_the_second_answer_on_a_connection_does_not_wait_for_an_acknowledgement(decoder):
-    with Engine(decoder) as engine, serving(engine) as site:
+@pytest.mark.parametrize("loop", [None, "asyncio"])  # uvloop where there is one, and where not
+def test_the_second_answer_on_a_connection_does_not_wait_for_an_acknowledgement(decoder, loop):
+    with Engine(decoder) as engine, serving(engine, loop=loop) as site:
         connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
         body = json.dumps({"prompt": "hello", "stream": True, "max_tokens": 1})
         taken = []
@@ -354,3 +355,79 @@ def test_a_whole_answer_that_is_not_read_is_not_kept_for_ever(decoder, monkeypat
         )
         until(lambda: engine.stats().finished == 1)
         until(lambda: not site.running.server_state.connections)
+
+
+def sent(site, *pieces):
+    """Return what comes back on a connection of its own until it is closed, and how much went."""
+    got, gone = b"", 0
+    with socket.create_connection(("127.0.0.1", site.port), timeout=20) as raw:
+        with suppress(OSError):
+            for piece in pieces:
+                raw.sendall(piece)
+                gone += len(piece)
+        with suppress(OSError):
+            while piece := raw.recv(1 << 16):
+                got += piece
+    return got, gone
+
+
+def head(path="/v1/completions", version="1.1", **named):
+    lines = [f"{name.replace('_', '-')}: {value}" for name, value in named.items()]
+    lines = ["Host: localhost", "Content-Type: application/json", *lines]
+    return "\r\n".join([f"POST {path} HTTP/{version}", *lines, "\r\n"]).encode()
+
+
+@pytest.mark.parametrize("before", [b"GET /", b"GET /health HTTP/1.1\r\nX-Long: "])
+def test_a_head_without_an_end_is_not_kept(site, before):
+    got, gone = sent(site, before, *[b"a" * 4096] * 4000)
+    assert gone < 8 << 20
+    assert got == b"" or got.startswith(b"HTTP/1.1 400")
+
+
+def test_a_head_that_is_a_little_too_long_is_told_so(site):
+    got, _ = sent(site, b"GET /health HTTP/1.1\r\nX-Long: ", b"a" * (1 << 16))
+    assert got.startswith(b"HTTP/1.1 400")
+
+
+def test_a_trailer_without_an_end_is_not_kept(site):
+    body = b"2\r\n{}\r\n0\r\n"
+    got, gone = sent(
+        site, head(Transfer_Encoding="chunked") + body, *[b"X-A: " + b"a" * 4096 + b"\r\n"] * 4000
+    )
+    assert gone < 8 << 20
+    assert not got.startswith(b"HTTP/1.1 200")
+
+
+def test_a_stream_to_a_client_without_chunks_ends_with_the_connection(site):
+    for stream in (True, False):
+        body = json.dumps({"prompt": "hello", "stream": stream, "max_tokens": 4}).encode()
+        got, _ = sent(site, head(version="1.0", Content_Length=len(body)) + body)
+        told, _, content = got.partition(b"\r\n\r\n")
+        assert told.startswith(b"HTTP/1.1 200")
+        assert b"transfer-encoding" not in told
+        assert content.endswith(b"data: [DONE]\n\n" if stream else b"}")
+        assert content.startswith(b"data: {" if stream else b"{")
+        assert b"\r\n" not in content
+
+
+def test_the_next_request_may_come_before_the_answer_and_has_its_time(decoder, monkeypatch):
+    monkeypatch.setattr(running, "_KEEP_ALIVE", 0.3)
+    with Engine(decoder) as engine, serving(engine) as site:
+        gate = Gate()
+        body = json.dumps({"prompt": "hello", "max_tokens": 2}).encode()
+        asked = head("/v1/completions", Content_Length=len(body)) + body
+        health = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        threading.Timer(0.9, gate.opened.set).start()  # three times what a head may take
+        got, _ = sent(site, health + asked + health)
+        assert got.count(b"HTTP/1.1 200") == 3
+        assert got.count(b'"completion_tokens":2') == 1
+
+
+def test_a_client_that_would_rather_have_another_protocol_is_answered(site):
+    body = json.dumps({"prompt": "hello", "max_tokens": 2}).encode()
+    asked = head(Content_Length=len(body), Connection="Upgrade, HTTP2-Settings", Upgrade="h2c")
+    last = head(Content_Length=len(body), Connection="close")
+    got, _ = sent(site, asked + body, last + body)
+    assert got.count(b"HTTP/1.1 200") == 2

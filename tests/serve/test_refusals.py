@@ -202,7 +202,7 @@ def test_more_answers_than_one_request_may_have(decoder, monkeypatch):
     with Engine(decoder) as engine, serving(engine, max_choices=4) as site:
         assert site.complete(prompt=["a", "b"], n=3).error["param"] == "n"
         assert site.complete(prompt=["a", "b"], n=2).status == 200
-        monkeypatch.setattr("eagle.serve.intake.encode", None)  # nothing becomes tokens before
+        monkeypatch.setattr("eagle.serve.requests.encode", None)  # nothing becomes tokens before
         assert site.complete(prompt=["a", "b"], n=3).error["param"] == "n"
         assert site.chat(n=5).error["param"] == "n"
 

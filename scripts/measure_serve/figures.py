@@ -1,0 +1,101 @@
+"""What was taken, and the differences that follow from it, in words; measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+__all__ = ["First", "Whole", "batch_lines", "first_lines", "spread"]
+
+
+@dataclass(frozen=True)
+class First:
+    """One request, up to its first token.
+
+    Attributes:
+        seconds: from asking to the first token's text, as whoever asked saw it.
+        within: of these, from when the engine began to read the prompt to when it had the token.
+    """
+
+    seconds: float
+    within: float = 0.0
+
+    @property
+    def outside(self) -> float:
+        """What was not the engine's pass: template, tokenizer and all waking included."""
+        return self.seconds - self.within
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A batch of requests, to the last token.
+
+    Attributes:
+        seconds: by the clock.
+        spent: processor time of the process with the engine and the servers.
+        asking: processor time of the clients, on the same cores; 0 where there are none.
+    """
+
+    seconds: float
+    spent: float
+    asking: float = 0.0
+
+
+def spread(values: Sequence[float], form: str, unit: str) -> str:
+    """Return the median and the quartiles of some values.
+
+    >>> spread([1.0, 2.0, 3.0], "+.1f", " ms")
+    '+2.0 ms (+1.0 to +3.0)'
+    """
+    low, _, high = quantiles(values)
+    return f"{median(values):{form}}{unit} ({low:{form}} to {high:{form}})"
+
+
+def first_lines(found: Mapping[str, Sequence[First]], base: str, floor: str) -> list[str]:
+    """Return what is said of first tokens.
+
+    Args:
+        found: requests by each way, in rounds.
+        base: the way that others are held against.
+        floor: the one that has no engine.
+    """
+    engine, rounds = found[base], len(found[base])
+    lines = [
+        f"batch 1, {rounds} rounds: first token by {base} "
+        f"{spread([one.seconds * 1e3 for one in engine], '.2f', ' ms')}, of which outside its pass "
+        f"{spread([one.outside * 1e3 for one in engine], '.2f', ' ms')}"
+    ]
+    for name, others in found.items():
+        if name in (base, floor):
+            continue
+        pairs = list(zip(others, engine, strict=True))
+        outside = [(one.outside - other.outside) * 1e3 for one, other in pairs]
+        seconds = [(one.seconds - other.seconds) * 1e3 for one, other in pairs]
+        lines.append(
+            f"    {name}: outside the pass {spread(outside, '+.2f', ' ms')}; "
+            f"all in all {spread(seconds, '+.2f', ' ms')}"
+        )
+    hello = [one.seconds * 1e3 for one in found[floor]]
+    lines.append(f"    {floor}: {spread(hello, '.2f', ' ms')} from asking to its word")
+    return lines
+
+
+def batch_lines(found: Mapping[str, Sequence[Whole]], base: str, tokens: int) -> list[str]:
+    """Return what is said of batches of so many tokens in all, likewise."""
+    engine = found[base]
+    size = f"{tokens} tokens at once, {len(engine)} rounds"
+    lines = [f"{size}: {base} {tokens / median(one.seconds for one in engine):.1f} tokens/s"]
+    for name, others in found.items():
+        if name == base:
+            continue
+        pairs = list(zip(others, engine, strict=True))
+        lost = [(1 - other.seconds / one.seconds) * 100 for one, other in pairs]
+        spent = [(one.spent / other.spent - 1) * 100 for one, other in pairs]
+        asking = [one.asking / other.spent * 100 for one, other in pairs]
+        lines.append(
+            f"    {name}: {tokens / median(one.seconds for one in others):.1f} tokens/s, lost "
+            f"{spread(lost, '.2f', ' %')}; processor time {spread(spent, '+.2f', ' %')}, "
+            f"and its clients' {median(asking):.2f} % beside it"
+        )
+    return lines
