@@ -19,7 +19,6 @@ from importlib.util import find_spec
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from eagle.host import multiprocessors, shared_memory
 from eagle.kernels.prepacked import Switch, left_alone
@@ -30,6 +29,7 @@ __all__ = [
     "MAX_ROWS",
     "Plan",
     "SkinnyLinear",
+    "always",
     "block_rows",
     "linear",
     "narrow",
@@ -135,6 +135,19 @@ def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
     return Plan(1, 1 if shared else min(-(-depth // (2 * BLOCK_K)), 6))
 
 
+def always(condition: bool) -> bool:
+    """Return whether a condition on sizes holds for all sizes that code is being compiled for.
+
+    Outside of compilers, whether it holds. A compiler takes no note of the answer, so that code
+    that serves many sizes goes on to serve them.
+    """
+    if not torch.compiler.is_compiling():
+        return condition
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # a compiler has it
+
+    return statically_known_true(condition)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """Return ``x W^T + b``, from a kernel of this module in compiled passes of few rows.
 
@@ -147,11 +160,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
     rows = x.shape[:-1].numel()
     if not (plan.any and x.dtype == weight.dtype and torch.compiler.is_compiling()):
         return F.linear(x, weight, bias)
-    if statically_known_true(rows > MAX_ROWS):
+    if always(rows > MAX_ROWS):
         return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
     out: Tensor | None = None
-    if not statically_known_true(rows <= MAX_ROWS):
+    if not always(rows <= MAX_ROWS):
         out = product(flat, weight, plan.one, plan.splits)
     elif splits := plan.parts(rows):
         out = _summed(product_parts(flat, weight, splits), x.dtype)

@@ -14,12 +14,12 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from eagle.host import free_memory
 from eagle.kernels.few_rows import (
     MAX_ROWS,
     SkinnyLinear,
+    always,
     product_by_rows,
     product_of_bytes,
     reads_bytes,
@@ -114,7 +114,7 @@ class Int8OnGpu(Int8Linear):
         In code that serves any number of rows there may be.
         """
         rows = x.shape[:-1].numel()
-        return not statically_known_true(rows > MAX_ROWS) and not statically_known_true(rows == 0)
+        return not always(rows > MAX_ROWS) and not always(rows == 0)
 
     def laid_out(self, weight: Tensor) -> Tensor:
         """Return the weight."""
@@ -123,7 +123,7 @@ class Int8OnGpu(Int8Linear):
     def product(self, x: Tensor) -> Tensor:
         """See `Int8Linear.product`."""
         values, scales = quantize(x)
-        if statically_known_true(x.shape[0] <= MAX_ROWS):
+        if always(x.shape[0] <= MAX_ROWS):
             return self.of_bytes(values, scales, x.dtype)
         args = (values, scales[:, 0], self._weight, self._scales)
         out: Tensor = product_by_rows(x, self._dense, *args)
