@@ -5,14 +5,14 @@ It knows slots and whose they are; what components make of what they hear is the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import torch
 
 from eagle.decoding.batch import Batch, Outcome
 from eagle.decoding.requests import Request
-from eagle.plugin import OfferingHead, RequestAware
+from eagle.plugin import Breach, OfferingHead, RequestAware, Role
 from eagle.spec import Resolved
 
 __all__ = ["Listeners"]
@@ -74,6 +74,25 @@ class Listeners:
             for slot, (count, bad, *tokens) in outcomes:
                 if count and not bad and batch.requests[slot] is not None:
                     self._offering.follow(slot, tokens[:count])
+
+    def offer(self, width: int) -> Sequence[int]:
+        """Return for how many levels a head offers candidates; nothing where it says nothing of it.
+
+        Args:
+            width: slots that the next cycle runs over.
+
+        Raises:
+            Breach: it speaks of more or fewer slots.
+        """
+        if self._offering is None:
+            return ()
+        offered = self._offering.offer(width)
+        if len(offered) != width:
+            raise Breach(
+                Role.HEAD,
+                f"offer({width}) returned {len(offered)} numbers, not one for each slot",
+            )
+        return offered
 
     def give_up(self) -> None:
         """Tell that all requests are over."""

@@ -83,7 +83,7 @@ class Loop:
         self._tickets: dict[int, Ticket] = {}  # of those with a slot, by their request's id
         self._listeners = Listeners(resolved)
         self._stranger = Stranger(resolved)
-        self._passes = Passes(cycle, runtime, resolved, self.seats)
+        self._passes = Passes(cycle, runtime, resolved, self.seats, self._listeners)
         self._running: Running | None = None  # the next cycle, where it is under way already
         self._behind: list[Reading] = []  # and what was sent behind the one before it
         self._read_last = False
@@ -228,12 +228,12 @@ class Loop:
                 self._admit()
                 if seats.reader and not (self._read_last and seats.batch):
                     self._read_last = True
-                    self._settle(self._read())
+                    self._settle(self._passes.read())
                     return
             elif self._flows:
                 self._admit()
-                if seats.reader and self._passes.behind(seats.reader):
-                    self._behind.append(self._read())
+                if seats.reader and self._passes.behind():
+                    self._behind.append(self._passes.read())
             self._read_last = False
             if seats.batch:
                 self._run()
@@ -323,11 +323,6 @@ class Loop:
         self.seats.leave(slot, keep=keep, spoilt=spoilt)
         self._listeners.end(slot)
 
-    def _read(self) -> Reading:
-        """Start a pass of bounded size over prompts that wait to be read."""
-        reader, refused = self.seats.reader, self._listeners.refused
-        return self._passes.read(reader.take(), refused, together=self._together is not None)
-
     def _settle(self, reading: Reading) -> None:
         """Deliver the first tokens of the prompts that ended in a pass, once it is done."""
         began = time.perf_counter()
@@ -407,7 +402,7 @@ class Loop:
             if reader or (self._waits and None in batch.requests):
                 return None
             return [] if batch.ending(outcomes, stops=self._waits) == [] else None
-        if reader and not self._passes.behind(reader):
+        if reader and not self._passes.behind():
             return None
         ending = batch.ending(outcomes)
         alone = ending is not None and len(ending) == len(batch.requests) - len(batch.free)

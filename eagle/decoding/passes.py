@@ -6,17 +6,18 @@ It knows slots and whose they are; who is given what came of a pass, and when, i
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from eagle.cycle import Cycle, Piece, Processing, Report, Slots
-from eagle.decoding.reading import Reader, apart
+from eagle.decoding.listeners import Listeners
+from eagle.decoding.reading import apart
 from eagle.decoding.requests import Request
 from eagle.decoding.seats import Seats
 from eagle.errors import RequestError
-from eagle.plugin import Breach, OfferingHead, Role, Sampling, VaryingTree
+from eagle.plugin import Breach, Role, Sampling, VaryingTree
 from eagle.runtime import Arrival, Runtime
 from eagle.spec import Resolved
 
@@ -70,12 +71,20 @@ class Passes:
         runtime: what runs it.
         resolved: the spec's components, for whom to blame.
         seats: whose the slots are.
+        listeners: the components that are told of requests.
     """
 
-    def __init__(self, cycle: Cycle, runtime: Runtime, resolved: Resolved, seats: Seats) -> None:
+    def __init__(
+        self,
+        cycle: Cycle,
+        runtime: Runtime,
+        resolved: Resolved,
+        seats: Seats,
+        listeners: Listeners,
+    ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
-        self._seats = seats
-        self._offering = resolved.head if isinstance(resolved.head, OfferingHead) else None
+        self._seats, self._listeners = seats, listeners
+        self._varying = resolved.tree if isinstance(resolved.tree, VaryingTree) else None
         self._sampling: Sampling | None = None
         self._part: Slots | None = None  # what the sampling parameters on the device are of
 
@@ -89,30 +98,26 @@ class Passes:
         """Take note that slots have come to be others'."""
         self._sampling = None
 
-    def behind(self, reader: Reader) -> bool:
+    def behind(self) -> bool:
         """Whether all prompts that wait to be read may be read behind a cycle that is on its way.
 
         Another cycle then begins before their first tokens are known. So nobody may be done with
         that token, and nothing on the host may be asked for it or about it.
         """
+        reader = self._seats.reader
         return not any(
             one.processors or one.params.logprobs is not None or one.limit < 2
             for one in map(reader.request, reader.slots)
         )
 
-    def read(
-        self, pieces: Sequence[Piece[Request]], refused: Mapping[int, Exception], *, together: bool
-    ) -> Reading:
-        """Start one pass over pieces of prompts, or more for those with logits processors.
+    def read(self) -> Reading:
+        """Start a pass of bounded size over prompts that wait to be read.
 
-        What keeps one of these from being read costs no others.
-
-        Args:
-            pieces: in the order of slots.
-            refused: slots whose requests cannot be read, and why.
-            together: whether other processes do the same pass, which would wait for this one.
+        Or more passes, for those with logits processors. What keeps one from being read costs no
+        others.
         """
-        seats, began = self._seats, time.perf_counter()
+        seats, refused, began = self._seats, self._listeners.refused, time.perf_counter()
+        pieces = seats.reader.take()
         slots = seats.slots
         assert slots is not None
         groups: list[tuple[list[tuple[int, Request]], Exception | None]] = []
@@ -129,7 +134,8 @@ class Passes:
             except Exception as error:
                 # Whether other processes failed too is not known; to go on would wait for them.
                 # A request's own mistake is one in all of them.
-                if together and not isinstance(error, RequestError):
+                together = self._cycle.target.together
+                if together is not None and not isinstance(error, RequestError):
                     raise
                 groups.append(([(one.slot, one.request) for one in group], error))
             else:
@@ -184,11 +190,10 @@ class Passes:
 
     def _choose(self, width: int) -> int:
         """Return which tree the next cycle drafts, by what has been read back already."""
-        tree = self._resolved.tree
-        offered = self._offer(width) if self._offering is not None else ()
-        if not isinstance(tree, VaryingTree):
+        offered = self._listeners.offer(width)
+        if self._varying is None:
             return 0
-        chosen = tree.choose(self._seats.batch.seen(offered))
+        chosen = self._varying.choose(self._seats.batch.seen(offered))
         if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
             raise Breach(
                 Role.TREE,
@@ -196,13 +201,3 @@ class Passes:
                 "alternatives",
             )
         return chosen
-
-    def _offer(self, width: int) -> Sequence[int]:
-        assert self._offering is not None
-        offered = self._offering.offer(width)
-        if len(offered) != width:
-            raise Breach(
-                Role.HEAD,
-                f"offer({width}) returned {len(offered)} numbers, not one for each slot",
-            )
-        return offered

@@ -160,15 +160,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
     rows = x.shape[:-1].numel()
     if not (plan.any and x.dtype == weight.dtype and torch.compiler.is_compiling()):
         return F.linear(x, weight, bias)
-    if always(rows > MAX_ROWS):
-        return F.linear(x, weight, bias)
     flat = x.reshape(rows, x.shape[-1])
-    out: Tensor | None = None
-    if not always(rows <= MAX_ROWS):
+    out: Tensor
+    if not (always(rows <= MAX_ROWS) or always(rows > MAX_ROWS)):
         out = product(flat, weight, plan.one, plan.splits)
     elif splits := plan.parts(rows):
         out = _summed(product_parts(flat, weight, splits), x.dtype)
-    if out is None:
+    else:
         return F.linear(x, weight, bias)
     out = out.view(*x.shape[:-1], weight.shape[0])
     return out if bias is None else out + bias

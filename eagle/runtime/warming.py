@@ -41,7 +41,7 @@ def warm_up(runtime: Runtime, slots: Slots) -> None:
     """
     total = slots.root.shape[0]
     # Most first: what is compiled for them serves fewer, too, but for one.
-    widths = sorted({min(1 << power, total) for power in range(total.bit_length() + 1)})[::-1]
+    widths = sorted({min(runtime.bucket(n), total) for n in range(1, total + 1)}, reverse=True)
     for width in widths:
         part = slots.first(width)
         for params in _KINDS:

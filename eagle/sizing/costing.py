@@ -169,9 +169,8 @@ class _Bench:
         )
         runtime = Runtime(self._cycle, resolved.spec.runtime, capturable=resolved.capturable)
         self.context = max(1, min(_CONTEXT if slots == 1 else _CONTEXT_OF_MANY, capacity // 2))
-        self.counts = self._fitting(_NODES_COMPILED if runtime.compiled else _NODES)
-        if slots > 1:
-            self.counts = self._fitting(_NODES_OF_MANY)
+        tried = _NODES_COMPILED if runtime.compiled else _NODES
+        self.counts = self._fitting(tried if slots == 1 else _NODES_OF_MANY)
         wide = _WIDTHS_COMPILED if runtime.compiled else _WIDTHS
         self.widths = sorted({min(width, vocab) for width in wide})
 
