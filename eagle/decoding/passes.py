@@ -84,7 +84,6 @@ class Passes:
     ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
         self._seats, self._listeners = seats, listeners
-        self._varying = resolved.tree if isinstance(resolved.tree, VaryingTree) else None
         self._sampling: Sampling | None = None
         self._part: Slots | None = None  # what the sampling parameters on the device are of
 
@@ -190,10 +189,10 @@ class Passes:
 
     def _choose(self, width: int) -> int:
         """Return which tree the next cycle drafts, by what has been read back already."""
-        offered = self._listeners.offer(width)
-        if self._varying is None:
+        tree, offered = self._resolved.tree, self._listeners.offer(width)
+        if not isinstance(tree, VaryingTree):
             return 0
-        chosen = self._varying.choose(self._seats.batch.seen(offered))
+        chosen = tree.choose(self._seats.batch.seen(offered))
         if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
             raise Breach(
                 Role.TREE,
