@@ -136,6 +136,20 @@ class Batch:
         return found
 
     @property
+    def over(self) -> list[int]:
+        """The slots whose requests the cycle that is under way ends, whatever it gives them."""
+        return [
+            slot
+            for slot, request in enumerate(self.requests)
+            if request is not None and len(request.tokens) + 1 >= request.limit
+        ]
+
+    @property
+    def asks(self) -> bool:
+        """Whether something on the host is asked in every cycle: somebody's logits processors."""
+        return any(r is not None and r.processors for r in self.requests)
+
+    @property
     def reports(self) -> bool:
         """Whether some request wants to know what the target gives its tokens."""
         return any(r is not None and r.params.logprobs is not None for r in self.requests)

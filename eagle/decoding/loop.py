@@ -53,7 +53,6 @@ class Loop:
     Attributes:
         seats: slots and blocks, and who has them.
         lead: is told what every pass goes by, where other processes follow this one.
-        cycles: cycles that were started.
         reading: seconds in which prompts were read; where that goes on between cycles, without
             what the device does of it while the host goes on.
         tokens: tokens that were given.
@@ -88,11 +87,8 @@ class Loop:
         self._behind: list[Reading] = []  # and what was sent behind the one before it
         self._read_last = False
         self._together = cycle.target.together
-        # Components that are told of requests know those of now, not of a cycle that goes on; and
-        # processes that hold a target together wait for each other at the end of every pass.
-        self._flows = not self._listeners and self._together is None
         self._news = News(came=False, left=False)  # since the pass that is under way began
-        self.cycles = self.tokens = self.verified = self.committed = 0
+        self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
         self.prompt_tokens = 0
         self.accepted = [0] * cycle.depth
@@ -101,6 +97,11 @@ class Loop:
     def busy(self) -> bool:
         """Whether there is something to do."""
         return bool(self._arrived or self._waiting or self.seats or self._cancelled)
+
+    @property
+    def cycles(self) -> int:
+        """How many cycles were started."""
+        return self._passes.cycles
 
     @property
     def waiting(self) -> int:
@@ -230,7 +231,7 @@ class Loop:
                     self._read_last = True
                     self._settle(self._passes.read())
                     return
-            elif self._flows:
+            elif self._passes.flow:
                 self._admit()
                 if seats.reader and self._passes.behind():
                     self._behind.append(self._passes.read())
@@ -338,11 +339,11 @@ class Loop:
                 self._deliver(slot, outcome, failure, verified=False, logprobs=found)
 
     def _run(self) -> None:
-        """Run a cycle and deliver what came of it; perhaps start the next one before that."""
+        """Run a cycle and deliver what came of it; start the next one before that, where it may."""
         batch, running = self.seats.batch, self._running
         if running is None:
-            running = self._start()
-        self._running = None
+            running = self._passes.cycle()
+        self._running = self._passes.ahead(running)
         outcomes = running.outcome.read()
         self._compare(outcomes)
         found = Logprobs(running.slots.report) if running.reports else None
@@ -352,11 +353,8 @@ class Loop:
         self._stranger.note(batch.seen().committed)
         failures = running.processing.failures if running.processing else {}
         self._listeners.follow(batch, (one for one in seated if one[0] not in failures))
-        ending = self._goes_on(seated)
-        if ending is not None:
-            for slot in ending:
-                self.seats.still(slot)
-            self._running = self._start(ending)
+        if self._running is None and (ending := self._goes_on(seated)) is not None:
+            self._running = self._passes.cycle(ending)
         for slot, outcome in failed_last(seated):
             if slot not in failures and batch.requests[slot] is not None:
                 self._deliver(slot, outcome, None, logprobs=found)
@@ -365,10 +363,6 @@ class Loop:
         behind, self._behind = self._behind, []
         for reading in behind:
             self._settle(reading)
-
-    def _start(self, ending: Sequence[int] = ()) -> Running:
-        self.cycles += 1
-        return self._passes.cycle(ending)
 
     def _seated(
         self, own: Iterable[tuple[int, Request]], outcomes: Sequence[Outcome]
@@ -398,7 +392,7 @@ class Loop:
         if not self._runtime.graph or self._news.left:
             return None
         reader, batch = self.seats.reader, self.seats.batch
-        if not self._flows:
+        if not self._passes.flow:
             if reader or (self._waits and None in batch.requests):
                 return None
             return [] if batch.ending(outcomes, stops=self._waits) == [] else None

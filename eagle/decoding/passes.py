@@ -72,6 +72,10 @@ class Passes:
         resolved: the spec's components, for whom to blame.
         seats: whose the slots are.
         listeners: the components that are told of requests.
+
+    Attributes:
+        flow: whether passes may be sent behind one whose outcome is not known yet.
+        cycles: cycles that were started.
     """
 
     def __init__(
@@ -84,6 +88,10 @@ class Passes:
     ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
         self._seats, self._listeners = seats, listeners
+        # Components that are told of requests know those of now, not of a cycle that goes on; and
+        # processes that hold a target together wait for each other at the end of every pass.
+        self.flow = not listeners and cycle.target.together is None
+        self.cycles = 0
         self._sampling: Sampling | None = None
         self._part: Slots | None = None  # what the sampling parameters on the device are of
 
@@ -163,6 +171,24 @@ class Passes:
                 self._seats.batch.processing() if pieces[0].request.processors else None,
             )
 
+    def ahead(self, running: Running) -> Running | None:
+        """Start the cycle behind one of which nothing is known yet, where that may be.
+
+        The device goes from one to the other without waiting for the host. For who ends in the
+        first one by what it says, the second is for nothing, and its outcome is not looked at.
+
+        Returns:
+            None where it may not: what comes of the first has to be known on the host, or it ends
+            all requests that there are.
+        """
+        batch, reader = self._seats.batch, self._seats.reader
+        asked = running.processing or running.reports or batch.asks or batch.reports
+        if asked or not (self.flow and self._runtime.graph) or (reader and not self.behind()):
+            return None
+        over = batch.over
+        alone = len(over) == len(batch.requests) - len(batch.free)
+        return None if alone else self.cycle(over)
+
     def cycle(self, ending: Sequence[int] = ()) -> Running:
         """Start one cycle for all slots; what the next one draws is sent behind it.
 
@@ -170,6 +196,9 @@ class Passes:
             ending: slots that idle in it, though their requests have not been told yet.
         """
         seats = self._seats
+        for slot in ending:
+            seats.still(slot)
+        self.cycles += 1
         batch, part = seats.batch, seats.first()
         width = part.root.shape[0]
         if self._sampling is None or part is not self._part:

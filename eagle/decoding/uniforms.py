@@ -5,6 +5,7 @@ It knows requests and where a cycle reads its uniforms; it does not know what th
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 
 import torch
@@ -27,12 +28,12 @@ class Feed:
 
     def __init__(self, uniforms: Tensor) -> None:
         self._uniforms = uniforms
-        # Two, in turn: the device may still be reading one while the other is filled, and it has
-        # read both by the time that a cycle's outcome is known.
-        self._drawn = [
+        # In turn: two are filled for a cycle at most, and the device has read those of a cycle by
+        # the time that its outcome is known, before which one more cycle may be sent.
+        self._drawn = deque(
             torch.zeros(uniforms.shape, dtype=uniforms.dtype, pin_memory=uniforms.is_cuda)
-            for _ in range(2)
-        ]
+            for _ in range(4)
+        )
         self._owners: list[Request | None] = [None] * uniforms.shape[0]
 
     def fill(self, requests: Sequence[Request | None]) -> None:
@@ -47,14 +48,14 @@ class Feed:
         }
         if not new:
             return
-        before, drawn = self._drawn
+        before, drawn = self._drawn[0], self._drawn[-1]
         count = len(requests)
         drawn[:count].copy_(before[:count])
         for slot, request in new.items():
             self._owners[slot] = request
             drawn[slot] = request.uniforms(drawn.shape[1])
         self._uniforms[:count].copy_(drawn[:count], non_blocking=True)
-        self._drawn.reverse()
+        self._drawn.rotate()
 
     def refill(self, requests: Sequence[Request | None]) -> None:
         """Draw anew, once a cycle that reads the uniforms has been started."""
