@@ -52,13 +52,14 @@ class Segments:
         slots: int64 ``[S]``, the slot of each segment; no two have the same.
         offsets: int32 ``[S + 1]``; segment s is entries ``offsets[s]`` to ``offsets[s + 1] - 1``.
         owners: int64 ``[T]``, the segment of every entry.
-        pieces: slot, committed rows and entries of each segment, as the host knows them.
+        pieces: slot, committed rows and entries of each segment, as the host knows them; None in a
+            pass that is captured, which serves any.
     """
 
     slots: Tensor
     offsets: Tensor
     owners: Tensor
-    pieces: tuple[tuple[int, int, int], ...]
+    pieces: tuple[tuple[int, int, int], ...] | None
 
 
 @dataclass(frozen=True)
@@ -129,16 +130,32 @@ class Step:
         few = [len(pieces)] * 3
         parts = torch.split(sent, [*few, sum(counts), sum(counts)])
         slots, lengths, ends, owners, rows = parts
+        return cls.of_segments(slots, lengths, ends, owners, rows, pieces)
+
+    @classmethod
+    def of_segments(
+        cls,
+        slots: Tensor,
+        lengths: Tensor,
+        ends: Tensor,
+        owners: Tensor,
+        rows: Tensor,
+        pieces: tuple[tuple[int, int, int], ...] | None = None,
+    ) -> Step:
+        """Return a packed step by what is on the device.
+
+        Args:
+            slots: int64 ``[S]``, the slot of each segment.
+            lengths: int64 ``[S]``, its committed rows.
+            ends: int64 ``[S]``, behind its last entry.
+            owners: int64 ``[T]``, the segment of every entry.
+            rows: int64 ``[T]``, the row of every entry.
+            pieces: what the host knows of them.
+        """
         offsets = torch.cat((ends.new_zeros(1), ends)).to(torch.int32)
-        rows = rows[None]
-        return cls(
-            rows,
-            rows,
-            lengths,
-            torch.zeros(len(pieces), 0, 0, dtype=torch.bool, device=device),
-            0,
-            segments=Segments(slots, offsets, owners, pieces),
-        )
+        tail = torch.zeros(slots.shape[0], 0, 0, dtype=torch.bool, device=slots.device)
+        segments = Segments(slots, offsets, owners, pieces)
+        return cls(rows[None], rows[None], lengths, tail, 0, segments=segments)
 
     @property
     def slots(self) -> Tensor:

@@ -12,7 +12,7 @@ from eagle.cycle.processing import (
     for_request,
     processors_of_each,
 )
-from eagle.cycle.prompts import PromptReader
+from eagle.cycle.prompts import Packed, PromptReader
 from eagle.cycle.reports import Report
 from eagle.cycle.slots import Slots
 
@@ -22,6 +22,7 @@ __all__ = [
     "Bound",
     "Cycle",
     "Models",
+    "Packed",
     "Piece",
     "Processing",
     "Processor",

@@ -70,6 +70,14 @@ class Models:
         head = getattr(self.head, "packs", getattr(self.head, "paged", False))
         return head and getattr(self.attention, "packs", False)
 
+    @property
+    def packs_unseen(self) -> bool:
+        """Whether a packed pass can be captured: nothing of its pieces is asked on the host."""
+        unseen = getattr(self.attention, "packs_unseen", None)
+        if unseen is None or not (self.packs and self.shares):
+            return False
+        return bool(unseen(self.target.dtype, self.target.head_dim))
+
     def blocks(self, rows: int) -> int:
         """Return how many blocks a text needs that grows to *rows* committed rows."""
         return -(-(rows + self.headroom) // BLOCK)

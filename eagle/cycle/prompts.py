@@ -6,7 +6,7 @@ Knows models over their caches and how a first token is chosen; knows no cycle.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,7 +20,24 @@ from eagle.cycle.slots import Slots
 from eagle.kernels import argmax
 from eagle.plugin import Committed, Draws, Sampling, UniformDraws, probabilities
 
-__all__ = ["PromptReader"]
+__all__ = ["Packed", "PromptReader"]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What is read in one packed pass.
+
+    Attributes:
+        tokens: int64 ``[1, T]``.
+        follow: int64 ``[1, T]``, the tokens behind them; any where a prompt ends.
+        step: packed, of S segments. Entries behind the last segment count for nothing.
+        ended: bool ``[S]``, which prompts end with their segments.
+    """
+
+    tokens: Tensor
+    follow: Tensor
+    step: Step
+    ended: Tensor
 
 
 class PromptReader(Models):
@@ -139,14 +156,31 @@ class PromptReader(Models):
         ).to(device, non_blocking=True)
         parts = tuple((one.slot, one.start, one.end - one.start) for one in pieces)
         ended = torch.tensor([one.last for one in pieces]).to(device, non_blocking=True)
-        step = Step.packed(parts, device)
+        packed = Packed(sent[:1], sent[1:], Step.packed(parts, device), ended)
+        reports = any(one.reports for one in pieces)
+        self.read_packed(slots, packed, sampling, uniforms, reports=reports)
+
+    def read_packed(
+        self, slots: Slots, packed: Packed, sampling: Sampling, uniforms: Tensor, *, reports: bool
+    ) -> None:
+        """Run a packed pass and let the slots whose prompts end in it begin.
+
+        Several segments may say the same of one slot.
+
+        Args:
+            slots: the slots.
+            packed: what is read.
+            sampling: the parameters of S requests.
+            uniforms: float64 ``[S, 1]``.
+            reports: whether `slots.report` says what the target gave the first tokens.
+        """
+        step, ended = packed.step, packed.ended
         segments = step.segments
         assert segments is not None
         if self.pages is not None:
             step = replace(step, table=self.pages.table.index_select(0, segments.slots))
-        reports = any(one.reports for one in pieces)
         first, state, bad, found = self.phase(
-            "pack", sent[:1], sent[1:], step, ended, sampling, uniforms, reports
+            "pack", packed.tokens, packed.follow, step, ended, sampling, uniforms, reports
         )
         slots.lengths.index_copy_(0, segments.slots, step.lengths + segments.offsets.diff())
         slots.begin(segments.slots, first, state, bad, ended)

@@ -134,7 +134,8 @@ class AttentionBackend(Component, Protocol):
         `table`, and whole stores ``[1, kv_heads, all rows, head_dim]`` as keys and values, in which
         the table says where a slot's rows are (`eagle.plugin.gathered` copies them out). One with
         ``packs = True`` is also given packed steps (`eagle.plugin.Step.packed`), by which several
-        prompts are read in one pass.
+        prompts are read in one pass. If ``packs_unseen(dtype, head_dim)`` of such a backend says
+        so, they may be without what the host knows of their pieces, so that they can be captured.
 
         Args:
             query: ``[B, query_heads, N, head_dim]``.

@@ -25,9 +25,10 @@ from eagle.runtime.aot import ahead
 from eagle.runtime.compiling import compiled_phases
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
+from eagle.runtime.packing import GREEDY, PackedInputs, passes, size_of
 from eagle.spec import RuntimeSpec
 
-__all__ = ["FEW", "MODERATE", "PIECES", "Runtime"]
+__all__ = ["MODERATE", "PIECES", "Runtime"]
 
 log = logging.getLogger("eagle.runtime")
 
@@ -35,14 +36,12 @@ _ROUND = 256  # eagerly, caches grow in steps of this many rows, so that they se
 _ROWS = 4096  # with graphs, they have as many rows to begin with: growing means capturing again
 _AHEAD = ("cpu",)  # devices for which the target's pass is compiled ahead, and phases are not
 PIECES = (32, 128, 256, 384, PREFILL)
-"""Lengths of a prompt's pieces that are captured."""
+"""Lengths of a prompt's pieces that are captured, where packed passes are not."""
 
-# A packed pass is not captured: the host launches it in 45 to 75 ms (H200, 30 and 32 layers), in
-# which graphs read six prompts by a 7B target, one after another, and more by a small one.
-FEW = 6
-"""Pieces of prompts that are read by graphs, one after another, where more are read together."""
+# A packed pass that cannot be captured is launched by the host in 45 to 75 ms (H200, 30 and 32
+# layers), in which graphs read six prompts by a 7B target, one after another.
+_FEW = 6
 _TOGETHER = {"cuda": 4096, "cpu": PREFILL}  # tokens of several prompts that are read in one pass
-_GREEDY = SamplingParams(temperature=0)
 _LEAST = 64  # blocks
 _SMALL = 2**28  # bytes of slots that are allocated whether they are needed or not
 _MANY, _MANY_ON_CPU = 256, 8  # slots at most, where their number follows the memory
@@ -88,6 +87,7 @@ class Runtime:
         self._wished = 0  # blocks that were asked for, when there was memory for no more
         self._graphs: Graphs | None = None
         self._inputs: _Inputs | None = None
+        self._packed: PackedInputs | None = None
         self._widths: set[int] = set()  # numbers of slots that cycles were captured for
         self._asked_for: dict[int, int] = {}  # cycles that fewer would have done for
         if self.compiled:
@@ -225,12 +225,16 @@ class Runtime:
 
         See `eagle.cycle.Cycle.allocate`.
         """
-        self._graphs = self._inputs = None
+        device = self.cycle.target.device
+        if self._graphs is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)  # a cycle of nobody may be under way
+        self._graphs = self._inputs = self._packed = None
         self._widths, self._asked_for = set(), {}
         made = self.cycle.allocate(slots, rows, blocks)
         if self.graph:
-            self._graphs = Graphs(self.cycle.target.device)
-            self._inputs = _Inputs(self.cycle.target.device)
+            self._graphs, self._inputs = Graphs(device), _Inputs(device)
+            if self.cycle.packs_unseen:
+                self._packed = PackedInputs(device, slots)
         return made
 
     def run(
@@ -298,12 +302,12 @@ class Runtime:
             processing: the logits processors of the piece's request, if it has some.
         """
         device = self.cycle.target.device
+        if self.graph and self._packed is not None and not processing:
+            for first, some in passes(pieces):
+                self._read(self._packed, slots, some, uniforms[first : first + len(some)])
+            return
         if len(pieces) > 1 and self.cycle.packs and not self._few(pieces):
-            # Of prompts that go on, no token is chosen.
-            params = [one.request.params if one.last else _GREEDY for one in pieces]
-            sampling = Sampling.of(params, device)
-            self.ask_kernels(sampling)
-            self.cycle.read_together(slots, pieces, sampling, uniforms)
+            self._read_together(slots, pieces, uniforms)
             return
         for one, own in zip(pieces, torch.split(uniforms, 1), strict=True):
             sampling = Sampling.of([one.request.params], device)
@@ -314,8 +318,32 @@ class Runtime:
 
     def _few(self, pieces: Sequence[Piece[Read]]) -> bool:
         """Return whether pieces are read sooner by graphs, one after another, than together."""
-        passes = sum(-(-(one.end - one.start) // PREFILL) for one in pieces)
-        return self.graph and self._inputs is not None and passes <= FEW
+        parts = sum(-(-(one.end - one.start) // PREFILL) for one in pieces)
+        return self.graph and self._inputs is not None and parts <= _FEW
+
+    def _read(
+        self, inputs: PackedInputs, slots: Slots, pieces: Sequence[Piece[Read]], uniforms: Tensor
+    ) -> None:
+        """Read pieces in one captured pass."""
+        size = size_of(pieces)
+        inputs.load(pieces, uniforms, size)
+        sampling, reports = inputs.sampling, any(one.reports for one in pieces)
+        self.ask_kernels(sampling)
+
+        def read() -> None:
+            self.cycle.read_packed(
+                slots, inputs.packed(size), sampling, inputs.uniforms, reports=reports
+            )
+
+        key = ("read", size, sampling.greedy, sampling.filtered, reports)
+        if not self._captured(key, read, slots):
+            self._read_together(slots, pieces, uniforms)
+
+    def _read_together(self, slots: Slots, pieces: Sequence[Piece[Read]], uniforms: Tensor) -> None:
+        params = [one.request.params if one.last else GREEDY for one in pieces]
+        sampling = Sampling.of(params, self.cycle.target.device)
+        self.ask_kernels(sampling)
+        self.cycle.read_together(slots, pieces, sampling, uniforms)
 
     def prefill(
         self,

@@ -25,6 +25,7 @@ from eagle.testing import tiny_text
 from eagle_plugins.attention.auto import Auto
 from tests.runtime.test_runtime import Replays
 from tests.structured.letters import letters
+from tests.unseen import unseen
 
 LENGTHS = (1, 70, 3, 128, 30, 9, 2, 64)
 BUDGET = 40  # tokens of prompts that are read between two cycles
@@ -84,17 +85,20 @@ def alone(spec, pair):
 def made(way, spec, pair, patch, slots=5):
     """Return a decoder of one of the `WAYS`; as on a GPU nothing is captured."""
     patch.setattr(Auto, "paged", way != "rows")
+    if way == "captured":
+        unseen(patch, (4, 16, 40))
+        patch.setattr("eagle.runtime.packing._PIECES", 3)
     patch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": BUDGET})
     patch.setattr("eagle.runtime.runtime._WORTH", 3)
     patch.setattr("eagle.runtime.runtime.Graphs", Replays)
     decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
-    decoder._runtime.graph = way == "ahead"
+    decoder._runtime.graph = way in ("ahead", "captured")
     return decoder
 
 
 # With rows behind each other; in blocks; and as on a GPU, where cycles are started ahead and
-# prompts are read behind them.
-WAYS = ("rows", "blocks", "ahead")
+# prompts are read behind them, one by one or in captured passes that take any pieces.
+WAYS = ("rows", "blocks", "ahead", "captured")
 
 
 @pytest.fixture(params=WAYS)

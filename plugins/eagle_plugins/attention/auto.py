@@ -48,6 +48,10 @@ class Auto:
         """Whether it finds rows in blocks: where its kernels run."""
         return bool(self._dtypes)
 
+    def packs_unseen(self, dtype: torch.dtype, head_dim: int) -> bool:
+        """Whether the kernel serves packed passes of these: SDPA asks the host for their pieces."""
+        return dtype in self._dtypes and self._triton.packs_unseen(dtype, head_dim)
+
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return None: what the kernel cannot serve, SDPA does."""
         return None

@@ -39,6 +39,7 @@ class PiecesPlan:
     ) -> PiecesPlan:
         """Plan a packed pass; see `eagle.plugin.AttentionBackend.plan`."""
         assert step.segments is not None
+        assert step.segments.pieces is not None, "such a pass is not captured (`packs_unseen`)"
         options: dict[str, Any] = {} if window is None else {"window": window}
         steps = []
         for number, (_, start, count) in enumerate(step.segments.pieces):

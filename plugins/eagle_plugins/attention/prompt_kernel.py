@@ -20,7 +20,7 @@ __all__ = ["launch"]
 _LOG2_E = 1.4426950408889634
 
 
-@triton.jit(do_not_specialize=["window", "segments"])
+@triton.jit(do_not_specialize=["window", "segments", "entries"])
 def _read(
     query_ptr,
     key_ptr,
@@ -41,6 +41,7 @@ def _read(
     stride_vn,
     stride_pb,
     segments,
+    entries,
     GROUPS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE: tl.constexpr,
@@ -55,13 +56,23 @@ def _read(
 ):
     """Attend from one tile of one segment's entries, for one query head."""
     head, heads = tl.program_id(1), tl.num_programs(1)
+    d = tl.arange(0, BLOCK_D)
+    inside = d < HEAD_DIM
     # Which of the segments' tiles this is; there are a few programs more than tiles.
     s = tl.arange(0, BLOCK_S)
     begins = tl.load(offset_ptr + s, mask=s < segments, other=0)
     ends = tl.load(offset_ptr + s + 1, mask=s < segments, other=0)
     tiles = (ends - begins + BLOCK_M - 1) // BLOCK_M
     before = tl.cumsum(tiles, 0) - tiles
-    if tl.program_id(0) >= tl.sum(tiles, 0):
+    spare = tl.program_id(0) - tl.sum(tiles, 0)
+    if spare >= 0:
+        # Of entries behind all segments nothing is known; no part of what follows is to be NaN.
+        m = (tl.max(ends, 0) + spare * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
+        tl.store(
+            out_ptr + ((m * heads + head) * HEAD_DIM)[:, None] + d[None, :],
+            tl.zeros([BLOCK_M, BLOCK_D], out_ptr.dtype.element_ty),
+            mask=(m < entries)[:, None] & inside[None, :],
+        )
         return
     here = (before <= tl.program_id(0)) & (tl.program_id(0) < before + tiles)
     segment = tl.sum(tl.where(here, s, 0), 0)
@@ -72,8 +83,6 @@ def _read(
     m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     real = m < count
     own = length + m  # the row of each entry, the last that it sees
-    d = tl.arange(0, BLOCK_D)
-    inside = d < HEAD_DIM
     n = tl.arange(0, BLOCK_N)
     at_entry = (entry + m).to(tl.int64)
     query = tl.load(
@@ -172,7 +181,8 @@ def launch(
             written.
         values: the same shape.
         lengths: int64 ``[S]``, committed rows of each segment.
-        offsets: int32 ``[S + 1]``, where each segment's entries begin, and T.
+        offsets: int32 ``[S + 1]``, where each segment's entries begin, and the last ends. Segments
+            may be empty; what T counts beyond them belongs to none and becomes zero.
         table: int32 ``[S, M]``, contiguous: the blocks of each segment's text.
         scale: factor on the scores before the softmax, above zero.
         tiling: block sizes, warps and stages.
@@ -207,6 +217,7 @@ def launch(
             *values.stride()[1:3],
             table.stride(0),
             segments,
+            entries,
             GROUPS=heads // keys.shape[1],
             HEAD_DIM=head_dim,
             PAGE=page,

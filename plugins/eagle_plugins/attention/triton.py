@@ -105,6 +105,10 @@ class Triton:
         self._sdpa = Sdpa(SdpaConfig(), context)
         self._tickets: Tensor | None = None
 
+    def packs_unseen(self, dtype: torch.dtype, head_dim: int) -> bool:
+        """Whether the host is not asked for the pieces of a packed pass over blocks."""
+        return head_dim <= MAX_HEAD_DIM
+
     def unsupported(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Return what of this the kernel is not made for, or None."""
         if dtype not in DTYPES:

@@ -153,10 +153,11 @@ PIECES = st.lists(
     window=WINDOWS,
     softcap=CAPS,
     sinks=st.booleans(),
+    spare=st.sampled_from([(0, 0), (0, 5), (2, 0), (3, 70)]),
     seed=st.integers(0, 999),
 )
 def test_the_prompt_kernel_agrees_with_the_naive_twin(
-    device, sizes, groups, size, blocks, half, window, softcap, sinks, seed
+    device, sizes, groups, size, blocks, half, window, softcap, sinks, spare, seed
 ):
     dtype = torch.float16 if half else torch.float32
     if CUDA_HERE and not half:
@@ -168,19 +169,28 @@ def test_the_prompt_kernel_agrees_with_the_naive_twin(
     step = Step.packed(pieces, torch.device(device))
     options = {"window": window, "softcap": softcap}
     options["sinks"] = sinks_for(query, seed) if sinks else None
+    # A captured pass has room for more segments, which are empty, and for more entries.
+    empty, padding = spare
+    last = torch.tensor([len(pieces) - 1] * empty, dtype=torch.int64, device=device)
+    slots_of = torch.cat((step.segments.slots, step.segments.slots[last]))
+    offsets = step.segments.offsets
+    count = offsets[-1:]
     with poison():
         found = prompt_kernel.launch(
-            query,
+            torch.cat(
+                (query, torch.full_like(query[:, :, :1], torch.nan).repeat(1, 1, padding, 1)), 2
+            ),
             *stores,
-            step.lengths,
-            step.segments.offsets,
-            table[step.segments.slots],
+            torch.cat((step.lengths, step.lengths[last])),
+            torch.cat((offsets, count.repeat(empty))),
+            table[slots_of],
             0.1,
             Tiling(*blocks, 1, 4, 2),
             BLOCK,
             **options,
         )
-    close(found, expected_of(query, keys, values, pieces, 0.1, **options), dtype)
+    assert not found[:, int(count) :].any(), "what belongs to nobody is zero"
+    close(found[:, : int(count)], expected_of(query, keys, values, pieces, 0.1, **options), dtype)
 
 
 @pytest.mark.parametrize("device", DEVICES)
