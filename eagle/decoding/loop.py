@@ -233,7 +233,8 @@ class Loop:
                     return
             elif self._passes.flow:
                 self._admit()
-                if seats.reader and self._passes.behind():
+                reader, slots = seats.reader, len(seats.batch.requests)
+                if reader and self._passes.behind() and (not self._waiting or reader.worth(slots)):
                     self._behind.append(self._passes.read())
             self._read_last = False
             if seats.batch:

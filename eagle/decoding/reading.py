@@ -14,6 +14,10 @@ from eagle.decoding.requests import Request
 
 __all__ = ["Reader", "apart"]
 
+_FULL = 256  # tokens, by which a pass takes longer than reading the target's weights does
+_FEW = 8  # one in so many slots: those that a pass is worth it for, while others wait for slots
+_PATIENCE = 8  # cycles that a prompt waits for others, at most
+
 
 class Reader:
     """Prompts that are being read, in the order in which they came.
@@ -23,7 +27,7 @@ class Reader:
     """
 
     def __init__(self, budget: int) -> None:
-        self._budget = budget
+        self._budget, self._waited = budget, 0
         self._waiting: dict[int, Piece[Request]] = {}  # what is left of each, by slot
 
     def __bool__(self) -> bool:
@@ -46,8 +50,23 @@ class Reader:
         """Leave a prompt unread from here on."""
         self._waiting.pop(slot, None)
 
+    def worth(self, slots: int) -> bool:
+        """Whether prompts are to be read behind a cycle now, rather than with more of them later.
+
+        A pass over few tokens takes as long as reading the target's weights. So while more requests
+        wait than there are slots, an eighth of the slots is better read into at once: by then
+        their idling has cost about what another pass would.
+
+        Args:
+            slots: how many there are.
+        """
+        few = len(self._waiting) * _FEW < slots and sum(map(_size, self._waiting.values())) < _FULL
+        self._waited = self._waited + 1 if few else 0
+        return not few or self._waited > _PATIENCE
+
     def take(self) -> list[Piece[Request]]:
         """Return the pieces of the next pass, in the order of slots; they count as read."""
+        self._waited = 0
         if not self._waiting:
             return []
         oldest, *others = self._waiting.values()

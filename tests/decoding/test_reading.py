@@ -66,3 +66,25 @@ def test_prompts_with_processors_are_read_alone_and_in_order():
         reader.add(slot, request(2, processors))
     groups = apart(reader.take())
     assert [[piece.slot for piece in group] for group in groups] == [[0, 1], [2], [3, 4]]
+
+
+def test_few_short_prompts_wait_for_others_but_not_for_ever():
+    reader = Reader(4096)
+    reader.add(0, request(20))
+    assert reader.worth(8), "one of eight slots idles: that costs more than a pass"
+    assert not reader.worth(32)
+    reader.add(1, request(30))
+    reader.add(2, request(9))
+    assert not reader.worth(32)
+    reader.add(3, request(9))
+    assert reader.worth(32)
+    reader.take()
+    reader.add(4, request(300))
+    assert reader.worth(32), "so many tokens keep the device busy by themselves"
+    reader.take()
+    reader.add(5, request(9))
+    waited = [reader.worth(32) for _ in range(9)]
+    assert waited == [False] * 8 + [True]
+    reader.take()
+    reader.add(6, request(9))
+    assert [reader.worth(32) for _ in range(9)] == waited, "each pass begins anew"

@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle import Decoder, SamplingParams
+from eagle.decoding.passes import Passes
 from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, NumericalError, RequestError
+from eagle.runtime import Arrival
 from eagle.runtime.runtime import Runtime
 from eagle.target import Target
 from eagle.testing import tiny_text
@@ -219,6 +221,44 @@ def test_hundreds_that_come_and_go_leave_memory_as_it_was(decoder, alone):
 @pytest.mark.timeout(3600)
 def test_thousands_that_come_and_go_leave_memory_as_it_was(decoder, alone):
     soak(decoder, alone, FUZZ, seed=None)
+
+
+def test_the_next_cycle_is_sent_before_what_came_of_one_is_known(spec, pair, alone, monkeypatch):
+    decoder, did = made("ahead", spec, pair, monkeypatch, slots=4), []
+    cycle, read = Passes.cycle, Arrival.read
+    monkeypatch.setattr(Passes, "cycle", lambda *args: did.append("sent") or cycle(*args))
+    monkeypatch.setattr(Arrival, "read", lambda self: did.append("read") or read(self))
+    tickets, seen = play(decoder, [("ask", 2)]), [*did]
+    assert seen[:4] == ["read", "sent", "sent", "read"]  # the prompt's first token comes first
+    rest = seen[4:] if seen[-2:] == ["sent", "read"] else seen[4:-1]
+    assert rest == ["sent", "read"] * (len(rest) // 2)
+    did.clear()
+    decoder.generate([3, 4, 5], max_new_tokens=2, ignore_eos=True)
+    assert did == ["read", "sent", "read"], "none is sent behind one that is the last for certain"
+    check(decoder, tickets, alone)
+    # Where the host is asked, or is to say something of each token, it is known first.
+    did.clear()
+    decoder.generate([3, 4, 5], max_new_tokens=9, logprobs=1, ignore_eos=True)
+    assert ["sent", "sent"] not in [did[place : place + 2] for place in range(len(did))]
+
+
+def test_few_prompts_wait_for_others_while_requests_wait_for_slots(spec, pair, alone, monkeypatch):
+    decoder, read, original = made("captured", spec, pair, monkeypatch, slots=24), [], Passes.read
+    monkeypatch.setattr("eagle.decoding.reading._FULL", 10_000)
+    monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": 10_000})
+    decoder.loop.let_go()
+
+    def noted(self):
+        read.append(len(list(self._seats.reader.slots)))
+        return original(self)
+
+    monkeypatch.setattr(Passes, "read", noted)
+    numbers = [number for number in range(48) if number % 6]
+    tickets = play(decoder, [("ask", number) for number in numbers])
+    assert sum(read) == len(numbers)
+    assert read[0] == 24
+    assert all(count >= 3 for count in read[1:-1]), "but for the last, of whom there are no more"
+    check(decoder, tickets, alone)
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["eager", "ahead"])
