@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
@@ -16,8 +19,10 @@ from eagle.plugin import MeasuredHead, RankRates, default_registry
 from eagle.spec import NONE, ComponentSpec, DecoderSpec
 from eagle.target import (
     Target,
+    Together,
     load_target,
     loading,
+    meet,
     quantizing,
     resolve_device,
     resolve_dtype,
@@ -80,12 +85,15 @@ def prepare(
         return Subjects(first.target.model, {name: named[name] for name in decoders}, decoders)
 
     source = loading.locate(first.target, first.folder)
+    together = meet(first.target, shape.config(loading.describe(source)[1]), shape.name)
     device = resolve_device(first.target.device)
+    if together is not None and device.type == "cuda":
+        device = torch.device("cuda", torch.cuda.current_device())  # each process has its own
     model = loading.load_model(source, resolve_dtype(first.target.dtype, device), device)
     tokenizer = loading.load_tokenizer(source)
     progress(f"building the {shape.name} shape")
     # Before the source is a target itself, which rearranges its weights.
-    wide_model = widen_model(model, shape)
+    wide_model = widen_model(model, shape, together=together)
     if first.runtime.quantize is not None:
         quantizing.quantize(wide_model, first.runtime.quantize)
     narrow = Target(model, tokenizer, first.target.model)
@@ -141,15 +149,29 @@ def _widened(spec: DecoderSpec, narrow: Target, wide: Target, shape: Shape) -> D
     head = resolved.head
     head.load(narrow, resolved.attention)
     rates = RankRates.read(head.folder) if isinstance(head, MeasuredHead) else None
-    with tempfile.TemporaryDirectory(prefix="eagle-wide-head-") as folder:
-        widen_head(head, narrow.info, shape, Path(folder))
-        if rates is not None:
-            rates.write(Path(folder))  # the same function is right as often
+    with _folder(wide.together) as folder:
+        if wide.together is None or wide.together.main:
+            widen_head(head, narrow.info, shape, folder)
+            if rates is not None:
+                rates.write(folder)  # the same function is right as often
+        if wide.together is not None:
+            wide.together.least(0)  # until it is written
         parts = {
-            "head": _moved(spec.head, narrow, shape, weights=folder),
+            "head": _moved(spec.head, narrow, shape, weights=str(folder)),
             "features": _moved(spec.features, narrow, shape),
         }
         return Decoder.from_spec(spec.model_copy(update=parts), target=wide)
+
+
+@contextmanager
+def _folder(together: Together | None) -> Iterator[Path]:
+    """Yield a folder for a moment, the same in all processes that hold a target on this machine."""
+    with tempfile.TemporaryDirectory(prefix="eagle-wide-head-") as own:
+        if together is None:
+            yield Path(own)
+            return
+        yield Path(together.share(own))
+        together.least(0)  # until all have read it
 
 
 def _moved(part: ComponentSpec, narrow: Target, shape: Shape, **changes: str) -> ComponentSpec:

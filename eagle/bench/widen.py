@@ -16,7 +16,7 @@ from eagle.bench.placement import Placement
 from eagle.bench.shapes import Shape
 from eagle.errors import TargetError
 from eagle.host import free_memory
-from eagle.target import quantizing
+from eagle.target import Together, cutting, quantizing
 
 __all__ = ["fill_layer", "label", "widen_model"]
 
@@ -29,7 +29,9 @@ def label(source: str, shape: Shape) -> str:
 
 
 @torch.no_grad()
-def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
+def widen_model(
+    source: Any, shape: Shape, *, seed: int = 0, together: Together | None = None
+) -> Any:
     """Embed a Llama model exactly in a larger shape, on its device and in its dtype.
 
     Every logit is the source's, up to rounding. Each weight is made where it stays, so that no
@@ -39,6 +41,9 @@ def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
         source: a transformers Llama model.
         shape: what to embed it in.
         seed: of the weights that have no effect.
+        together: the processes that are to hold it, each a part of every layer. All make the same
+            weights, one layer at a time, and keep their part: none is sent, and the model is the
+            one that a single process makes.
 
     Returns:
         A transformers Llama or Mixtral model, frozen.
@@ -59,6 +64,9 @@ def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
         model = AutoModelForCausalLM.from_config(
             config, dtype=source.dtype, attn_implementation="sdpa"
         )
+    rank, count = (together.rank, together.count) if together is not None else (0, 1)
+    if together is not None:
+        cutting.cut(model, rank, count)
     _require_memory(model, shape, source.device)
     model.to_empty(device=source.device).eval().requires_grad_(False)
     body, origin = model.get_decoder(), source.get_decoder()
@@ -72,11 +80,13 @@ def widen_model(source: Any, shape: Shape, *, seed: int = 0) -> Any:
         given = (
             dict(origin.layers[number].named_parameters()) if number < len(origin.layers) else {}
         )
-        fill_layer(dict(layer.named_parameters()), given, place)
+        with cutting.whole(layer, rank, count) as wide:
+            fill_layer(wide, given, place)
     place.norm(body.norm.weight, origin.norm.weight)
-    readout = model.get_output_embeddings().weight
-    if readout is not model.get_input_embeddings().weight:
-        place.readout(readout, source.get_output_embeddings().weight)
+    readout = model.get_output_embeddings()
+    if readout.weight is not model.get_input_embeddings().weight:
+        with cutting.whole(readout, rank, count) as wide:
+            place.readout(wide["weight"], source.get_output_embeddings().weight)
     place.embedding(model.get_input_embeddings().weight, source.get_input_embeddings().weight)
     return model
 

@@ -40,6 +40,7 @@ except Exception as error:
     sys.exit(" ".join(str(error).split()))
 """
 _UNPLAIN = "what is compiled ahead multiplies plain weights, and the target's are {}"
+_CUT = "what is compiled ahead is for a whole target, and several processes hold this one"
 _SPACE = 400_000_000  # bytes that compiling needs for a moment, most of them precompiled headers
 _SIZES = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 
@@ -71,9 +72,10 @@ def ahead(
         layers: hidden states wanted beside the last.
         make: whether to compile where that has not been done.
     """
-    if not target.plain:  # nobody compiled for weights that are somebody else's business
-        if make:
-            log.warning("passes run uncompiled: %s", _UNPLAIN.format(target.precision))
+    if not target.plain or target.together is not None:
+        if make:  # nobody compiles for weights that are somebody else's business, or for parts
+            why = _UNPLAIN.format(target.precision) if not target.plain else _CUT
+            log.warning("passes run uncompiled: %s", why)
         return None
     if not make and not made(target.config, target.dtype):
         return None

@@ -2,10 +2,10 @@
 acceptance.
 """
 
-from eagle.target import loading, quantizing
+from eagle.target import cutting, loading, quantizing
 from eagle.target.attention_calls import Layers
 from eagle.target.causal_lm import Forward, Target
-from eagle.target.from_spec import load_target
+from eagle.target.from_spec import load_target, meet
 from eagle.target.interfaces import PassCache
 from eagle.target.placement import device_of, resolve_device, resolve_dtype
 from eagle.target.templating import template_text, template_tokens
@@ -18,9 +18,11 @@ __all__ = [
     "PassCache",
     "Target",
     "Together",
+    "cutting",
     "device_of",
     "load_target",
     "loading",
+    "meet",
     "quantizing",
     "resolve_device",
     "resolve_dtype",

@@ -19,8 +19,8 @@ from eagle.errors import TargetError, reason
 from eagle.host import Turn, Whole, in_turn
 from eagle.kernels import Switch, arrange
 from eagle.plugin import AttentionBackend
+from eagle.target import cutting, loading, probing, quantizing
 from eagle.target import interfaces as bridge
-from eagle.target import loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
 from eagle.target.layerwise import LayerCall, layers_of, one_by_one
 from eagle.target.lm_head import LmHead, width_of
@@ -81,13 +81,18 @@ class Target(Whole):
         self._stock = "sdpa" if own == bridge.ATTENTION else own
         self.layout = Switch()
         self.turn = Turn() if self.together is None else self.together.turn
-        if not self.spread:  # its layers are hooked, by what they are
+        plain = not self.spread  # else its layers are hooked, by what they are
+        if self.together is not None:
+            plain = cutting.settle(model)
+        if plain:
             arrange(model, self.layout)
+        if self.together is not None:
+            cutting.bring_together(model)
         self.body = model.get_decoder()
         if isinstance(self.body, nn.Linear):  # ModernBERT calls its LM head the decoder
             self.body = model.base_model
         settle_rotary(self.body)
-        self.layers = () if self.spread else layers_of(self.body, self.info.layers)
+        self.layers = layers_of(self.body, self.info.layers) if plain else ()
         self.precision = quantizing.precision(model, self.dtype)
         self.plain = quantizing.is_plain(self.body)
         self.lm_head = LmHead(model.get_output_embeddings(), self.config, self.dtype)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from eagle.target.memory import check_memory
 from eagle.target.placement import resolve_device, resolve_dtype
 from eagle.target.together import Together
 
-__all__ = ["load_target"]
+__all__ = ["load_target", "meet"]
 
 log = logging.getLogger("eagle.target")
 
@@ -40,12 +41,7 @@ def load_target(
     source = loading.locate(spec, folder)
     device = resolve_device(spec.device)
     _, text = loading.describe(source)
-    if spec.tp_plan:
-        loading.check_split(source.name, text)
-        if not torch.distributed.is_initialized():  # not to train
-            together = Together.join()
-            together.agree("target", spec.model_dump(mode="json"))
-            together.agree("version", versions())
+    meet(spec, text, source.name)
     dtype = resolve_dtype(spec.dtype, device)
     if spec.device_map is None:
         check_memory(
@@ -68,3 +64,27 @@ def load_target(
             str(model.dtype).removeprefix("torch."),
         )
     return Target(model, loading.load_tokenizer(source), spec.model)
+
+
+def meet(spec: TargetSpec, text: Any, name: str) -> Together | None:
+    """Meet the processes that are to hold a target, before any of its weights are there.
+
+    Args:
+        spec: the target's.
+        text: its text configuration.
+        name: what it is called.
+
+    Returns:
+        None where this process holds it by itself, or all were brought together to train.
+
+    Raises:
+        TargetError: they do not come, were given other things, or its heads cannot be shared out.
+    """
+    if not spec.tp_plan:
+        return None
+    loading.check_split(name, text)
+    if not torch.distributed.is_initialized():  # not to train
+        together = Together.join()
+        together.agree("target", spec.model_dump(mode="json"))
+        together.agree("version", versions())
+    return Together.joined()
