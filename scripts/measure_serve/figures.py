@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median, quantiles
+from typing import Any
 
-__all__ = ["First", "Whole", "batch_lines", "first_lines", "spread"]
+from measure_serve.crowd import Answers
+
+__all__ = [
+    "First",
+    "Whole",
+    "batch_lines",
+    "first_lines",
+    "many_json",
+    "many_lines",
+    "of_neighbours",
+    "spread",
+]
 
 
 @dataclass(frozen=True)
@@ -99,3 +112,57 @@ def batch_lines(found: Mapping[str, Sequence[Whole]], base: str, tokens: int) ->
             f"and its clients' {median(asking):.2f} % beside it"
         )
     return lines
+
+
+def of_neighbours(found: Sequence[Answers], base: Sequence[Answers]) -> list[float]:
+    """Return the rates of rounds over the mean of those before and behind each of them."""
+    pairs = zip(found, base[:-1], base[1:], strict=True)
+    return [2 * one.rate / (before.rate + behind.rate) for one, before, behind in pairs]
+
+
+def many_lines(
+    found: Mapping[str, Sequence[Answers]], base: str | None, about: Mapping[str, Any]
+) -> list[str]:
+    """Return a table of what many clients got.
+
+    Args:
+        found: rounds by each way; `base` has one more than the others.
+        base: the way that others are held against; None where there is none.
+        about: what was asked.
+    """
+    lines = [
+        f"{about['clients']} clients, {about['each']} prompts each, {about['tokens']} new tokens, "
+        f"temperature {about['temperature']:g}; median (least to most) of rounds",
+        "| | rounds | tokens/s | of the engine's | tau | first token, median s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, some in found.items():
+        share = of_neighbours(some, found[base]) if base not in (None, name) else []
+        cells = [
+            name,
+            str(len(some)),
+            _ranged([one.rate for one in some], ",.0f"),
+            _ranged(share, ".3f") if share else "",
+            f"{median(one.tau for one in some):.2f}",
+            _ranged([median(one.firsts) for one in some], ".3f") if some[0].firsts else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def many_json(
+    found: Mapping[str, Sequence[Answers]], base: str | None, about: Mapping[str, Any]
+) -> str:
+    """Return what many clients got, round by round, as JSON; see `many_lines`."""
+    ways = {
+        name: {
+            "rounds": [{**asdict(one), "rate": one.rate, "tau": one.tau} for one in some],
+            "of_neighbours": of_neighbours(some, found[base]) if base not in (None, name) else None,
+        }
+        for name, some in found.items()
+    }
+    return json.dumps({**about, "base": base, "ways": ways}, indent=1)
+
+
+def _ranged(values: Sequence[float], form: str) -> str:
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
