@@ -25,7 +25,7 @@ from measure_serve.crowd import Answers, Crowd, crowds, model_at
 from measure_serve.figures import many_json, many_lines
 from measure_serve.sites import serving
 
-__all__ = ["decoder_of", "measure_many", "queue_of", "rounds", "whole_queue"]
+__all__ = ["answers", "decoder_of", "measure_many", "queue_of", "rounds", "whole_queue"]
 
 ENGINE, SERVER = "the engine", "the server"
 Way = Callable[[], Answers]
@@ -33,7 +33,8 @@ Way = Callable[[], Answers]
 
 def measure_many(given: argparse.Namespace) -> None:
     """Measure by all ways that are wished, print what that took, and write it down."""
-    until = time.perf_counter() + 60 * given.minutes
+    began = time.perf_counter()
+    until = began + 60 * given.minutes
     with apart(crowds) as ask, ExitStack() as stack:
         ways: dict[str, Way] = {}
         prompts = queue_of(given)
@@ -42,8 +43,14 @@ def measure_many(given: argparse.Namespace) -> None:
             engine = stack.enter_context(Engine(decoder_of(given), queue=len(prompts)))
             engine.warm_up()
             ways = _own(engine, ask, prompts, given)
-        for url in given.url:
-            ways[url] = _asked(ask, _crowd(urlsplit(url).port or 80, prompts, given))
+        for url in given.url:  # it may still start while an engine does
+            port = urlsplit(url).port or 80
+            if answers(port, began + 30 * given.minutes):
+                ways[url] = _asked(ask, _crowd(port, prompts, given))
+            else:
+                print(f"nobody answers at {url}", flush=True)
+        if not ways:
+            raise SystemExit("there is nobody to ask")
         found = rounds(ways, given.rounds, until)
         about = {
             "spec": given.spec,
@@ -56,6 +63,18 @@ def measure_many(given: argparse.Namespace) -> None:
         print(*many_lines(found, base, about), sep="\n", flush=True)
         if given.json:
             Path(given.json).write_text(many_json(found, base, about))
+
+
+def answers(port: int, until: float) -> bool:
+    """Return whether a server answers, or does so before a time of `time.perf_counter`."""
+    while True:
+        try:
+            model_at(port)
+            return True
+        except (OSError, ValueError):
+            if time.perf_counter() > until:
+                return False
+        time.sleep(0.5)
 
 
 def queue_of(given: argparse.Namespace) -> tuple[str, ...]:

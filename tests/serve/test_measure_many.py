@@ -16,7 +16,7 @@ from eagle import Engine
 from measure_serve.asking import apart
 from measure_serve.crowd import Answers, Crowd, crowds, model_at
 from measure_serve.figures import many_json, many_lines, of_neighbours
-from measure_serve.many import queue_of, rounds, whole_queue
+from measure_serve.many import answers, queue_of, rounds, whole_queue
 from measure_serve.sites import serving
 
 ABOUT = {"clients": 2, "each": 1, "tokens": 4, "temperature": 0.0}
@@ -128,6 +128,13 @@ def test_the_server_answers_what_the_engine_does(decoder):
     assert (alone.steps, alone.accepted) == (served.steps, served.accepted)
     assert alone.steps > 0
     assert alone.tau > 1
+
+
+def test_who_does_not_answer_in_time_is_not_waited_for():
+    with theirs() as server:
+        port = server.server_port
+        assert answers(port, time.perf_counter())
+    assert not answers(port, time.perf_counter() + 0.1)
 
 
 def test_each_client_has_as_many_prompts():
