@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
@@ -15,6 +16,7 @@ __all__ = [
     "Whole",
     "batch_lines",
     "first_lines",
+    "interval",
     "many_json",
     "many_lines",
     "of_neighbours",
@@ -48,11 +50,13 @@ class Whole:
         seconds: by the clock.
         spent: processor time of the process with the engine and the servers.
         asking: processor time of the clients, on the same cores; 0 where there are none.
+        serving: of `spent`, what the servers' own threads took.
     """
 
     seconds: float
     spent: float
     asking: float = 0.0
+    serving: float = 0.0
 
 
 def spread(values: Sequence[float], form: str, unit: str) -> str:
@@ -63,6 +67,17 @@ def spread(values: Sequence[float], form: str, unit: str) -> str:
     """
     low, _, high = quantiles(values)
     return f"{median(values):{form}}{unit} ({low:{form}} to {high:{form}})"
+
+
+def interval(values: Sequence[float], times: int = 4000) -> tuple[float, float]:
+    """Return what holds the median of such values in 95 of 100 cases, by drawing from them again.
+
+    >>> interval([2.0] * 10)
+    (2.0, 2.0)
+    """
+    draw = random.Random(0).choices
+    drawn = sorted(median(draw(values, k=len(values))) for _ in range(times))
+    return drawn[round(0.025 * times)], drawn[round(0.975 * times) - 1]
 
 
 def first_lines(found: Mapping[str, Sequence[First]], base: str, floor: str) -> list[str]:
@@ -106,12 +121,20 @@ def batch_lines(found: Mapping[str, Sequence[Whole]], base: str, tokens: int) ->
         lost = [(1 - other.seconds / one.seconds) * 100 for one, other in pairs]
         spent = [(one.spent / other.spent - 1) * 100 for one, other in pairs]
         asking = [one.asking / other.spent * 100 for one, other in pairs]
-        lines.append(
+        serving = [one.serving / one.spent * 100 for one in others]
+        lines += [
             f"    {name}: {tokens / median(one.seconds for one in others):.1f} tokens/s, lost "
-            f"{spread(lost, '.2f', ' %')}; processor time {spread(spent, '+.2f', ' %')}, "
-            f"and its clients' {median(asking):.2f} % beside it"
-        )
+            f"{spread(lost, '.2f', ' %')}, median {_held(lost)}",
+            f"        processor time {spread(spent, '+.2f', ' %')}, median {_held(spent)}; "
+            f"of it, the server's threads {spread(serving, '.2f', ' %')}; the clients' beside it "
+            f"{median(asking):.2f} %",
+        ]
     return lines
+
+
+def _held(values: Sequence[float]) -> str:
+    low, high = interval(values)
+    return f"within {low:+.2f} to {high:+.2f} % (95 %)"
 
 
 def of_neighbours(found: Sequence[Answers], base: Sequence[Answers]) -> list[float]:

@@ -30,7 +30,7 @@ from eagle.decoding import Engine, Handle
 from measure_serve.asking import REST, Order, Taken, apart, clients
 from measure_serve.figures import First, Whole, batch_lines, first_lines
 from measure_serve.many import measure_many
-from measure_serve.sites import bare, greeting, serving
+from measure_serve.sites import bare, greeting, serving, spent_by_servers
 
 __all__ = ["main"]
 
@@ -104,8 +104,14 @@ class Ways:
             for handle in handles:
                 assert isinstance(handle.result().text, str)
             return Whole(time.perf_counter() - began, time.process_time() - spent)
+        serving = spent_by_servers()
         taken = self._ask(Order(self._ports[name], prompts, tokens))
-        return Whole(taken.ended - taken.began, time.process_time() - spent, taken.spent)
+        return Whole(
+            taken.ended - taken.began,
+            time.process_time() - spent,
+            taken.spent,
+            spent_by_servers() - serving,
+        )
 
 
 def turns(ways: list[str], what: Callable[[str], Any], rounds: int) -> dict[str, list[Any]]:
