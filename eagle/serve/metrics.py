@@ -122,7 +122,7 @@ class _EngineCollector:
             ("eagle_requests_running", "Requests with a slot.", stats.active),
             ("eagle_slots", "How many requests can have a slot.", stats.slots),
             ("eagle_blocks_in_use", "Blocks of the cache that texts have.", stats.blocks),
-            ("eagle_blocks_total", "Blocks of the cache.", stats.total_blocks),
+            ("eagle_blocks", "Blocks of the cache.", stats.total_blocks),
             (
                 "eagle_tokens_per_second",
                 "Tokens given in the last ten seconds.",

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median, quantiles
+from typing import Any
 
-__all__ = ["First", "Whole", "batch_lines", "first_lines", "spread"]
+from measure_serve.crowd import Answers
+
+__all__ = [
+    "First",
+    "Whole",
+    "batch_lines",
+    "first_lines",
+    "interval",
+    "many_json",
+    "many_lines",
+    "of_neighbours",
+    "spread",
+]
 
 
 @dataclass(frozen=True)
@@ -35,11 +50,13 @@ class Whole:
         seconds: by the clock.
         spent: processor time of the process with the engine and the servers.
         asking: processor time of the clients, on the same cores; 0 where there are none.
+        serving: of `spent`, what the servers' own threads took.
     """
 
     seconds: float
     spent: float
     asking: float = 0.0
+    serving: float = 0.0
 
 
 def spread(values: Sequence[float], form: str, unit: str) -> str:
@@ -50,6 +67,17 @@ def spread(values: Sequence[float], form: str, unit: str) -> str:
     """
     low, _, high = quantiles(values)
     return f"{median(values):{form}}{unit} ({low:{form}} to {high:{form}})"
+
+
+def interval(values: Sequence[float], times: int = 4000) -> tuple[float, float]:
+    """Return what holds the median of such values in 95 of 100 cases, by drawing from them again.
+
+    >>> interval([2.0] * 10)
+    (2.0, 2.0)
+    """
+    draw = random.Random(0).choices
+    drawn = sorted(median(draw(values, k=len(values))) for _ in range(times))
+    return drawn[round(0.025 * times)], drawn[round(0.975 * times) - 1]
 
 
 def first_lines(found: Mapping[str, Sequence[First]], base: str, floor: str) -> list[str]:
@@ -93,9 +121,71 @@ def batch_lines(found: Mapping[str, Sequence[Whole]], base: str, tokens: int) ->
         lost = [(1 - other.seconds / one.seconds) * 100 for one, other in pairs]
         spent = [(one.spent / other.spent - 1) * 100 for one, other in pairs]
         asking = [one.asking / other.spent * 100 for one, other in pairs]
-        lines.append(
+        serving = [one.serving / one.spent * 100 for one in others]
+        lines += [
             f"    {name}: {tokens / median(one.seconds for one in others):.1f} tokens/s, lost "
-            f"{spread(lost, '.2f', ' %')}; processor time {spread(spent, '+.2f', ' %')}, "
-            f"and its clients' {median(asking):.2f} % beside it"
-        )
+            f"{spread(lost, '.2f', ' %')}, median {_held(lost)}",
+            f"        processor time {spread(spent, '+.2f', ' %')}, median {_held(spent)}; "
+            f"of it, the server's threads {spread(serving, '.2f', ' %')}; the clients' beside it "
+            f"{median(asking):.2f} %",
+        ]
     return lines
+
+
+def _held(values: Sequence[float]) -> str:
+    low, high = interval(values)
+    return f"within {low:+.2f} to {high:+.2f} % (95 %)"
+
+
+def of_neighbours(found: Sequence[Answers], base: Sequence[Answers]) -> list[float]:
+    """Return the rates of rounds over the mean of those before and behind each of them."""
+    pairs = zip(found, base[:-1], base[1:], strict=True)
+    return [2 * one.rate / (before.rate + behind.rate) for one, before, behind in pairs]
+
+
+def many_lines(
+    found: Mapping[str, Sequence[Answers]], base: str | None, about: Mapping[str, Any]
+) -> list[str]:
+    """Return a table of what many clients got.
+
+    Args:
+        found: rounds by each way; `base` has one more than the others.
+        base: the way that others are held against; None where there is none.
+        about: what was asked.
+    """
+    lines = [
+        f"{about['clients']} clients, {about['each']} prompts each, {about['tokens']} new tokens, "
+        f"temperature {about['temperature']:g}; median (least to most) of rounds",
+        "| | rounds | tokens/s | of the engine's | tau | first token, median s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, some in found.items():
+        share = of_neighbours(some, found[base]) if base not in (None, name) else []
+        cells = [
+            name,
+            str(len(some)),
+            _ranged([one.rate for one in some], ",.0f"),
+            _ranged(share, ".3f") if share else "",
+            f"{median(one.tau for one in some):.2f}",
+            _ranged([median(one.firsts) for one in some], ".3f") if some[0].firsts else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def many_json(
+    found: Mapping[str, Sequence[Answers]], base: str | None, about: Mapping[str, Any]
+) -> str:
+    """Return what many clients got, round by round, as JSON; see `many_lines`."""
+    ways = {
+        name: {
+            "rounds": [{**asdict(one), "rate": one.rate, "tau": one.tau} for one in some],
+            "of_neighbours": of_neighbours(some, found[base]) if base not in (None, name) else None,
+        }
+        for name, some in found.items()
+    }
+    return json.dumps({**about, "base": base, "ways": ways}, indent=1)
+
+
+def _ranged(values: Sequence[float], form: str) -> str:
+    return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

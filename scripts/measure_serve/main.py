@@ -15,24 +15,22 @@ is not in that, but in the whole.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import multiprocessing
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from eagle.bench import PROMPTS
 from eagle.decoding import Engine, Handle
-from eagle.serve import Running, Service, Settings, create_app, reserved
-from measure_serve.asking import REST, Order, Taken, clients
+from measure_serve.asking import REST, Order, Taken, apart, clients
 from measure_serve.figures import First, Whole, batch_lines, first_lines
-from measure_serve.floors import Bare, hello
+from measure_serve.many import measure_many
+from measure_serve.sites import bare, greeting, serving, spent_by_servers
 
 __all__ = ["main"]
 
@@ -60,45 +58,10 @@ class Noting(Engine):
 @contextmanager
 def opened(engine: Engine) -> Iterator[dict[str, int]]:
     """Have all servers for the length of a block; gives their ports."""
-    ports: dict[str, int] = {}
-    started: list[Running] = []
-    threads = []
-    ended = threading.Event()
-    for name in (KEPT, HELLO, BARE):
-        listening = reserved("127.0.0.1", 0)
-        listening.listen(100)
-        ports[name] = listening.getsockname()[1]
-        service = Service(engine, Settings())
-        app = create_app(engine, service=service) if name != HELLO else hello()
-        running = Running(service, app, print)
-        if name == BARE:  # in the same kind of event loop as the others
-            factory = running.config.get_loop_factory()
-            target: Callable[[], None] = partial(_bare, engine, listening, factory, ended)
-        else:
-            started.append(running)
-            target = partial(running.run, [listening])
-        threads.append(threading.Thread(target=target, daemon=True))
-        threads[-1].start()
-    while not all(running.started for running in started):
-        time.sleep(0.01)
-    try:
-        yield {**ports, OWN: ports[KEPT]}
-    finally:
-        ended.set()
-        for running in started:
-            running.should_exit = True
-        for thread in threads:
-            thread.join()
-
-
-def _bare(engine: Engine, listening: Any, factory: Any, ended: threading.Event) -> None:
-    async def serve() -> None:
-        loop = asyncio.get_running_loop()
-        async with await loop.create_server(lambda: Bare(engine), sock=listening):
-            await asyncio.to_thread(ended.wait)
-
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(serve())
+    with ExitStack() as stack:
+        port = stack.enter_context(serving(engine))
+        hello = stack.enter_context(greeting(engine))
+        yield {KEPT: port, OWN: port, HELLO: hello, BARE: stack.enter_context(bare(engine))}
 
 
 class Ways:
@@ -141,8 +104,14 @@ class Ways:
             for handle in handles:
                 assert isinstance(handle.result().text, str)
             return Whole(time.perf_counter() - began, time.process_time() - spent)
+        serving = spent_by_servers()
         taken = self._ask(Order(self._ports[name], prompts, tokens))
-        return Whole(taken.ended - taken.began, time.process_time() - spent, taken.spent)
+        return Whole(
+            taken.ended - taken.began,
+            time.process_time() - spent,
+            taken.spent,
+            spent_by_servers() - serving,
+        )
 
 
 def turns(ways: list[str], what: Callable[[str], Any], rounds: int) -> dict[str, list[Any]]:
@@ -181,27 +150,28 @@ def main() -> None:
     parser.add_argument("spec", nargs="?", default="eagle")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--first", type=int, default=40, help="rounds for the first token")
+    many = parser.add_argument_group("many clients, instead (SPEC may be 'none', with --url)")
+    many.add_argument("--clients", type=int, help="who ask at a time; an engine has as many slots")
+    many.add_argument("--each", type=int, default=3, help="prompts for each client")
+    many.add_argument("--temperature", type=float, default=0.0)
+    many.add_argument("--prompts", type=Path, metavar="FILE", help="as for `eagle bench`")
+    many.add_argument("--shape", help="of a larger model, as for `eagle bench`")
+    many.add_argument("--pair", metavar="FOLDER", help="with the folders `target` and `head`")
+    many.add_argument("--url", action="append", default=[], help="a server on this machine, too")
+    many.add_argument("--minutes", type=float, default=60.0, help="begin no round behind these")
+    many.add_argument("--json", type=Path, metavar="FILE", help="write all figures there, too")
     given = parser.parse_args()
 
-    spawn = multiprocessing.get_context("spawn")
-    orders, results = spawn.Queue(), spawn.Queue()
-    asking = spawn.Process(target=clients, args=(orders, results), daemon=True)
-    asking.start()
-
-    def ask(order: Order) -> Taken:
-        orders.put(order)
-        taken: Taken = results.get(timeout=300)
-        return taken
-
-    try:
-        with Noting.from_spec(given.spec, [f"runtime.max_batch={given.batch}", *given.set]) as made:
-            assert isinstance(made, Noting)
-            with opened(made) as ports:
-                measure(Ways(made, ask, ports), given)
-                orders.put(None)
-                asking.join()
-    finally:
-        asking.terminate()
+    if given.clients:
+        measure_many(given)
+        return
+    with (
+        apart(clients) as ask,
+        Noting.from_spec(given.spec, [f"runtime.max_batch={given.batch}", *given.set]) as made,
+    ):
+        assert isinstance(made, Noting)
+        with opened(made) as ports:
+            measure(Ways(made, ask, ports), given)

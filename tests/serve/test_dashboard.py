@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from eagle.serve import reserved
 
 FILE = Path(__file__).parents[2] / "docs/examples/grafana/dashboard.json"
 BOARD = json.loads(FILE.read_text())
@@ -27,6 +35,56 @@ def told(site):
             if not sample.name.endswith("_created"):
                 found.setdefault(sample.name, set()).update(sample.labels)
     return found
+
+
+@pytest.fixture(scope="module")
+def prometheus(site, tmp_path_factory):
+    """Ask a Prometheus that reads the server's figures and has read some requests."""
+    if not (program := shutil.which("prometheus")):
+        pytest.skip("prometheus (a package of Debian's) is missing")
+    folder = tmp_path_factory.mktemp("prometheus")
+    reads = {"job_name": "eagle", "static_configs": [{"targets": [f"127.0.0.1:{site.port}"]}]}
+    config = {"global": {"scrape_interval": "1s"}, "scrape_configs": [reads]}
+    (folder / "prometheus.yml").write_text(json.dumps(config))  # JSON is YAML, too
+    with reserved("127.0.0.1", 0) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    options = {
+        "config.file": folder / "prometheus.yml",
+        "storage.tsdb.path": folder / "data",
+        "web.listen-address": address,
+    }
+    log = (folder / "log").open("w")
+    run = subprocess.Popen(
+        [program, *(f"--{name}={value}" for name, value in options.items())], stderr=log
+    )
+
+    def ask(query):
+        asked = urllib.parse.urlencode({"query": query})
+        with urllib.request.urlopen(f"http://{address}/api/v1/query?{asked}", timeout=10) as given:
+            return json.load(given)["data"]["result"]
+
+    def count():
+        try:
+            return float(ask("sum(eagle_time_to_first_token_seconds_count)")[0]["value"][1])
+        except (OSError, IndexError):  # it still starts, or has read nothing
+            return -1.0
+
+    try:
+        until = time.monotonic() + 60
+        while count() < 0:  # a rate is of two readings with requests between them
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.2)
+        before = count()
+        for seed in range(4):
+            assert site.chat(seed=seed, max_tokens=12).status == 200
+        while count() < before + 4:
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        yield ask
+    finally:
+        run.terminate()
+        run.wait(30)
+        log.close()
 
 
 def names(query):
@@ -73,6 +131,23 @@ def test_each_query_is_promql(query):
         query = query.replace(name, value)
     assert "$" not in query
     promql.parse(query)
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_prometheus_answers_each_query(prometheus, query):
+    for name, value in VARIABLES.items():
+        query = query.replace(name, value)
+    given = prometheus(query)
+    assert given
+    assert any(not math.isnan(float(one["value"][1])) for one in given)
+
+
+def test_prometheus_finds_nothing_wrong_with_how_figures_are_told(site):
+    if not (program := shutil.which("promtool")):
+        pytest.skip("promtool (of Debian's package prometheus) is missing")
+    text = site.ask("GET", "/metrics").content
+    checked = subprocess.run([program, "check", "metrics"], input=text, capture_output=True)
+    assert checked.returncode == 0, checked.stderr.decode()
 
 
 def test_grafanas_own_types_keep_all_that_the_dashboard_says():

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from measure_serve.asking import Order, clients
-from measure_serve.figures import First, Whole, batch_lines, first_lines
+from measure_serve.figures import First, Whole, batch_lines, first_lines, interval
 from measure_serve.main import (
     BARE,
     ENGINE,
@@ -65,6 +65,8 @@ def test_a_batch_is_answered_whole_by_all_ways(ways):
         assert after.finished - before.finished == 3
         assert found.seconds > 0
         assert (found.asking > 0) == (name != ENGINE)
+        assert (found.serving > 0) == (name != ENGINE)
+        assert found.serving < found.spent
 
 
 def test_each_round_asks_every_way_once_and_the_first_is_left_out():
@@ -92,12 +94,20 @@ def test_what_a_server_adds_is_the_median_of_differences_within_rounds_with_noth
 
 def test_a_batchs_clients_are_told_beside_what_the_server_lost():
     engine = [Whole(1.0, 2.0), Whole(2.0, 4.0)]
-    server = [Whole(1.25, 2.2, 0.1), Whole(2.5, 4.4, 0.2)]
+    server = [Whole(1.25, 2.2, 0.1, 0.11), Whole(2.5, 4.4, 0.2, 0.22)]
     lines = batch_lines({"engine": engine, "server": server}, "engine", 300)
     assert "engine 200.0 tokens/s" in lines[0]
     assert "lost 20.00 %" in lines[1]
-    assert "processor time +10.00 %" in lines[1]
-    assert "5.00 % beside it" in lines[1]
+    assert "processor time +10.00 %" in lines[2]
+    assert "threads 5.00 %" in lines[2]
+    assert "beside it 5.00 %" in lines[2]
+
+
+def test_an_interval_holds_the_median_and_narrows_with_what_is_known():
+    few = list(range(9))
+    many = few * 25
+    assert interval(few)[0] < 4 < interval(few)[1]
+    assert interval(many)[1] - interval(many)[0] < interval(few)[1] - interval(few)[0]
 
 
 def test_servers_that_are_measured_log_no_requests():
