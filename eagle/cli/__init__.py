@@ -7,6 +7,7 @@ and add a line to `_commands`.
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -21,7 +22,7 @@ from eagle.cli.train import commands as train
 from eagle.cli.tree import command as tree
 from eagle.cli.verify import command as verify
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
 app = typer.Typer(
     **console.GROUP,
@@ -84,3 +85,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in options
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
     sys.exit(console.run(typer.main.get_command(app), rest, debug=debug))
+
+
+def program() -> None:
+    """Be the program ``eagle``: run `main`, and end the process without taking it apart.
+
+    To free a million objects one by one, those of PyTorch and transformers, takes most of a second.
+    Whoever calls `main` from Python goes on living, so nothing of that is done there.
+    """
+    ended: list[int] = []
+    atexit.register(console.end, ended)  # the first that registers is called last
+    try:
+        main()
+    except SystemExit as exit_:
+        ended.append(exit_.code if isinstance(exit_.code, int) else console.OWN_ERROR)
+        raise
