@@ -2,7 +2,8 @@
 
 A module of this package imports nothing heavy at its top, so that ``--help`` is quick: what needs
 torch is imported inside the command. To add a command, write its function in a module of its own
-and add a line to `_commands`.
+and add a line to `_commands`. A group of several files has a room of its own, with a face; what
+rooms share are the modules beside them.
 """
 
 from __future__ import annotations
@@ -15,12 +16,21 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import chat, compiling, console, export, generate, plugins, serve, spec
-from eagle.cli.bench import commands as bench
-from eagle.cli.data import commands as data
-from eagle.cli.train import commands as train
-from eagle.cli.tree import command as tree
-from eagle.cli.verify import command as verify
+from eagle.cli import (
+    bench,
+    chat,
+    compiling,
+    console,
+    data,
+    export,
+    generate,
+    plugins,
+    serve,
+    spec,
+    train,
+    tree,
+    verify,
+)
 
 __all__ = ["main", "program"]
 
