@@ -46,6 +46,14 @@ def test_every_package_is_on_a_floor():
     assert floors == {*packages, "eagle.errors"}
 
 
+def test_tests_mirror_the_packages():
+    packages = {path.parent.name for path in CORE.glob("*/__init__.py")}
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/__init__.py")}
+    # What ships beside the core, and what is held of several packages at once.
+    beside = {"docs", "packaging", "plugins", "scripts", "strategies"}
+    assert folders == packages | beside | {"contracts", "exact", "gpu"}
+
+
 @pytest.mark.parametrize("name", ["eagle", "eagle.train", *ROOMS])
 def test_every_package_says_what_it_knows(name):
     assert (importlib.import_module(name).__doc__ or "").strip()
