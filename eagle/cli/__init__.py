@@ -2,11 +2,13 @@
 
 A module of this package imports nothing heavy at its top, so that ``--help`` is quick: what needs
 torch is imported inside the command. To add a command, write its function in a module of its own
-and add a line to `_commands`.
+and add a line to `_commands`. A group of several files has a room of its own, with a face; what
+rooms share are the modules beside them.
 """
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -14,14 +16,23 @@ from typing import Annotated
 import typer
 
 from eagle import __version__
-from eagle.cli import chat, compiling, console, export, generate, plugins, serve, spec
-from eagle.cli.bench import commands as bench
-from eagle.cli.data import commands as data
-from eagle.cli.train import commands as train
-from eagle.cli.tree import command as tree
-from eagle.cli.verify import command as verify
+from eagle.cli import (
+    bench,
+    chat,
+    compiling,
+    console,
+    data,
+    export,
+    generate,
+    plugins,
+    serve,
+    spec,
+    train,
+    tree,
+    verify,
+)
 
-__all__ = ["main"]
+__all__ = ["main", "program"]
 
 app = typer.Typer(
     **console.GROUP,
@@ -84,3 +95,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in options
     rest = [word for word in options if word != "--debug"] + given[len(options) :]
     sys.exit(console.run(typer.main.get_command(app), rest, debug=debug))
+
+
+def program() -> None:
+    """Be the program ``eagle``: run `main`, and end the process without taking it apart.
+
+    To free a million objects one by one, those of PyTorch and transformers, takes most of a second.
+    Whoever calls `main` from Python goes on living, so nothing of that is done there.
+    """
+    ended: list[int] = []
+    atexit.register(console.end, ended)  # the first that registers is called last
+    try:
+        main()
+    except SystemExit as exit_:
+        ended.append(exit_.code if isinstance(exit_.code, int) else console.OWN_ERROR)
+        raise

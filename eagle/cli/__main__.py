@@ -1,5 +1,5 @@
 """``python -m eagle.cli``: the command line, for launchers that start a module."""
 
-from eagle.cli import main
+from eagle.cli import program
 
-main()
+program()

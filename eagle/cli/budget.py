@@ -61,7 +61,7 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
     from eagle.decoding import resolve_for
     from eagle.errors import SpecError
     from eagle.plugin import MeasuredHead, default_registry
-    from eagle.sizing import account, cost_key, rates_of, recall
+    from eagle.sizing import NO_FILES, NO_FILES_HELP, account, cost_key, rates_of, recall
     from eagle.sizing import measure as measure_costs
     from eagle.target import load_target, loading, resolve_device, resolve_dtype
 
@@ -73,10 +73,7 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
         key = cost_key(resolved, config, resolve_dtype(spec.target.dtype, device), device)
         return resolved, account(resolved, recall(key))
     if not isinstance(resolved.head, MeasuredHead):
-        raise SpecError(
-            "--measure: this draft head has no files in which could be kept how often it is right, "
-            "which the choice goes by; give the tree's size in the spec, or take a head with files"
-        )
+        raise SpecError(f"--measure: {NO_FILES}, by which the tree is chosen. {NO_FILES_HELP}")
     if rates_of(resolved) is None:
         raise SpecError(
             "--measure: what a cycle costs here is of no use yet, as this draft head's acceptance "
@@ -91,15 +88,12 @@ def _account(spec: DecoderSpec, *, measure: bool) -> tuple[Resolved, Account]:
 
 def _explain(resolved: Resolved, account: Account) -> None:
     from eagle.plugin import MeasuredHead
+    from eagle.sizing import NO_FILES, NO_FILES_HELP
 
     shape = resolved.tree.shape
     fallback = f"{shape.nodes} nodes and {shape.depth} levels"
     if not isinstance(resolved.head, MeasuredHead):
-        _say(
-            "The draft head has no files in which could be kept how often it is right, so the tree "
-            f"has {fallback}. Give its size in the spec instead of `size: auto`, or take a head "
-            "with files."
-        )
+        _say(f"{NO_FILES[0].upper()}{NO_FILES[1:]}, so the tree has {fallback}. {NO_FILES_HELP}")
     elif account.rates is None:
         _say(
             f"The draft head has no measured acceptance, so the tree has {fallback}. "

@@ -10,6 +10,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -21,6 +22,7 @@ from eagle.errors import EagleError, PartedError, RequestError, SpecError, clipp
 __all__ = [
     "GROUP",
     "emit_json",
+    "end",
     "err",
     "examples",
     "fail",
@@ -130,6 +132,19 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
             traceback.print_exc()
         return _explain(error)
     return status if isinstance(status, int) else 0
+
+
+def end(status: Sequence[int]) -> None:
+    """End the process with the status that is known by now, if one is; memory is the system's.
+
+    For the last of the functions that are called at exit: all threads are joined by then.
+    """
+    if status:
+        logging.shutdown()  # registered before, so it would be called later
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it
+                stream.flush()
+        os._exit(status[0])
 
 
 def _of_option(error: Exception) -> str | None:

@@ -126,7 +126,8 @@ def sampling_params(**given: Any) -> SamplingParams:
     Raises:
         RequestError: naming the option that is out of bounds.
     """
-    from eagle.plugin import SamplingParams
+    with _without_collection():
+        from eagle.plugin import SamplingParams
 
     return checked(SamplingParams, given)
 

@@ -1,6 +1,8 @@
 """Trees that fit the machine: what cycles cost here, and the size that pays; knows no request."""
 
 from eagle.sizing.choosing import (
+    NO_FILES,
+    NO_FILES_HELP,
     Account,
     account,
     cost_key,
@@ -13,6 +15,8 @@ from eagle.sizing.choosing import (
 from eagle.sizing.costing import bushy_tree
 
 __all__ = [
+    "NO_FILES",
+    "NO_FILES_HELP",
     "Account",
     "account",
     "bushy_tree",

@@ -40,6 +40,8 @@ from eagle.spec import Resolved
 from eagle.target import Target, loading
 
 __all__ = [
+    "NO_FILES",
+    "NO_FILES_HELP",
     "Account",
     "account",
     "cost_key",
@@ -51,6 +53,12 @@ __all__ = [
 ]
 
 log = logging.getLogger("eagle.sizing")
+
+NO_FILES = "this draft head has no files in which could be kept how often it is right"
+"""Why no size fits a head that is no `eagle.plugin.MeasuredHead`."""
+
+NO_FILES_HELP = "Give its size in the spec instead of `size: auto`, or take a head with files."
+"""What helps there; the tree is what was spoken of."""
 
 _FORMAT = 2
 # Of the target's configuration, what decides how long a pass takes.
@@ -266,14 +274,14 @@ def fit_tree(resolved: Resolved, target: Target) -> Resolved:
     rates = rates_of(resolved)
     if rates is None:
         shape = resolved.tree.shape
-        lacking, help_ = f"no {RATES_FILE}", "Measure the head with `eagle bench ranks`."
+        lacking = f"this head has no {RATES_FILE}"
+        help_ = "Measure the head with `eagle bench ranks`."
         if not isinstance(resolved.head, MeasuredHead):
-            lacking = "no files in which that could be kept"
-            help_ = "Give its size in the spec instead of `size: auto`, or take a head with files."
+            lacking, help_ = NO_FILES, NO_FILES_HELP
         _tell(
             target,
-            f"tree: its size is chosen by how often the draft head is right, and this head has "
-            f"{lacking}; so the tree has {shape.nodes} nodes and {shape.depth} levels. {help_}",
+            f"tree: its size is chosen by how often the draft head is right, and {lacking}; "
+            f"so the tree has {shape.nodes} nodes and {shape.depth} levels. {help_}",
         )
         return resolved
     known = recall(cost_key(resolved, target.config, target.dtype, target.device))

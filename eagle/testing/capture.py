@@ -11,12 +11,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["HostRead", "assert_capturable", "no_chance_of_its_own", "no_host_reads"]
 
 # What waits for the device and hands a value to the host: `.item()`, `.tolist()`, `if tensor:`.
 _READS = ("_local_scalar_dense", "equal", "is_nonzero", "allclose", "item")
+# What hands values to the host without an operator, on a CPU, where nothing is moved for it.
+_HANDED = {
+    getattr(torch.Tensor, name): f".{name}()"
+    for name in ("numpy", "tolist", "cpu", "item", "__array__", "__dlpack__")
+}
 # What makes shapes that depend on values.
 _SHAPES = (
     *("nonzero", "nonzero_numpy", "argwhere", "masked_select", "unique", "unique_dim", "_unique"),
@@ -48,6 +54,25 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
+class _WatchMethods(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """Watches what tensors are asked, which operators on a CPU do not show."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        call = _HANDED.get(func)
+        if func is torch.Tensor.to and _on_the_host(*args[1:2], (kwargs or {}).get("device")):
+            call = '.to("cpu")'
+        if call is not None:
+            raise HostRead(f"a device value was read on the host ({call})")
+        return func(*args, **(kwargs or {}))
+
+
+def _on_the_host(*given: Any) -> bool:
+    """Whether the CPU is named; a `torch.device` is, on a CPU, the one that tensors are on."""
+    return any(isinstance(one, str) and one.split(":")[0] == "cpu" for one in given)
+
+
 def _varies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     counts = [one for one in args if isinstance(one, torch.Tensor)]
     return len(counts) > 1 or (len(args) == 1 and kwargs.get("output_size") is None)
@@ -57,25 +82,12 @@ def _varies(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def no_host_reads() -> Iterator[None]:
     """Let whatever reads a device value on the host raise `HostRead`, on a CPU too.
 
-    What a tensor hands over without an operator (`.numpy()`, `.cpu()`) is caught as well.
+    What a tensor hands over without an operator is caught as well: `.numpy()`, `.cpu()`,
+    `.to("cpu")`. What is sent to a `torch.device` that is the CPU is not: work that runs there
+    sends its tensors to the target's own device like this.
     """
-
-    def refuse(name: str) -> Callable[..., Any]:
-        def refused(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            raise HostRead(f"a device value was read on the host (.{name}())")
-
-        return refused
-
-    names = ("numpy", "tolist", "cpu", "item")
-    own = {name: getattr(torch.Tensor, name) for name in names}
-    try:
-        for name in names:
-            setattr(torch.Tensor, name, refuse(name))
-        with _Watch():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        for name, method in own.items():
-            setattr(torch.Tensor, name, method)
+    with _WatchMethods(), _Watch():  # type: ignore[no-untyped-call]
+        yield
 
 
 @contextmanager

@@ -10,3 +10,5 @@
 Each is a room with a face of its own. Importing one loads torch; the command line does so inside
 its commands.
 """
+
+__all__ = ["data", "evaluation", "features", "objective", "run", "spec"]

@@ -175,6 +175,45 @@ def test_a_closed_pipe_is_no_error():
         assert process.wait() == 1
 
 
+# What is registered later is called before the end, and threads are waited for; a file is whole.
+PROGRAM = """
+import atexit, sys, threading, time
+from pathlib import Path
+from eagle import cli
+
+class Unfreed:
+    def __del__(self):
+        Path(sys.argv[1], "freed").touch()
+
+def command(*_, **__):
+    cli.unfreed = Unfreed()
+    atexit.register(lambda: Path(sys.argv[1], "called").touch())
+    threading.Thread(target=lambda: (time.sleep(0.2), print("a thread's"))).start()
+    print("its own", end="")
+    return 3
+
+cli.console.run = command
+cli.program()
+"""
+
+
+def test_a_program_ends_with_all_that_it_was_to_do_but_is_not_taken_apart(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, "its owna thread's\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["called"]
+
+
+def test_a_program_that_is_ended_by_a_mistake_shows_it(tmp_path):
+    broken = PROGRAM.replace("return 3", "raise LookupError('lost')")
+    ran = subprocess.run(
+        [sys.executable, "-c", broken, tmp_path], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 1
+    assert "LookupError: lost\n" in ran.stderr
+
+
 @pytest.mark.parametrize(
     ("stream", "arguments", "status", "message"),
     [

@@ -1,6 +1,7 @@
 """An EAGLE-3 head on the command line: told, refused, used, exported."""
 
 import json
+import shlex
 
 import pytest
 import torch
@@ -81,6 +82,15 @@ def test_export_writes_a_folder_and_prints_the_command(eagle, folders, head3, tm
         "LlamaForCausalLMEagle3"
     ]
     assert eagle("spec", "check", "chain", *options(folders, out)).status == 0
+
+
+def test_the_command_that_is_printed_can_be_pasted_though_a_path_has_a_space(
+    eagle, folders, head3, tmp_path
+):
+    out = tmp_path / "my head"
+    ran = eagle("export", str(head3), str(out), "--to", "eagle", "--target", str(folders.target))
+    assert ran.status == 0, ran.err
+    assert shlex.split(ran.out)[-1] == f"head.weights={out}"
 
 
 def test_export_for_another_target_is_refused(eagle, head3, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -231,6 +232,9 @@ def test_a_nested_strategy_that_nobody_has_is_an_error_of_the_spec():
 # --- capturable ----------------------------------------------------------------------------------
 
 
+_READ = torch.Tensor.tolist  # taken before anybody watches
+
+
 @pytest.mark.parametrize(
     "work",
     [
@@ -243,6 +247,13 @@ def test_a_nested_strategy_that_nobody_has_is_an_error_of_the_spec():
         lambda x: torch.unique(x),
         lambda x: torch.arange(3).repeat_interleave(x),
         lambda x: x.numpy(),
+        lambda x: np.asarray(x),
+        lambda x: np.from_dlpack(x),
+        lambda x: x.cpu(),
+        lambda x: x.to("cpu"),
+        lambda x: x.to(device="cpu", dtype=torch.float32),
+        lambda x: f"{x[0]}",
+        lambda x: _READ(x),
         lambda x: torch.equal(x, x),
         lambda x: torch.zeros(int(x.max())),
     ],
@@ -258,6 +269,7 @@ def test_work_of_fixed_shapes_is_capturable():
     given = torch.tensor([1, 2, 3])
     assert_capturable(lambda: given.where(given > 1, 0).gather(0, given - 1).cumsum(0))
     assert_capturable(lambda: given.repeat_interleave(2))
+    assert_capturable(lambda: given.to(torch.float32).to(given.device).to(device=given.device))
 
 
 def test_what_is_made_once_is_no_host_read():

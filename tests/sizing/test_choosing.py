@@ -17,7 +17,7 @@ from eagle.plugin.capabilities import FittedTree
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Law
 from eagle.sizing import choosing
-from eagle.sizing.choosing import account, cost_key, fit_tree, recall
+from eagle.sizing.choosing import NO_FILES, NO_FILES_HELP, account, cost_key, fit_tree, recall
 from eagle.sizing.costing import measure_costs, measure_slots
 from eagle_plugins.attention.auto import Auto
 from eagle_plugins.trees.chain import CHAIN
@@ -170,6 +170,17 @@ def test_a_head_that_was_never_measured_keeps_the_usual_tree_and_says_so(
     plain = Decoder.from_spec(spec(tree="static"), target=pair[0])
     assert plain.resolved.tree.shape == shape
     assert decoder.generate(PROMPT, max_new_tokens=8).tokens
+
+
+def test_a_head_without_files_keeps_the_usual_tree_and_is_told_what_helps(
+    cache, measured, spec, pair, capsys
+):
+    decoder = Decoder.from_spec(spec(tree=AUTO, head="prompt-lookup"), target=pair[0])
+    shape = decoder.resolved.tree.shape
+    said = capsys.readouterr().err
+    assert f"{NO_FILES}; so the tree has {shape.nodes} nodes" in said
+    assert said.endswith(f"{NO_FILES_HELP}\n")
+    assert measured == []
 
 
 def test_damaged_rates_are_an_error(cache, measured, loaded, pair):

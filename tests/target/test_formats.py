@@ -266,6 +266,29 @@ def test_a_node_that_is_rounded_otherwise_is_no_reason_to_refuse(plain, off, ref
     assert (probing._judged(found, [own, again], Stub) is not None) == refused
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_what_passes_beside_one_own_pass_passes_beside_several(dtype):
+    class Stub:
+        plain = False
+
+        class info:  # noqa: N801 - as an attribute
+            layers = 4
+
+    Stub.dtype = dtype
+    generator = torch.Generator().manual_seed(0)
+    passed = []
+    for _ in range(400):
+        own = torch.randn(3, 5, 64, generator=generator)
+        spread = 10 ** (-4 * torch.rand((), generator=generator) - 0.5) * torch.rand(
+            3, 3, 5, 1, generator=generator
+        )
+        found, *others = own + spread * torch.randn(3, 3, 5, 64, generator=generator)
+        passed.append(probing._judged(found, [own], Stub) is None)
+        if passed[-1]:
+            assert probing._judged(found, [own, *others], Stub) is None
+    assert 20 < sum(passed) < 380, "one of the two was hardly tried"
+
+
 def test_weights_of_other_kinds_are_no_plain_ones():
     def linear(**weights):
         layer = nn.Linear(8, 8, bias=False).requires_grad_(False)

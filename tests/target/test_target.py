@@ -60,6 +60,16 @@ def test_bfloat16_passes_the_probe():
     tiny_target(dtype=torch.bfloat16).probe(_sdpa())
 
 
+@pytest.mark.parametrize(("noisy", "passes"), [(False, 1), (True, 5)])
+def test_further_own_passes_are_made_only_where_one_does_not_settle_it(noisy, passes, monkeypatch):
+    target, made = tiny_target(dtype=torch.bfloat16), []
+    target.model.register_forward_hook(lambda module, args, out: made.append(out))
+    if noisy:
+        monkeypatch.setattr("eagle.target.probing._ROUNDINGS", 0.0)
+    target.probe(_sdpa())
+    assert len(made) == passes
+
+
 @pytest.mark.parametrize("wrong", ["mask", "positions", "rows"])
 def test_probe_refuses_passes_that_are_not_the_models_own(wrong, monkeypatch):
 

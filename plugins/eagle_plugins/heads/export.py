@@ -9,6 +9,7 @@ or take otherwise is refused. Sources: vllm-project/vllm ``model_executor/models
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -170,14 +171,19 @@ def _unserved(layout: Layout, engine: str, why: str) -> CheckpointError:
 
 
 def _command(method: str, engine: str, out: Path, target: str) -> str:
+    """Return the command that serves a head, as a shell takes it, whatever paths hold."""
     if engine == "eagle":
-        return f'eagle generate "..." --set target.model={target} --set head.weights={out}'
+        words = [f"target.model={target}", f"head.weights={out}"]
+        return 'eagle generate "..."' + "".join(f" --set {shlex.quote(word)}" for word in words)
     if engine == "sglang":
         return (
-            f"python -m sglang.launch_server --model-path {target} --speculative-algorithm "
-            f"{'EAGLE3' if method == 'eagle3' else 'EAGLE'} --speculative-draft-model-path {out} "
+            f"python -m sglang.launch_server --model-path {shlex.quote(target)} "
+            f"--speculative-algorithm {'EAGLE3' if method == 'eagle3' else 'EAGLE'} "
+            f"--speculative-draft-model-path {shlex.quote(str(out))} "
             "--speculative-num-steps 3 --speculative-eagle-topk 4 "
             "--speculative-num-draft-tokens 16"
         )
     settings = {"method": method, "model": str(out), "num_speculative_tokens": 3}
-    return f"vllm serve {target} --speculative-config '{json.dumps(settings)}'"
+    return (
+        f"vllm serve {shlex.quote(target)} --speculative-config {shlex.quote(json.dumps(settings))}"
+    )

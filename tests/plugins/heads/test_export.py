@@ -1,6 +1,8 @@
 """Heads written for other engines: no number changes, and what comes back is the same head."""
 
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 from eagle.errors import CheckpointError
 from eagle.testing import tiny_head, tiny_target
+from eagle_plugins.heads import export
 from tests.plugins.heads.published import VOCAB
 from tests.plugins.heads.published import weights as eagle_weights
 from tests.plugins.heads.published3 import IDS, authors, specforge, speculators, weights
@@ -87,6 +90,22 @@ def test_what_speculators_reads_is_where_it_looks_for_it(target, tmp_path):
     )
     assert config["eagle_aux_hidden_state_layer_ids"] == [0, 1, 2]
     assert command.startswith("vllm serve tiny-llama-gqa --speculative-config ")
+
+
+@pytest.mark.parametrize("engine", export.ENGINES)
+@pytest.mark.parametrize("name", ["plain", "with a space", "it's; $HOME"])
+def test_a_shell_takes_the_command_as_it_is_meant(engine, name):
+    out, target = Path("/heads", name), f"/models/{name}"
+    words = shlex.split(export._command("eagle3", engine, out, target))
+    if engine == "eagle":
+        assert words[3:] == ["--set", f"target.model={target}", "--set", f"head.weights={out}"]
+    elif engine == "sglang":
+        assert words[words.index("--model-path") + 1] == target
+        assert words[words.index("--speculative-draft-model-path") + 1] == str(out)
+    else:
+        assert words[:4] == ["vllm", "serve", target, "--speculative-config"]
+        (settings,) = words[4:]
+        assert json.loads(settings)["model"] == str(out)
 
 
 def test_settings_that_settle_what_files_leave_open_are_written(target, tmp_path):
