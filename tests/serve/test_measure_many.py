@@ -112,7 +112,7 @@ def test_clients_take_the_queue_in_turns_and_say_what_another_server_counts():
 def test_a_server_that_refuses_is_a_failure_also_from_a_process_of_its_own():
     with theirs() as server:
         order = Crowd(server.server_port, ("a",), 5, clients=1, model="another")
-        with pytest.raises(RuntimeError, match="who"):
+        with pytest.raises(RuntimeError, match="404"):
             asked(order)
         with apart(crowds) as ask, pytest.raises(RuntimeError, match="clients have failed"):
             ask(order)

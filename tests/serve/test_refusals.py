@@ -46,7 +46,7 @@ TALK = [{"role": "user", "content": "hello"}]
             "messages[0].content[0].type",
         ),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"top_logprobs": 3}, None),
+        ({"top_logprobs": 3}, "top_logprobs"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ],
     ids=str,

@@ -113,7 +113,7 @@ def test_a_completion_and_a_stream_follow_a_grammar(site):
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         (
             {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a"}},
-            None,
+            "response_format",
         ),
     ],
     ids=str,
