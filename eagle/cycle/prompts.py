@@ -216,7 +216,9 @@ class PromptReader(Models):
         last, hidden = self.forward(tokens, step)
         features = self.features.extract(last, hidden)
         final = step.segments.offsets[1:].long() - 1
-        scores = self.target.logits(last[:, final])[0]
+        # An empty segment says what the one before it says, to the bit.
+        own = (step.segments.offsets.diff() > 0).cumsum(0) - 1
+        scores = self.target.logits(last[:, final])[0, own]
         bad = stuck(scores[:, None]).to(torch.int64)
         first = self._first(scores, sampling, uniforms)
         first = torch.where(ended, first, follow[0, final])

@@ -124,12 +124,7 @@ class _Packed(_Verification):
         return cycle.attention
 
     def call(self, cycle: Cycle, args: tuple[Any, ...]) -> Any:
-        """Call what each layer is compiled to, or the whole where layers cannot be told.
-
-        Where there is but one slot nothing is: whoever decodes one text waits for it.
-        """
-        if args[2].segments.slots.shape[0] == 1:
-            return self._phase(cycle, *args)
+        """Call what each layer is compiled to, or the whole where layers cannot be told."""
         if cycle.target.layers:
             with cycle.target.one_by_one(self._layer):
                 return self._phase(cycle, *args)

@@ -233,7 +233,8 @@ class Runtime:
         made = self.cycle.allocate(slots, rows, blocks)
         if self.graph:
             self._graphs, self._inputs = Graphs(device), _Inputs(device)
-            if self.cycle.packs_unseen:
+            # One request at a time is answered sooner by the other graphs: these compile nothing.
+            if self.cycle.packs_unseen and slots > 1:
                 self._packed = PackedInputs(device, slots)
         return made
 

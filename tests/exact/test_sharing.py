@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle import Decoder, SamplingParams
+from eagle.cycle import Cycle
 from eagle.decoding.passes import Passes
 from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, NumericalError, RequestError
@@ -258,6 +259,28 @@ def test_few_prompts_wait_for_others_while_requests_wait_for_slots(spec, pair, a
     assert sum(read) == len(numbers)
     assert read[0] == 24
     assert all(count >= 3 for count in read[1:-1]), "but for the last, of whom there are no more"
+    check(decoder, tickets, alone)
+
+
+def test_what_a_pass_says_once_more_is_what_it_said(spec, pair, alone, monkeypatch):
+    decoder = made("captured", spec, pair, monkeypatch, slots=3)
+    logits, pack, spoilt = Target.logits, Cycle.pack, []
+
+    def spoil(self, hidden):
+        found = logits(self, hidden)
+        assert hidden.shape[:2] == (1, 3)  # of three segments, of which one prompt has the first
+        spoilt.append(1)
+        found[0, 1:] = found[0, 1:].roll(1, -1)
+        return found
+
+    def packed(self, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(Target, "logits", spoil)
+            return pack(self, *args)
+
+    monkeypatch.setattr(Cycle, "pack", packed)
+    tickets = [*play(decoder, [("ask", 8)]), *play(decoder, [("ask", 2)])]
+    assert spoilt
     check(decoder, tickets, alone)
 
 
