@@ -54,7 +54,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-class _WatchMethods(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class _WatchMethods(TorchFunctionMode):
     """Watches what tensors are asked, which operators on a CPU do not show."""
 
     def __torch_function__(
