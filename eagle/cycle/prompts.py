@@ -217,8 +217,8 @@ class PromptReader(Models):
         features = self.features.extract(last, hidden)
         final = step.segments.offsets[1:].long() - 1
         # An empty segment says what the one before it says, to the bit.
-        own = (step.segments.offsets.diff() > 0).cumsum(0) - 1
-        scores = self.target.logits(last[:, final])[0, own]
+        told = (step.segments.offsets.diff() > 0).cumsum(0) - 1
+        scores = self.target.logits(last[:, final])[0, told]
         bad = stuck(scores[:, None]).to(torch.int64)
         first = self._first(scores, sampling, uniforms)
         first = torch.where(ended, first, follow[0, final])

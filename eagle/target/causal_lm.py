@@ -20,8 +20,8 @@ from eagle.host import Turn, Whole, in_turn
 from eagle.kernels import Switch, arrange
 from eagle.plugin import AttentionBackend
 from eagle.target import cutting, loading, probing, quantizing
-from eagle.target import interfaces as bridge
 from eagle.target.attention_calls import Layers, Recorder, asking
+from eagle.target.interfaces import ATTENTION, OutsideError, PassCache
 from eagle.target.layerwise import LayerCall, layers_of, one_by_one
 from eagle.target.lm_head import LmHead, width_of
 from eagle.target.rotary import settle_rotary
@@ -78,7 +78,7 @@ class Target(Whole):
         self.spread = loading.is_spread(model)
         self.together = Together.joined() if loading.is_cut(model) else None
         own = model.config._attn_implementation
-        self._stock = "sdpa" if own == bridge.ATTENTION else own
+        self._stock = "sdpa" if own == ATTENTION else own
         self.layout = Switch()
         self.turn = Turn() if self.together is None else self.together.turn
         plain = not self.spread  # else its layers are hooked, by what they are
@@ -155,7 +155,7 @@ class Target(Whole):
     def _ask(self) -> Layers:
         recorder = Recorder(self.info.max_positions)
         tokens = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        self._attend_through(bridge.ATTENTION)
+        self._attend_through(ATTENTION)
         try:
             with asking(recorder):
                 self.body(
@@ -167,7 +167,7 @@ class Target(Whole):
             return recorder.found(self.info.layers)
         except TargetError as error:
             raise TargetError(f"{self.title} cannot be served: {error}") from error
-        except bridge.OutsideError as error:
+        except OutsideError as error:
             raise TargetError(
                 f"{self.title} cannot be served: its layers do not hand the keyword arguments of "
                 "its forward to their attention, which is how a token tree reaches it"
@@ -183,9 +183,9 @@ class Target(Whole):
     def _fails(self, error: Exception) -> TargetError:
         return TargetError(f"{self.title} cannot be run over a tree cache: {reason(error)}")
 
-    def make_cache(self, slots: int, rows: int, pages: Pages | None = None) -> bridge.PassCache:
+    def make_cache(self, slots: int, rows: int, pages: Pages | None = None) -> PassCache:
         """Allocate a cache of *rows* rows for each of *slots* texts, or one of blocks."""
-        return bridge.PassCache(
+        return PassCache(
             TreeCache(
                 layers=self.info.layers,
                 slots=slots,
@@ -229,7 +229,7 @@ class Target(Whole):
         self,
         tokens: Tensor,
         step: Step,
-        cache: bridge.PassCache,
+        cache: PassCache,
         attention: AttentionBackend,
         layers: tuple[int, ...] = (),
     ) -> tuple[Tensor, list[Tensor]]:
@@ -251,12 +251,12 @@ class Target(Whole):
         self,
         entries: dict[str, Tensor],
         step: Step,
-        cache: bridge.PassCache,
+        cache: PassCache,
         attention: AttentionBackend,
         layers: tuple[int, ...],
     ) -> tuple[Tensor, list[Tensor]]:
         """Run one pass as `forward` does, with tokens or their embeddings by transformers' name."""
-        self._attend_through(bridge.ATTENTION)
+        self._attend_through(ATTENTION)
         cache.step = step = cache.store.locate(step)
         out = self.body(
             **entries,
@@ -311,7 +311,7 @@ class Target(Whole):
             finally:
                 if outermost:
                     self.layout.on = True
-                    self._attend_through(bridge.ATTENTION)
+                    self._attend_through(ATTENTION)
 
     @torch.inference_mode()
     @in_turn("target.probe()")

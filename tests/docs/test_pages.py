@@ -20,7 +20,7 @@ PLUGINS = DOCS / "guides" / "plugins.md"
 PAGES = sorted(
     page for page in DOCS.glob("**/*.md") if not {"_build", "examples"} & set(page.parts)
 )
-WITHOUT_A_FACE = {"eagle.cli", "eagle.train"}
+WITHOUT_A_REFERENCE = {"eagle.cli", "eagle.train"}
 
 
 def packages() -> list[tuple[str, bool]]:
@@ -101,11 +101,11 @@ def test_the_reference_shows_how_a_shipped_spec_is_taken_as_a_start():
     assert shown in shipped_specs()
 
 
-PACKAGES = [name for name, _ in packages() if name not in WITHOUT_A_FACE]
+PACKAGES = [name for name, _ in packages() if name not in WITHOUT_A_REFERENCE]
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_the_reference_has_every_package_with_a_face(name):
+def test_the_reference_has_every_package_that_is_used_from_python(name):
     page = DOCS / ("contract.md" if name == "eagle.plugin" else "api.md")
     assert f".. automodule:: {name}\n" in page.read_text()
 
@@ -152,3 +152,9 @@ def test_the_figures_of_the_readme_are_those_of_the_page_of_performance():
 def test_the_figures_of_the_summary_are_those_of_the_details():
     details = "".join(page.read_text() for page in (DOCS / "performance").glob("*.md"))
     assert figures(table(DOCS / "performance.md")) <= figures(details)
+
+
+def test_the_readme_shows_one_picture_and_one_table_of_figures():
+    text = (DOCS.parent / "README.md").read_text()
+    assert len(re.findall(r"^!\[", text, re.MULTILINE)) == 1
+    assert len(re.findall(r"^\|[-|: ]+\|$", text, re.MULTILINE)) == 1

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from eagle.kernels import few_rows as skinny
+from eagle.kernels import few_rows
 from eagle.kernels.few_rows import (
     Plan,
     SkinnyLinear,
@@ -102,7 +102,7 @@ def test_a_cpu_leaves_its_layers_alone():
 @pytest.mark.parametrize(("rows", "compiling"), [(65, True), (5, False), (1, False)])
 def test_many_rows_and_uncompiled_ones_are_left_to_pytorch(rows, compiling, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
-    monkeypatch.setattr(skinny, "product_parts", None)
+    monkeypatch.setattr(few_rows, "product_parts", None)
     x, weight = torch.rand(rows, 8), torch.rand(6, 8)
     assert torch.equal(linear(x, weight, None, Plan(1, 2)), F.linear(x, weight))
 
@@ -176,7 +176,7 @@ def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias, depth):
     ],
 )
 def test_products_are_made_as_was_measured(columns, depth, shared, plan):
-    assert skinny._plan(columns, depth, shared, 132) == plan
+    assert few_rows._plan(columns, depth, shared, 132) == plan
 
 
 def test_parts_go_by_the_number_of_rows():
@@ -187,10 +187,10 @@ def test_parts_go_by_the_number_of_rows():
 
 
 def test_fewer_blocks_are_in_flight_where_there_is_less_room():
-    assert skinny.stages_of(26, 4096, 1, 2, 227 << 10) == 6
-    assert skinny.stages_of(26, 4096, 1, 2, 99 << 10) == 4
-    assert skinny.stages_of(64, 4096, 1, 2, 99 << 10) == 3
-    assert skinny.stages_of(26, 576, 3, 2, 227 << 10) == 3, "no more than there are"
+    assert few_rows.stages_of(26, 4096, 1, 2, 227 << 10) == 6
+    assert few_rows.stages_of(26, 4096, 1, 2, 99 << 10) == 4
+    assert few_rows.stages_of(64, 4096, 1, 2, 99 << 10) == 3
+    assert few_rows.stages_of(26, 576, 3, 2, 227 << 10) == 3, "no more than there are"
 
 
 @needs_triton
@@ -202,7 +202,7 @@ def test_one_row_in_parts_is_a_product_of_few_rows():
 
 def test_dtypes_that_differ_are_left_to_pytorch(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    monkeypatch.setattr(skinny, "product_parts", None)
+    monkeypatch.setattr(few_rows, "product_parts", None)
     with pytest.raises(RuntimeError, match="dtype"):
         linear(torch.rand(1, 8), torch.rand(6, 8).half(), None, Plan(1, 1))
 
