@@ -332,10 +332,10 @@ class TreeCache(Whole):
             written.append(read)
         return written[0], written[1]
 
-    def clear(self, slot: int) -> None:
-        """Let all rows of a slot be zero, where slots' rows lie one behind the other."""
+    def clear(self, slot: int, start: int, end: int) -> None:
+        """Let some rows of a slot be zero, where slots' rows lie one behind the other."""
         for store in self.stores:
-            store[:, slot * self.rows : (slot + 1) * self.rows].zero_()
+            store[:, slot * self.rows + start : slot * self.rows + end].zero_()
 
     def compact(self, lengths: Tensor, path: Tensor) -> None:
         """Move the rows of the accepted path to the front of the tree's region, in every layer.

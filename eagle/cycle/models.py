@@ -130,26 +130,34 @@ class Models:
         """Let a slot hold nothing, and take no part in what cycles commit."""
         slots.idle(slot)
 
-    def clear(self, slots: Slots, slot: int) -> None:
+    @torch.inference_mode()
+    def clear(self, slots: Slots, slot: int, start: int = 0, end: int | None = None) -> None:
         """Overwrite what a text of NaN left in a slot, which idle cycles would go on from.
 
         A row that a mask hides takes part in a dense attention with weight zero, and zero times
         NaN is NaN. Blocks need no such thing: what is not a text's own is never read there.
+
+        Args:
+            slots: the slots.
+            slot: which one.
+            start: its first row that may hold NaN.
+            end: behind the last one; None for all.
         """
         slots.root[slot] = 0
         slots.state[slot] = 0
+        end = self.rows if end is None else min(end, self.rows)
         if self.pages is None:
-            self.cache.store.clear(slot)
+            self.cache.store.clear(slot, start, end)
         if self.shares:
             return
         # A head's rows are its own affair. What it absorbs overwrites them, and reads no others.
         target, size = self.target, self.features.feature_size(self.target.info)
         place = torch.tensor([slot], device=target.device)
-        for start in range(0, self.rows, PREFILL):
-            count = min(PREFILL, self.rows - start)
+        for first in range(start, end, PREFILL):
+            count = min(PREFILL, end - first)
             tokens = torch.zeros(1, count, dtype=torch.int64, device=target.device)
             nothing = torch.zeros(1, count, size, dtype=target.dtype, device=target.device)
-            step = Step.chain(torch.full_like(place, start), count, start + count, place)
+            step = Step.chain(torch.full_like(place, first), count, first + count, place)
             none = torch.zeros_like(place)  # of these entries is real
             self.absorb(Committed(tokens, tokens, nothing, none, step))
 

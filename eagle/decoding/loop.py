@@ -322,7 +322,9 @@ class Loop:
 
     def _leave(self, slot: int, *, keep: bool = True, spoilt: bool = False) -> None:
         """Let a slot idle, and tell components that its request is over."""
-        self.seats.leave(slot, keep=keep, spoilt=spoilt)
+        request, running = self.seats.batch.requests[slot], self._running
+        ahead = running is not None and request in running.requests
+        self.seats.leave(slot, keep=keep, spoilt=spoilt, ahead=ahead)
         self._listeners.end(slot)
 
     def _settle(self, reading: Reading) -> None:

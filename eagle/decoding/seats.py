@@ -174,13 +174,16 @@ class Seats:
         if slot in self._held:
             self._cycle.assign(slot, ())
 
-    def leave(self, slot: int, *, keep: bool = True, spoilt: bool = False) -> None:
+    def leave(
+        self, slot: int, *, keep: bool = True, spoilt: bool = False, ahead: bool = False
+    ) -> None:
         """Let a slot idle, and others have its blocks.
 
         Args:
             slot: which one.
             keep: what was read and decoded in it may be found by others.
             spoilt: what was computed there may be NaN, or anything.
+            ahead: a cycle goes on from its text that nobody looks at: that may be NaN, too.
         """
         request = self.batch.requests[slot]
         self.batch.requests[slot] = None
@@ -194,6 +197,10 @@ class Seats:
             self.blocks.give_back(held, spoilt=spoilt)
         if spoilt:
             self._cycle.clear(self.slots, slot)
+        elif ahead and request is not None and not self._cycle.shares:
+            # It began where this text ends, or behind what was cut off there.
+            first = len(request.prompt) + len(request.tokens) - 1
+            self._cycle.clear(self.slots, slot, first, first + self._cycle.headroom)
 
     def first(self) -> Slots:
         """Return the slots that the next cycle runs over."""

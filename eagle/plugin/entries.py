@@ -24,9 +24,10 @@ class Committed:
     again, or their slot idles, so whatever is remembered must not hold them. They come last, so
     that causal attention shows them to no real entry.
 
-    In a packed pass (`eagle.plugin.Step.packed`) B is 1, T counts the entries of all segments, and
-    all are real; ``step.slots`` says whose each of them is. Only a head that declares ``paged`` or
-    ``packs`` is given such entries (see `eagle.plugin.DraftHead`).
+    In a packed pass (`eagle.plugin.Step.packed`) B is 1, and T counts the entries of all segments,
+    and padding behind them in one that is captured; ``step.slots`` says whose each of them is. Only
+    a head that declares ``paged`` or ``packs`` is given such entries (see
+    `eagle.plugin.DraftHead`), and padding only one that declares ``paged``.
 
     Attributes:
         tokens: int64 ``[B, T]``, one step ahead: entry t follows the token that feature t is of.

@@ -495,3 +495,51 @@ def test_a_slot_that_a_stop_string_frees_is_anothers_though_a_cycle_still_runs_i
     found = decoder.generate(*map(list, zip(*asked_for, strict=True)))
     assert [one.tokens for one in found] == [one.tokens for one in expected]
     assert [one.text for one in found] == [one.text for one in expected]
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("kept", ["blocks", "rows", "head's rows"])
+@pytest.mark.parametrize("limit", [10, 12])
+def test_nan_of_a_cycle_for_nothing_harms_nobody_who_has_its_slot_next(
+    limit, kept, slots, spec, pair, alone, monkeypatch
+):
+    decoder = made("ahead", spec, pair, monkeypatch, slots)
+    monkeypatch.setattr(Auto, "paged", kept != "rows")
+    if kept == "head's rows":
+        monkeypatch.setattr(Cycle, "shares", False)
+    decoder.loop.let_go()
+    # Long, so that others' prompts, read in pieces of 32 tokens, do not reach what lies behind it.
+    text, ended = TEXTS[7], SamplingParams(max_new_tokens=limit, ignore_eos=True)
+    others = (8, 2, 10, 14, 4)
+    wanted = decoder.generate(text, ended).tokens
+    forward, spoilt = Cycle.forward, []
+
+    def overflows(self, tokens, step):
+        """Give NaN to whoever goes on behind the first text's answer."""
+        last, hidden = forward(self, tokens, step)
+        one = next((r for r in decoder.loop.seats.batch.requests if r and r.params is ended), None)
+        if one is None or step.segments is not None or step.slot is not None:
+            return last, hidden
+        slot = decoder.loop.seats.batch.requests.index(one)
+        if step.lengths[slot] < len(text) + limit - 1:
+            return last, hidden
+        spoilt.append(slot)
+        last[slot] = torch.nan
+        for part in hidden:
+            part[slot] = torch.nan
+        place = self.cache.store.locate(step).place.view(step.rows.shape)[slot]
+        for store in self.cache.store.stores:
+            store[:, place] = torch.nan
+        return last, hidden
+
+    monkeypatch.setattr(Cycle, "forward", overflows)
+    sinks = []
+    for prompt, params in [(text, ended), *map(asked, others)]:
+        _, (request,) = decoder.intake(prompt, params, None, {}, False, None)
+        sinks.append(Sink())
+        decoder.loop.submit([Ticket(request, sinks[-1])])
+    while decoder.loop.busy:
+        decoder.loop.drive(bool)
+    assert not any(sink.error for sink in sinks)
+    assert [sink.result.tokens for sink in sinks] == [wanted, *map(alone, others)]
+    assert spoilt, "no cycle was for nothing"
