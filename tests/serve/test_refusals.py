@@ -232,9 +232,9 @@ def test_a_body_that_is_wrong_all_over_is_refused_as_quickly_as_another(site, pa
         began = time.process_time()
         answer = site.ask("POST", f"/v1/{path}", body)
         taken.append(time.process_time() - began)
-        if taken[-1] < 1:
+        if taken[-1] < 3:
             break
-    assert min(taken) < 1  # an error for each item took tens of seconds
+    assert min(taken) < 3  # an error for each item took tens of seconds
     assert answer.status == 400
     assert (answer.error["param"] or "").startswith(param or "")
     assert len(answer.content) < 2000
