@@ -49,7 +49,7 @@ class Segments:
     """Whose texts the entries of a packed pass continue, one segment after the other.
 
     Attributes:
-        slots: int64 ``[S]``, the slot of each segment; no two have the same.
+        slots: int64 ``[S]``, the slot of each segment; no two that are not empty have the same.
         offsets: int32 ``[S + 1]``; segment s is entries ``offsets[s]`` to ``offsets[s + 1] - 1``.
         owners: int64 ``[T]``, the segment of every entry.
         pieces: slot, committed rows and entries of each segment, as the host knows them; None in a

@@ -3,7 +3,7 @@
 from eagle.cycle.cycle import PHASES, Cycle
 from eagle.cycle.drafter import with_target_ids
 from eagle.cycle.models import PREFILL, Models
-from eagle.cycle.pieces import Piece, Read
+from eagle.cycle.pieces import GREEDY, Piece, Read
 from eagle.cycle.processing import (
     Bound,
     Processing,
@@ -17,6 +17,7 @@ from eagle.cycle.reports import Report
 from eagle.cycle.slots import Slots
 
 __all__ = [
+    "GREEDY",
     "PHASES",
     "PREFILL",
     "Bound",

@@ -7,7 +7,10 @@ from typing import Generic, Protocol, TypeVar
 
 from eagle.plugin import SamplingParams
 
-__all__ = ["Piece", "Read"]
+__all__ = ["GREEDY", "Piece", "Read"]
+
+GREEDY = SamplingParams(temperature=0)
+"""How no token is chosen, of a prompt that goes on behind its piece."""
 
 
 class Read(Protocol):
@@ -47,6 +50,17 @@ class Piece(Generic[R]):
     def last(self) -> bool:
         """Whether the prompt ends with it, so that a first token is chosen."""
         return self.end == len(self.request.prompt)
+
+    @property
+    def text(self) -> list[int]:
+        """Its tokens and the one behind them, 0 where the prompt ends."""
+        text = self.request.prompt[self.start : self.end + 1]
+        return [*text, 0] if self.last else text
+
+    @property
+    def params(self) -> SamplingParams:
+        """How the token behind it is chosen."""
+        return self.request.params if self.last else GREEDY
 
     @property
     def reports(self) -> bool:

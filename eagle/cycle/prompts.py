@@ -150,7 +150,7 @@ class PromptReader(Models):
             uniforms: float64 ``[S, 1]``, the randomness of the first tokens of prompts that end.
         """
         device = self.target.device
-        texts = [(*one.request.prompt, 0)[one.start : one.end + 1] for one in pieces]
+        texts = [one.text for one in pieces]
         sent = torch.tensor(
             [[t for text in texts for t in text[:-1]], [t for text in texts for t in text[1:]]]
         ).to(device, non_blocking=True)

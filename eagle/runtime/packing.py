@@ -10,21 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
 
-from eagle.cycle import Packed, Piece, Read
-from eagle.plugin import Sampling, SamplingParams, Step
+from eagle.cycle import GREEDY, Packed, Piece, Read
+from eagle.plugin import Sampling, Step
 
-__all__ = ["GREEDY", "SIZES", "PackedInputs", "passes", "size_of"]
+__all__ = ["SIZES", "PackedInputs", "passes", "size_of"]
 
 SIZES = (32, 64, 128, 192, 256, 384, 512, 768, 1024)
 """Tokens of prompts that are read in one captured pass."""
-
-GREEDY = SamplingParams(temperature=0)
-"""How no token is chosen, of a prompt that goes on behind its piece."""
 
 # Of one pass, at most. No number of segments is one of tokens: compilers take sizes that are equal
 # where they look first for the same size.
@@ -90,12 +87,11 @@ class PackedInputs:
         counts = [one.end - one.start for one in pieces]
         total = sum(counts)
         padding = size - total
-        ends = [sum(counts[: number + 1]) for number in range(len(counts))]
-        texts = [(*one.request.prompt, 0)[one.start : one.end + 1] for one in pieces]
+        texts = [one.text for one in pieces]
         numbers = [
             *(one.slot for one in pieces), *[last.slot] * spare,
             *(one.start for one in pieces), *[last.end] * spare,
-            *ends, *[total] * spare,
+            *accumulate(counts), *[total] * spare,
             *(one.last for one in pieces), *[last.last] * spare,
             *chain.from_iterable([number] * count for number, count in enumerate(counts)),
             *[len(pieces) - 1] * padding,
@@ -108,7 +104,7 @@ class PackedInputs:
         self._numbers[: len(numbers)].copy_(torch.tensor(numbers), non_blocking=True)
         self.uniforms[: len(pieces)].copy_(uniforms)
         self.uniforms[len(pieces) :].copy_(uniforms[-1:].expand(spare, 1))
-        params = [one.request.params if one.last else GREEDY for one in pieces]
+        params = [one.params for one in pieces]
         self.sampling = self.sampling.take(Sampling.of([*params, *params[-1:] * spare], "cpu"))
 
     def packed(self, size: int) -> Packed:

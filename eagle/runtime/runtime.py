@@ -25,10 +25,10 @@ from eagle.runtime.aot import ahead
 from eagle.runtime.compiling import compiled_phases
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
-from eagle.runtime.packing import GREEDY, PackedInputs, passes, size_of
+from eagle.runtime.packing import PackedInputs, passes, size_of
 from eagle.spec import RuntimeSpec
 
-__all__ = ["MODERATE", "PIECES", "Runtime"]
+__all__ = ["FEW", "MODERATE", "PIECES", "Runtime"]
 
 log = logging.getLogger("eagle.runtime")
 
@@ -40,7 +40,8 @@ PIECES = (32, 128, 256, 384, PREFILL)
 
 # A packed pass that cannot be captured is launched by the host in 45 to 75 ms (H200, 30 and 32
 # layers), in which graphs read six prompts by a 7B target, one after another.
-_FEW = 6
+FEW = 6
+"""Pieces that are read by graphs, one after another, where packed passes are not captured."""
 _TOGETHER = {"cuda": 4096, "cpu": PREFILL}  # tokens of several prompts that are read in one pass
 _LEAST = 64  # blocks
 _SMALL = 2**28  # bytes of slots that are allocated whether they are needed or not
@@ -320,7 +321,7 @@ class Runtime:
     def _few(self, pieces: Sequence[Piece[Read]]) -> bool:
         """Return whether pieces are read sooner by graphs, one after another, than together."""
         parts = sum(-(-(one.end - one.start) // PREFILL) for one in pieces)
-        return self.graph and self._inputs is not None and parts <= _FEW
+        return self.graph and self._inputs is not None and parts <= FEW
 
     def _read(
         self, inputs: PackedInputs, slots: Slots, pieces: Sequence[Piece[Read]], uniforms: Tensor
@@ -341,8 +342,7 @@ class Runtime:
             self._read_together(slots, pieces, uniforms)
 
     def _read_together(self, slots: Slots, pieces: Sequence[Piece[Read]], uniforms: Tensor) -> None:
-        params = [one.request.params if one.last else GREEDY for one in pieces]
-        sampling = Sampling.of(params, self.cycle.target.device)
+        sampling = Sampling.of([one.params for one in pieces], self.cycle.target.device)
         self.ask_kernels(sampling)
         self.cycle.read_together(slots, pieces, sampling, uniforms)
 

@@ -12,11 +12,13 @@ import torch
 from eagle.cycle import PREFILL, Piece, Slots
 from eagle.plugin import SamplingParams
 from eagle.runtime.packing import SIZES
-from eagle.runtime.runtime import PIECES, Runtime
+from eagle.runtime.runtime import FEW, PIECES, Runtime
 
 __all__ = ["warm_up"]
 
 _KINDS = (SamplingParams(temperature=0), SamplingParams(temperature=1))
+_SHORT = 16  # tokens of prompts that are read together
+_TIMES = 2  # that a packed pass is run: where it is not captured, the second time compiles it
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,22 @@ def warm_up(runtime: Runtime, slots: Slots) -> None:
     runtime.expect(widths)
     for params in _KINDS:
         _read(runtime, slots, params)
-    runtime.cycle.idle(slots, 0)
+    for slot in range(min(FEW + 1, total)):
+        runtime.cycle.idle(slots, slot)
 
 
 def _read(runtime: Runtime, slots: Slots, params: SamplingParams) -> None:
-    """Read prompts of all lengths into the first slot."""
+    """Read prompts of all lengths into the first slot, and some together."""
+    device = slots.root.device
     for length in sorted({*PIECES, *SIZES, PREFILL + 1}):
         if length < runtime.cycle.rows:
             nobody = _Nobody([0] * length, params)
-            uniform = torch.zeros(1, 1, dtype=torch.float64, device=slots.root.device)
+            uniform = torch.zeros(1, 1, dtype=torch.float64, device=device)
             runtime.read(slots, [Piece(0, nobody, 0, length)], uniform)
+    count = FEW + 1
+    if not runtime.cycle.packs or slots.root.shape[0] < count or runtime.cycle.rows <= _SHORT:
+        return
+    nobody = _Nobody([0] * _SHORT, params)
+    for _ in range(_TIMES):
+        uniforms = torch.zeros(count, 1, dtype=torch.float64, device=device)
+        runtime.read(slots, [Piece(n, nobody, 0, _SHORT) for n in range(count)], uniforms)

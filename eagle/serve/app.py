@@ -376,9 +376,8 @@ async def _checked(model: type[_BodyT], request: Request) -> _BodyT:
     except ValidationError as error:
         path, text = next(iter(explain(error, model, data).items()))
         name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
-        first = text.partition(" ")[
-            0
-        ]  # of fields that do not go together, what is said begins with
+        # What is said of fields that do not go together begins with one.
+        first = text.partition(" ")[0]
         param = name or (first if first in model.model_fields else None)
         unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
         raise Problem(

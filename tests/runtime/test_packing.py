@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle import SamplingParams
-from eagle.cycle import Piece
-from eagle.runtime.packing import GREEDY, SIZES, PackedInputs, passes, size_of
+from eagle.cycle import GREEDY, Piece
+from eagle.runtime.packing import SIZES, PackedInputs, passes, size_of
 
 CPU = torch.device("cpu")
 
