@@ -2,6 +2,11 @@
 
 import os
 
+# On tensors as small as these, threads wait for each other longer than they work. OpenMP reads this
+# when torch is imported, and whatever a test starts inherits it: with two test processes on two
+# cores, a command that had two threads of its own was five times slower than alone.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from hypothesis import settings
@@ -11,9 +16,6 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 from eagle.spec import DecoderSpec
 from eagle.testing import tiny_pair
-
-# On tensors as small as these, threads wait for each other longer than they work.
-torch.set_num_threads(1)
 
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=100)
 settings.register_profile("nightly", deadline=None, max_examples=2000)
