@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -162,7 +163,8 @@ class Cycle(PromptReader):
             # Once: it reads the device. With graphs, before anything is captured.
             self._checked.append(self.tree)
             vocab = self.target.info.vocab_size
-            check_tree(tree, self.shape, slots.root, vocab, self.tree.laws)
+            exact = self.tree.capturable
+            check_tree(tree, self.shape, slots.root, vocab, self.tree.laws, exact=exact)
 
     def _phase(self, name: str, *args: object) -> Any:
         self._mark(name)
@@ -198,7 +200,10 @@ class Cycle(PromptReader):
         self, tree: TokenTree, scores: Tensor, sampling: Sampling, draws: Draws
     ) -> Acceptance:
         """Return the accepted paths and the bonus tokens."""
-        return self.acceptance.accept(tree, TargetProbs(scores, sampling), self.shape, draws)
+        shape, nodes = self.shape, tree.tokens.shape[1]
+        if nodes < shape.nodes:
+            shape = replace(shape, nodes=nodes, siblings=min(shape.siblings, nodes - 1))
+        return self.acceptance.accept(tree, TargetProbs(scores, sampling), shape, draws)
 
     def commit(
         self,

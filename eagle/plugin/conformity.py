@@ -43,6 +43,8 @@ def check_tree(
     root: Tensor,
     vocab: int | None = None,
     laws: Collection[Law] | None = None,
+    *,
+    exact: bool = True,
 ) -> None:
     """Check the first tree of a builder; its values are read on the host.
 
@@ -54,11 +56,14 @@ def check_tree(
         root: int64 ``[B]``, the last committed tokens.
         vocab: V, of which its tokens must be; None: not looked at.
         laws: what its builder declares; None: not looked at.
+        exact: whether it has as many nodes as declared, or that many at most.
 
     Raises:
         Breach: it is no tree, or not the one declared.
     """
     slots, nodes = root.shape[0], shape.nodes
+    if not exact and isinstance(tree.tokens, Tensor) and tree.tokens.dim() == 2:
+        nodes = max(1, min(nodes, tree.tokens.shape[1]))
     for name in ("tokens", "parents", "depths", "ranks"):
         _has_shape(name, getattr(tree, name), (slots, nodes), torch.int64)
     _has_shape("ancestors", tree.ancestors, (slots, nodes, nodes), torch.bool)

@@ -285,7 +285,7 @@ class TreeBuilder(Component, Protocol):
 
     @property
     def shape(self) -> TreeShape:
-        """The sizes of every tree that this builder makes."""
+        """The sizes of every tree that this builder makes; of one that varies, the largest."""
         ...
 
     @property

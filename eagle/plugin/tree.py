@@ -15,7 +15,9 @@ __all__ = ["Acceptance", "Law", "TokenTree", "TreeShape", "ancestor_mask"]
 
 @dataclass(frozen=True)
 class TreeShape:
-    """The fixed sizes of every tree that a builder makes, known before anything is allocated.
+    """The sizes of every tree that a builder makes, known before anything is allocated.
+
+    They are fixed where the builder's work can be captured; else `nodes` are the most there are.
 
     Attributes:
         nodes: N, nodes of the tree, the root included.

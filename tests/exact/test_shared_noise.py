@@ -29,6 +29,7 @@ TREES = [
     {"name": "static", "branching": [3, 2, 1], "sampling": "shared-noise"},
     {"name": "chain", "depth": 4, "sampling": "shared-noise"},
     {"name": "best-first", "nodes": 12, "depth": 4, "siblings": 3, "width": 3},
+    {"name": "best-first", "nodes": 12, "depth": 4, "siblings": 3, "width": 3, "least": 0.1},
 ]
 RATES = RankRates(levels=((0.6, 0.2, 0.1), (0.5, 0.2, 0.1)), positions=100, source="a test")
 

@@ -12,6 +12,7 @@ may be chosen after looking at what was drawn.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -38,6 +39,8 @@ from eagle.plugin import (
 
 __all__ = ["BEST_FIRST", "BestFirstConfig", "BestFirstTree"]
 
+_SURE = 3  # times `least`: a node's children have less than its value, and a level costs a pass
+
 Count = Annotated[int, Field(ge=1, lt=MAX_NODES, strict=True)]
 
 
@@ -50,6 +53,20 @@ class BestFirstConfig(StrategyConfig):
     width: Annotated[
         Count, Field(description="nodes extended on each level, where the head has to extend them")
     ] = 10
+    least: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(
+            description="the value below which candidates are left out: `nodes` and `width` are "
+            "the most there are then; null: none are, and cycles can be captured"
+        ),
+    ] = None
+    extend: Annotated[
+        Annotated[float, Field(gt=0, lt=1)] | None,
+        Field(
+            description="with `least`, the value below which a node is not extended; null: three "
+            "times that"
+        ),
+    ] = None
     sampling: Annotated[
         Literal["top-k", "shared-noise"],
         Field(description="how candidates are chosen at temperature > 0; at 0 it is always top-k"),
@@ -64,6 +81,11 @@ class BestFirstConfig(StrategyConfig):
             most += level
         return most
 
+    @property
+    def extended(self) -> float:
+        """The value from which nodes are extended, with `least`."""
+        return _SURE * (self.least or 0.0) if self.extend is None else self.extend
+
     @model_validator(mode="after")
     def _possible(self) -> BestFirstConfig:
         if self.nodes > self.candidates:
@@ -71,6 +93,18 @@ class BestFirstConfig(StrategyConfig):
                 f"nodes is {self.nodes}, but depth {self.depth}, siblings {self.siblings} and "
                 f"width {self.width} draft only {self.candidates} candidates: lower nodes, or "
                 "raise one of the others"
+            )
+        if self.least is None and self.extend is not None:
+            raise ValueError("extend goes with least only: give both, or leave extend out")
+        if self.least is not None and self.sampling != "shared-noise":
+            raise ValueError(
+                f"least goes with sampling: shared-noise, not {self.sampling}: a text would depend "
+                "on how many share the batch"
+            )
+        if self.least is not None and self.extended < self.least:
+            raise ValueError(
+                f"extend is {self.extend}, less than least, which is {self.least}: what is left "
+                "out is not extended; raise extend"
             )
         if (extended := (self.depth - 1) * self.width) > MAX_NODES:
             raise ValueError(
@@ -87,13 +121,17 @@ class BestFirstTree:
     probability at temperature 1, as in EAGLE-2. Under shared noise, its pace in the race of its
     position over that of all siblings together: were the target's weights those of the head, each
     times noise like the race's own, that would be its chance to win.
+
+    With `least`, trees have the nodes that are likelier than that, and those alone are extended: as
+    many as the head is sure of, which is read on the host (OPT-Tree, arXiv 2406.17276, stops
+    drafting likewise). Of several slots, all have as many as the one with the most.
     """
 
-    capturable = True
     uniforms = 0
 
     def __init__(self, config: BestFirstConfig) -> None:
         self.config = config
+        self.capturable = config.least is None
         self.law = Law.named(config.sampling)
         self.laws = frozenset({Law.TOP_K, self.law})
         levels = config.depth - 1
@@ -123,6 +161,10 @@ class BestFirstTree:
         for depth in range(1, config.depth):
             # Where it costs the head nothing, whatever may be kept is extended.
             most = config.width if levels is None else config.nodes
+            if config.least is not None:
+                most = min(most, _most(value, config.extended))
+                if not most:
+                    break
             beam = value.sort(dim=1, descending=True, stable=True).indices[:, :most]
             width = beam.shape[1]
             parents.append((first + beam).repeat_interleave(config.siblings, 1))
@@ -141,12 +183,15 @@ class BestFirstTree:
             expanded += width
             tokens.append(token)
             values.append(value)
+        every, nodes = torch.cat(values, 1), config.nodes
+        if config.least is not None:
+            nodes = min(nodes, max(1, _most(every, config.least)))
         tree = keep_best(
             drafter.root,
             torch.cat(tokens, 1),
-            torch.cat(values, 1),
+            every,
             torch.cat(parents, 1),
-            config.nodes,
+            nodes,
             config.depth,
         )
         return replace(tree, law=self.law)
@@ -173,6 +218,11 @@ class BestFirstTree:
                 f"tree.siblings is {self.config.siblings}, but the vocabulary that is drafted from "
                 f"has only {vocab} tokens: a node cannot have more children than that"
             )
+
+
+def _most(values: Tensor, least: float) -> int:
+    """Return how many of the logarithms of values ``[B, C]`` are high enough, in any one slot."""
+    return int((values >= math.log(least)).sum(1).max())
 
 
 def _build(config: BestFirstConfig, context: BuildContext) -> BestFirstTree:

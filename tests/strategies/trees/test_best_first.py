@@ -98,6 +98,8 @@ def likeliest(drafter, slot, depth, nodes):
         {"nodes": 1, "depth": 1, "siblings": 1},
         {"nodes": 20, "depth": 4, "siblings": 3, "width": 5},
         {"nodes": 127, "depth": 8, "siblings": 16, "width": 4},
+        {"nodes": 20, "depth": 4, "siblings": 3, "width": 5, "least": 0.1},
+        {"nodes": 20, "depth": 4, "siblings": 3, "width": 5, "least": 0.9},
     ],
     ids=str,
 )
@@ -133,9 +135,65 @@ def test_is_narrow_and_deep_where_a_draw_leaves_no_doubt():
     assert int(unsure.depths.amax()) < 8
 
 
+def values_of(drafter, slot, depth):
+    """Return the values of all paths of up to so many tokens."""
+    found = {(): 1.0}
+    for length in range(1, depth + 1):
+        for path in product(range(drafter.vocab), repeat=length):
+            chance = drafter.logits(slot, path[:-1]).softmax(-1)[path[-1]]
+            found[path] = found[path[:-1]] * float(chance)
+    return found
+
+
+@pytest.mark.parametrize("least", [0.02, 0.1, 0.3])
+def test_of_one_slot_all_nodes_are_kept_that_are_likely_enough_and_no_other(least):
+    class One(Text):
+        def __init__(self):
+            super().__init__(vocab=5)
+            self.root, self.paths = self.root[:1], self.paths[:1]
+            self.sampling = Sampling.of([SamplingParams(temperature=0.0)], "cpu")
+
+        def begin(self):
+            return super().begin()[:1]
+
+    drafter = One()
+    # As wide and deep as may be; and whatever may have a child that is kept is extended.
+    wide = builder(nodes=100, depth=4, siblings=5, width=60, least=least, extend=least)
+    tree = wide.build(drafter, NO_DRAWS)
+    values = values_of(drafter, 0, 4)
+    kept = {path for path, value in values.items() if value >= least and path}
+    assert paths_of(tree, 0) == kept
+    assert tree.tokens.shape[1] == 1 + len(kept) < 101
+    # One pass for each level of which anything is extended, over no more nodes than that takes.
+    assert drafter.asked == sum(
+        value >= least for path, value in values.items() if 0 < len(path) < 4
+    )
+
+
+def test_what_is_not_worth_another_pass_is_not_extended():
+    sure, unsure = Text(sharpness=40.0), Text(sharpness=0.1)
+    given = {"nodes": 20, "depth": 4, "siblings": 3, "width": 4, "least": 0.1}
+    deep, flat = (builder(**given).build(text, NO_DRAWS) for text in (sure, unsure))
+    assert int(deep.depths.amax()) == 4
+    assert (int(flat.depths.amax()), unsure.asked) == (1, 0)
+    assert not builder(**given).capturable
+
+
+def test_slots_have_as_many_nodes_as_the_surest_of_them():
+    text = Text(sharpness=3.0)
+    given = {"nodes": 40, "depth": 3, "siblings": 4, "width": 9, "least": 0.05, "extend": 0.05}
+    tree = builder(**given).build(text, NO_DRAWS)
+    fewest = [
+        sum(value >= 0.05 for path, value in values_of(text, slot, 3).items() if path)
+        for slot in range(2)
+    ]
+    assert tree.tokens.shape[1] == 1 + max(fewest)
+
+
 @pytest.mark.parametrize(
     "given",
     [
+        {"nodes": 6, "depth": 2, "siblings": 2, "width": 2, "least": 0.3},
         {"nodes": 3, "depth": 2, "siblings": 2, "width": 1},
         {"nodes": 3, "depth": 2, "siblings": 2, "width": 2, "sampling": "top-k"},
     ],
@@ -151,6 +209,9 @@ def test_is_lossless_though_it_is_chosen_after_looking_at_what_was_drawn(given):
         ({"nodes": 200, "depth": 2}, "nodes is 200, but depth 2, siblings 10 and width 10 draft"),
         ({"depth": 900, "width": 20}, "have the draft head extend 17980 nodes"),
         ({"sampling": "iid"}, "top-k"),
+        ({"extend": 0.5}, "extend goes with least only"),
+        ({"least": 0.2, "extend": 0.1}, "extend is 0.1, less than least, which is 0.2"),
+        ({"least": 0.2, "sampling": "top-k"}, "least goes with sampling: shared-noise, not top-k"),
     ],
 )
 def test_impossible_settings_are_refused_in_one_sentence(given, message):
