@@ -26,7 +26,7 @@ __all__ = ["RESULTS", "Series", "Setting"]
 RESULTS = "results.json"
 _WEIGH = Path(__file__).with_name("weigh.py")
 _SAVING = 30.0  # seconds at the end for what is interrupted to save what it has, and for the rest
-_START = 40.0  # seconds that a training takes besides its steps: loading, compiling, measuring
+_START = 75.0  # seconds that a training takes besides its steps: loading, compiling, measuring
 
 
 @dataclass(frozen=True)
@@ -321,7 +321,8 @@ class Series:
         found.heldout_tau = {
             tree: by["held-out"] for tree, by in said["tau"].items() if "held-out" in by
         }
-        found.n_alpha = [round(a, 4) for a in said["n_alpha"].get("held-out", [])]
+        rates = said["n_alpha"].get("held-out", [])  # not a number where no cycle came so far
+        found.n_alpha = [None if rate != rate else round(rate, 4) for rate in rates]
 
     def _stopped(self, run: Training, found: Found) -> None:
         try:

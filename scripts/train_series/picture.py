@@ -19,6 +19,7 @@ _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#E5E5E5",
     "grid.linewidth": 0.6,
     "legend.frameon": False,
@@ -76,15 +77,18 @@ def _bars(axes: Any, variants: dict[str, list[Found]], tree: str) -> None:
     taus = [[one.mean_tau(tree) for one in runs] for runs in variants.values()]
     means = [statistics.fmean(values) for values in taus]
     colours = [_COLOURS[number % len(_COLOURS)] for number in range(len(means))]
-    drawn = axes.barh(range(len(means)), means, 0.6, color=colours)
-    axes.bar_label(drawn, fmt="%.2f", padding=6, fontsize=8)
+    axes.barh(range(len(means)), means, 0.6, color=colours)
     for place, values in enumerate(taus):
+        axes.annotate(
+            f"{means[place]:.2f}", (max(values), place), xytext=(6, 0), va="center", fontsize=8,
+            textcoords="offset points",
+        )  # fmt: skip
         if len(values) > 1:
             axes.plot(values, [place] * len(values), "o", color="black", markersize=4)
     axes.set_yticks(range(len(means)), list(variants))
     axes.invert_yaxis()
     axes.grid(axis="y", visible=False)
-    axes.set_xlim(1.0, 1.12 * max(means) - 0.12)
+    axes.set_xlim(1.0, 1.12 * max(map(max, taus)) - 0.12)
     axes.set_xlabel("tau (tokens a cycle); dots: runs of other seeds")
     axes.set_title(f"tau of {tree}")
 
@@ -124,4 +128,4 @@ def _curves(axes: Any, series: dict[str, list[Found]], others: dict[str, Found],
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel(f"tau of {tree}")
     axes.set_title("against the amount of text")
-    axes.legend()
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)

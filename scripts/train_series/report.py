@@ -87,8 +87,8 @@ def _named(name: str, found: Found) -> str:
     return f"{name} ({found.variant})" if found.variant else name
 
 
-def _shares(values: Sequence[float]) -> str:
-    return " ".join(f"{value:.3f}".removeprefix("0") for value in values)
+def _shares(values: Sequence[float | None]) -> str:
+    return " ".join("-" if one is None else f"{one:.3f}".removeprefix("0") for one in values)
 
 
 def _rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

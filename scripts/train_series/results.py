@@ -38,7 +38,7 @@ class Found:
             the answers to all prompts.
         positions: how many there are.
         heldout_tau: by tree, of held-out conversations, by training's own evaluation.
-        n_alpha: on the same, on a chain.
+        n_alpha: on the same, on a chain; None where no cycle came so far.
         bytes: of the head's file.
         hardware: model of the device.
         versions: of Python and packages.
@@ -62,7 +62,7 @@ class Found:
     right: list[float] = field(default_factory=list)
     positions: int = 0
     heldout_tau: dict[str, float] = field(default_factory=dict)
-    n_alpha: list[float] = field(default_factory=list)
+    n_alpha: list[float | None] = field(default_factory=list)
     bytes: int = 0
     hardware: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -138,6 +138,8 @@ def merged(files: Iterable[Path]) -> Results:
         one = Results.read(path)
         if first is None:
             first, whole = path, Results(one.about, one.measured, one.asked)
+        if one.about not in whole.about.split("; "):
+            whole.about += f"; {one.about}"
         if one.measured != whole.measured:
             raise ValueError(
                 f"{path} and {first} hold figures on different prompts or trees, which do not "

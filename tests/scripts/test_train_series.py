@@ -33,7 +33,7 @@ PLAN = {
     "texts": {"all": {"file": "text.npz", "command": "data prepare $config --out $all"}},
     "set": {"evaluation.chain": 3},
     "runs": [
-        {"name": "long", "config": "run.yaml", "text": "all", "steps": 120, "variant": "long",
+        {"name": "long", "config": "run.yaml", "text": "all", "steps": 60, "variant": "long",
          "series": "EAGLE-1", "keep": True},
         {"name": "short", "config": "run.yaml", "text": "all", "tokens": 640, "rate": 1000.0,
          "variant": "short", "series": "EAGLE-1", "set": {"loss.levels": 2}},
@@ -82,13 +82,13 @@ def test_a_series_that_is_killed_goes_on_where_it_was_and_is_reported(project):
         first.start()
         until = time.monotonic() + 60
         while first.is_alive() and time.monotonic() < until:
-            if steps_of(work / "long" / "log.jsonl")[-1:] >= [30]:
+            if steps_of(work / "long" / "log.jsonl")[-1:] >= [16]:
                 break
             time.sleep(0.005)
         os.kill(first.pid, signal.SIGKILL)
         first.join()
         stopped = steps_of(work / "long" / "log.jsonl")[-1]
-        assert 30 <= stopped < 120, said.read_text()
+        assert 16 <= stopped < 60, said.read_text()
         assert not Results.read(out / "results.json").runs["long"].finished
         again = process(target=drive, args=(words, python, str(said)))
         again.start()
@@ -97,9 +97,9 @@ def test_a_series_that_is_killed_goes_on_where_it_was_and_is_reported(project):
     results = Results.read(out / "results.json")
     assert results == Results.read(work / "results.json")
     long, short = results.runs["long"], results.runs["short"]
-    assert (long.state, long.steps, long.tokens) == ("finished", 120, 120 * 64)
+    assert (long.state, long.steps, long.tokens) == ("finished", 60, 60 * 64)
     assert (short.steps, short.overrides["loss.levels"], len(short.accuracy)) == (10, 2, 2)
-    assert steps_of(work / "long" / "log.jsonl") == list(range(2, 121, 2))  # none of them twice
+    assert steps_of(work / "long" / "log.jsonl") == list(range(2, 61, 2))  # none of them twice
     assert long.commit == "abc"
     assert set(long.tau) == {"static, branching [2, 2]", "chain, depth 3"}
     assert all(1 <= found.mean_tau() <= 4 for found in (long, short))
