@@ -128,9 +128,9 @@ class Plan(_Model):
 
     @model_validator(mode="after")
     def _names_fit(self) -> Plan:
-        names = [*(run.name for run in self.runs), *self.beside]
+        names = [*(run.name for run in self.runs), *self.beside, *self.texts]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two runs are called {twice[0]!r}")
+            raise ValueError(f"two of its runs, heads and texts are called {twice[0]!r}")
         for run in self.runs:
             if run.text is not None and run.text not in self.texts:
                 known = ", ".join(self.texts) or "none"

@@ -146,7 +146,10 @@ def test_a_text_that_may_take_so_long_is_used_as_it_is_then(write, run, tmp_path
         ({"runs": []}, "runs: Tuple should have at least 1 item"),
         ({"runs": [{"name": "a", "config": "x"}]}, "one of tokens, steps and seconds"),
         ({"runs": [{"name": "a", "config": "x", "steps": 1, "sets": {}}]}, "runs.0.sets: Extra"),
-        ({"runs": [{"name": "a", "config": "x", "steps": 1}] * 2}, "two runs are called 'a'"),
+        (
+            {"runs": [{"name": "a", "config": "x", "steps": 1}] * 2},
+            "two of its runs, heads and texts are called 'a'",
+        ),
         (
             {"runs": [{"name": "a", "config": "x", "steps": 1, "text": "b"}]},
             "a: there is no text 'b'; there is none",
