@@ -227,11 +227,12 @@ class BlockDrafter(DecoderHead):
 
     def logits(self, states: Tensor) -> Tensor:
         """Return the LM head's logits of what the network gave, ``[B, W, H]``."""
-        return self._logits(states)
+        # The norm's are float32 in training, which a packed LM head does not take.
+        return self._logits(states.to(self._target.dtype))
 
     def level_logits(self, states: Tensor, level: int) -> Tensor:
         """See `eagle.plugin.TrainsLevels.level_logits`."""
-        return self._logits(states)
+        return self.logits(states)
 
     def initialise(self, target: TargetModel, seed: int) -> None:
         """See `eagle.plugin.TrainableHead`; normal weights of the target's own scale."""

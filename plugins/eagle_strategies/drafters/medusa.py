@@ -7,15 +7,15 @@ does not know the root. Knows the published layout; no attention and no cache.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from eagle.plugin import (
     AttentionBackend,
@@ -37,6 +37,7 @@ from eagle.plugin import (
     read_weights,
     write_checkpoint,
 )
+from eagle_strategies.drafters.medusa_network import MedusaNetwork
 
 __all__ = ["MedusaConfig", "MedusaHead"]
 
@@ -58,44 +59,9 @@ class MedusaConfig(StrategyConfig):
     """K, the deepest level that it drafts; the authors' have 5."""
     blocks: Annotated[int, Field(ge=1, le=8)] = 1
     """Residual blocks in front of each LM head. The authors' have 1."""
-
-
-class _Block(nn.Module):
-    """``x + SiLU(W x + b)`` (section 2.1.1); the identity of a fresh head, whose W is zero."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(size, size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + F.silu(self.linear(x))
-        return out
-
-
-class _Network(nn.ModuleList):
-    """Heads of blocks and an LM head, named as in FasterDecoding/Medusa."""
-
-    def __init__(self, heads: int, blocks: int, size: int, vocab: int) -> None:
-        super().__init__(
-            nn.Sequential(
-                *(_Block(size) for _ in range(blocks)), nn.Linear(size, vocab, bias=False)
-            )
-            for _ in range(heads)
-        )
-
-    def hidden(self, level: int, x: Tensor) -> Tensor:
-        """Return what a head's blocks make of features ``[..., H]``."""
-        for block in self._head(level)[:-1]:
-            x = block(x.to(block.linear.weight.dtype))
-        return x
-
-    def end(self, level: int) -> nn.Linear:
-        """Return a head's LM head."""
-        end: nn.Linear = self._head(level)[-1]
-        return end
-
-    def _head(self, level: int) -> Any:
-        return self[level]
+    own_lm_head: bool = True
+    """Whether each has an LM head of its own, as the authors' have; else they read the target's,
+    which is frozen, and a checkpoint holds the blocks alone."""
 
 
 class MedusaHead:
@@ -103,7 +69,7 @@ class MedusaHead:
 
     capturable = True
     paged = True
-    module: _Network
+    module: MedusaNetwork
 
     def __init__(self, config: MedusaConfig, context: BuildContext) -> None:
         self._settings, self._context = config, context
@@ -131,7 +97,8 @@ class MedusaHead:
         named = {name.removeprefix(_PREFIX): one for name, one in files.tensors.items()}
         blocks = sum(1 for name in named if _BLOCK.fullmatch(name))
         heads = len({name.partition(".")[0] for name in named})
-        if not blocks or f"0.{blocks}.weight" not in named:
+        shared = files.config.get("own_lm_head") is False and f"0.{blocks}.weight" not in named
+        if not blocks or not (shared or f"0.{blocks}.weight" in named):
             raise CheckpointError(
                 f"{folder} holds no Medusa heads: there is no 0.0.linear.weight with an LM head "
                 "0.1.weight behind it"
@@ -155,7 +122,9 @@ class MedusaHead:
         name = files.config.get("base_model_name_or_path")
         made = f", made for {name!r:.80}" if name else ""
         count = "one residual block" if blocks == 1 else f"{blocks} residual blocks"
-        return f"{heads} Medusa heads of {count}{made}"
+        own = f"0.{blocks}.weight" in files.tensors
+        read = "" if own else ", read by the target's LM head"
+        return f"{heads} Medusa heads of {count}{read}{made}"
 
     def feature_size(self, target: TargetInfo) -> int:
         """Return H, after comparing the checkpoint's sizes with the target's.
@@ -165,7 +134,12 @@ class MedusaHead:
         """
         if not self._context.fresh:
             files, _, blocks = self._read
-            vocab, size = (*files.tensors[f"0.{blocks}.weight"].shape, 0, 0)[:2]
+            end = files.tensors.get(f"0.{blocks}.weight")
+            if end is None:  # of the blocks alone
+                end = files.tensors["0.0.linear.weight"]
+                vocab, size = files.config.get("vocab_size"), (*end.shape, 0)[0]
+            else:
+                vocab, size = (*end.shape, 0, 0)[:2]
             if (vocab, size) != (target.vocab_size, target.hidden_size):
                 raise CheckpointError(
                     f"the Medusa heads in {files.folder} have a hidden size of {size} and a "
@@ -190,8 +164,10 @@ class MedusaHead:
             CheckpointError: it is damaged, or its tensors are not those of its heads.
         """
         files, heads, blocks = self._read
+        own = f"0.{blocks}.weight" in files.tensors
+        size, vocab = target.info.hidden_size, target.info.vocab_size
         with torch.device("meta"):
-            module = _Network(heads, blocks, target.info.hidden_size, target.info.vocab_size)
+            module = MedusaNetwork(heads, blocks, size, vocab if own else None)
         tensors = read_weights(files, module.state_dict(), apart=())
         check_verifier(files, target)
         tensors = {k: t.to(target.device, target.dtype) for k, t in tensors.items()}
@@ -199,13 +175,18 @@ class MedusaHead:
         module.eval().requires_grad_(False)
         self._adopt(module, target)
 
-    def _adopt(self, module: _Network, target: TargetModel) -> None:
+    def _adopt(self, module: MedusaNetwork, target: TargetModel) -> None:
         self.module, self._target = module, target
         self._rough: list[Int8Linear | None] = [None] * len(module)
+        self._shared: Callable[[Tensor], Tensor] = target.logits
 
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate nothing; drafts may read the LM heads with eight bits from now on."""
-        if self._settings.lm_head == "auto" and self._rough[0] is None:
+        if self._settings.lm_head == "exact":
+            return
+        if self.module.shared:
+            self._shared = self._target.draft_logits()
+        elif self._rough[0] is None:
             self._rough = [int8_linear(self.module.end(i)) for i in range(len(self.module))]
 
     def absorb(self, committed: Committed) -> Tensor:
@@ -221,6 +202,8 @@ class MedusaHead:
         levels = step.rows.shape[1]
         self._check(levels)
         hidden = [self.module.hidden(level, states[:, None]) for level in range(levels)]
+        if self.module.shared:
+            return self.level_logits(torch.cat(hidden, dim=1), 0)
         return torch.cat([self.level_logits(x, level) for level, x in enumerate(hidden)], dim=1)
 
     def _check(self, levels: int) -> None:
@@ -240,6 +223,8 @@ class MedusaHead:
 
     def level_logits(self, states: Tensor, level: int) -> Tensor:
         """See `eagle.plugin.TrainsLevels.level_logits`."""
+        if self.module.shared:
+            return self._shared(states.to(self._target.dtype))  # of float32 blocks in training
         rough = self._rough[level]
         if rough is None or states.dtype != self._target.dtype or not rough.serves(states):
             out: Tensor = self.module.end(level)(states)
@@ -252,15 +237,20 @@ class MedusaHead:
         So the paper has it (section 2.2.1). The LM head is found by what it makes of unit vectors.
         """
         size, vocab = target.info.hidden_size, target.info.vocab_size
-        module = _Network(self._settings.heads, self._settings.blocks, size, vocab)
+        own = self._settings.own_lm_head
+        module = MedusaNetwork(
+            self._settings.heads, self._settings.blocks, size, vocab if own else None
+        )
         with torch.no_grad():
-            units = torch.eye(size, device=target.device, dtype=target.dtype)[None]
-            rows = (target.logits(units) - target.logits(torch.zeros_like(units[:, :1])))[0]
-            for level, head in enumerate(module):
-                module.end(level).weight.copy_(rows.T.float())
-                for block in list(head.children())[:-1]:
-                    block.linear.weight.zero_()  # type: ignore[union-attr, operator]
-                    block.linear.bias.zero_()  # type: ignore[union-attr, operator]
+            for level in range(len(module)):
+                for block in module.of(level):
+                    block.linear.weight.zero_()
+                    block.linear.bias.zero_()
+            if own:
+                units = torch.eye(size, device=target.device, dtype=target.dtype)[None]
+                rows = (target.logits(units) - target.logits(torch.zeros_like(units[:, :1])))[0]
+                for level in range(len(module)):
+                    module.end(level).weight.copy_(rows.T.float())
         self._adopt(module.to(target.device), target)
 
     def train_levels(
@@ -288,12 +278,14 @@ class MedusaHead:
             "architectures": ["MedusaModel"],
             "model_type": "medusa",
             "medusa_num_heads": len(self.module),
-            "medusa_num_layers": len(list(self.module[0].children())) - 1,
+            "medusa_num_layers": self.module.blocks,
             "hidden_size": self._target.info.hidden_size,
             "vocab_size": self._target.info.vocab_size,
             "base_model_name_or_path": self._target.info.name,
             "dtype": "bfloat16",
         }
+        if self.module.shared:
+            config["own_lm_head"] = False
         tensors = {
             k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
         }

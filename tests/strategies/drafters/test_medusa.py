@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from eagle import SamplingParams
 from eagle.cache.store import Step
@@ -126,6 +126,40 @@ def test_fresh_heads_begin_as_the_targets_lm_head(target):
     head.initialise(target, 0)
     features = torch.randn(1, 3, H, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(head.logits(features), target.logits(features))
+
+
+def test_blocks_alone_are_read_by_the_targets_lm_head(pair, tmp_path):
+    target = pair[0]
+    spec = trial.recipe(tmp_path, "head={name: medusa, heads: 3, own_lm_head: false}")
+    outcome = train(spec, target=target)
+    assert next(iter(outcome.measured.tau.values()))["held-out"] > 1.2
+    stored = load_file(outcome.best / "medusa_lm_head.safetensors")
+    size = target.info.hidden_size
+    assert {tuple(tensor.shape) for tensor in stored.values()} == {(size, size), (size,)}
+    assert len(stored) == 6
+    head = trial.load("medusa", target, outcome.best)
+    assert head.identity.startswith("3 Medusa heads of one residual block, read by the target's LM")
+    features = torch.randn(2, size, generator=torch.Generator().manual_seed(1))
+    found = head.draft(torch.tensor([1, 2]), features, Step.chain(torch.tensor([5, 7]), 3, 16))
+    for level in range(3):
+        weight, bias = (stored[f"{level}.0.linear.{part}"].float() for part in ("weight", "bias"))
+        linear = features @ weight.T + bias
+        expected = target.logits((features + linear * torch.sigmoid(linear))[:, None])[:, 0]
+        torch.testing.assert_close(found[:, level], expected, atol=1e-4, rtol=1e-4)
+    check_draft_head(head, target, first_token=False)
+    trial.trains_what_it_drafts(head, target, 3)
+    drafting = {"name": "medusa", "weights": str(outcome.best)}
+    trial.says_what_the_target_says(target, drafting, [{"name": "chain", "depth": 3}])
+
+
+def test_blocks_alone_are_said_to_be_so_and_made_for_one_vocabulary(target, tmp_path):
+    tensors = {name: t for name, t in weights().items() if "linear" in name}
+    folder = publish(tmp_path, tensors, vocab_size=VOCAB)
+    with pytest.raises(CheckpointError, match="holds no Medusa heads"):
+        trial.load("medusa", target, folder)
+    publish(tmp_path, tensors, vocab_size=VOCAB + 1, own_lm_head=False)
+    with pytest.raises(CheckpointError, match=r"vocabulary of 65, the target .* has 32 and 64"):
+        trial.load("medusa", target, folder)
 
 
 def test_a_tree_deeper_than_there_are_heads_is_refused(target, tmp_path):

@@ -167,6 +167,17 @@ def test_training_makes_a_drafter_that_is_right_and_loads_again(pair, tmp_path):
     assert found > 1
 
 
+def test_what_the_norm_says_in_training_is_read_in_the_targets_dtype():
+    target = tiny_target(dtype=torch.bfloat16)
+    head = trial.fresh("parallel", target, depth=1)
+    head.feature_size(target.info)
+    head.initialise(target, 0)
+    states = torch.randn(1, 2, H, generator=torch.Generator().manual_seed(1))
+    found = head.level_logits(states, 0)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found, target.logits(states.bfloat16()))
+
+
 def test_a_block_longer_than_in_training_is_refused(target, pair, tmp_path):
     head = {"name": "parallel", "weights": str(zlab(tmp_path, weights()))}
     with pytest.raises(IncompatibleError, match=r"'chain'.* is 5 levels deep, but .* drafts 4 at"):
