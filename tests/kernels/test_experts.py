@@ -14,6 +14,7 @@ from eagle.kernels.experts import (
     stages_of,
     tiling_of,
 )
+from eagle.testing import no_host_reads
 from tests.interpreted import DEVICE, needs_triton
 from tests.interpreted import quick as quick
 
@@ -114,6 +115,16 @@ def test_a_row_gives_what_it_gives_alone():
     assert among[1:].isnan().all()
     alone = mixture(x[:1], ids[:1], weights[:1], gate_up, down)
     torch.testing.assert_close(alone[0], together[0], rtol=1e-5, atol=1e-6)
+
+
+@needs_triton
+@pytest.mark.parametrize("rows", [1, 5])
+def test_nothing_is_read_on_the_host(rows):
+    args = case(rows, 4, 2)
+    expected = mixture(*args)
+    with no_host_reads():
+        found = mixture(*args)
+    assert torch.equal(found, expected)
 
 
 @needs_triton

@@ -10,6 +10,7 @@ from torch import nn
 from eagle import Decoder, DecoderSpec
 from eagle.kernels import MAX_ROWS, experts, mixture
 from eagle.plugin import SamplingParams
+from eagle.runtime.compiling import compiled_phases
 from eagle.target import Target
 from eagle.target import experts as module
 from eagle.target.experts import EXPERTS, Experts, differ, mixture_by_rows, plain
@@ -252,3 +253,30 @@ def test_kernels_agree_with_operators_at_a_large_shape(dtype):
     gate_up = torch.randn(8, 2 * 3584, 4096, device=DEVICE, dtype=dtype) * 4096**-0.5
     down = torch.randn(8, 4096, 3584, device=DEVICE, dtype=dtype) * 3584**-0.5
     assert differ(gate_up, down) is None
+
+
+@needs_triton
+def test_compiled_passes_go_through_the_kernels(anywhere, monkeypatch):
+    monkeypatch.setattr("eagle.runtime.runtime._AHEAD", ())
+    torch._dynamo.reset()
+    operators, compiler = Counter(), torch.compile
+
+    def backend(graph, inputs):
+        operators.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    monkeypatch.setattr(
+        torch, "compile", lambda code, **how: compiler(code, backend=backend, **how)
+    )
+    target = tiny_target("mixtral", num_hidden_layers=1)
+    spec = DecoderSpec(head="none", tree="none", runtime={"max_batch": MAX_ROWS + 1})
+    decoder = Decoder.from_spec(spec, target=target)
+    asked = {"max_new_tokens": 6, "ignore_eos": True}
+    for prompts, name in (([PROMPT], "mixture"), ([PROMPT, PROMPT[:3]], "mixture_by_rows")):
+        decoder._cycle.compiled = {}
+        expected = decoder.generate(prompts, **asked)
+        decoder._cycle.compiled = compiled_phases(decoder._cycle)
+        operators.clear()
+        found = decoder.generate(prompts, **asked)
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        assert [each for each in operators if "mixture" in each] == [f"eagle.{name}.default"]
