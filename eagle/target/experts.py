@@ -193,7 +193,8 @@ def differ(gate_up: Tensor, down: Tensor) -> str | None:
         except Exception as error:  # also of a compiler that is not there
             return reason(error)
         expected = mixture_by_operators(x, ids, scores, gate_up, down).float()
-        apart = (found - expected).norm(dim=1) / expected.norm(dim=1)
+        size = expected.norm(dim=1).clamp(min=torch.finfo(torch.float32).tiny)
+        apart = (found - expected).norm(dim=1) / size
         if not bool((apart <= _CLOSE[down.dtype]).all()):
             return f"{rows} rows are off by up to {float(apart.max()):.2g}"
     return None
