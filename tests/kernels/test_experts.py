@@ -191,3 +191,20 @@ def test_only_plain_gated_experts_are_served(change):
         down = down.transpose(1, 2)
     assert fits(gate_up, down, change.get("top", 2)) == (not change)
     assert not mixes(gate_up, down, 2), "not on a CPU"
+
+
+@pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 26])
+def test_a_captured_graph_follows_the_routing(rows):
+    x, ids, *rest = case(rows, 8, 2, torch.bfloat16, hidden=512, inner=768)
+    mixture(x, ids, *rest)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = mixture(x, ids, *rest)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        ids.copy_(torch.rand(rows, 8).topk(2).indices)
+        graph.replay()
+        assert distance(found, exact(x, ids, *rest)) < CLOSE[torch.bfloat16]

@@ -15,11 +15,16 @@ from eagle.target import Target
 from eagle.target import experts as module
 from eagle.target.experts import EXPERTS, Experts, differ, mixture_by_rows, plain
 from eagle.testing import assert_decoder_lossless, tiny_head, tiny_target
-from tests.interpreted import DEVICE, needs_triton
+from tests.interpreted import DEVICE, INTERPRETED
 from tests.interpreted import quick as quick
 from tests.target.test_target import PROMPT, reference
 
 KINDS = ["mixtral", "qwen3-moe"]
+
+interpreted = pytest.mark.skipif(not INTERPRETED, reason="Triton is not interpreted")
+on_gpu = pytest.mark.skipif(
+    DEVICE != "cuda" or torch.cuda.get_device_capability() < (9, 0), reason="no GPU with kernels"
+)
 
 
 @pytest.fixture
@@ -51,7 +56,7 @@ def mixture_of(target):
     return target.layers[0].mlp.experts
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_target_says_what_it_says_without_the_kernels(kind, anywhere, used, tmp_path):
     target = tiny_target(kind, num_hidden_layers=1)
@@ -63,24 +68,24 @@ def test_a_target_says_what_it_says_without_the_kernels(kind, anywhere, used, tm
     )
     decoder = Decoder.from_spec(spec, target=target)
     used.clear()
-    answer = decoder.generate(PROMPT, max_new_tokens=8, ignore_eos=True)
+    answer = decoder.generate(PROMPT, max_new_tokens=6, ignore_eos=True)
     assert answer.stats.tau > 1, "nothing was accepted, so acceptance was not tested"
     assert used["ours", 41] == target.info.layers * answer.stats.cycles
     assert not any(rows <= MAX_ROWS for who, rows in used if who == "theirs")
     used.clear()
-    assert answer.tokens == reference(target, PROMPT, 8)
+    assert answer.tokens == reference(target, PROMPT, 6)
     assert used
     assert all(who == "theirs" for who, _ in used), "stock passes are transformers'"
     assert target.model.config._experts_implementation == EXPERTS
 
 
-@needs_triton
+@interpreted
 def test_what_is_sampled_has_the_targets_distribution(anywhere):
     target = tiny_target("mixtral", vocab_size=4, num_hidden_layers=1, eos_token_id=None)
     plain_spec = DecoderSpec(head="none", tree="none", runtime={"max_batch": 16, "max_length": 16})
     decoder = Decoder.from_spec(plain_spec, target=target)
     assert_decoder_lossless(
-        decoder, [[1, 2], [3]], SamplingParams(temperature=0.8), tokens=2, slots=16, tolerance=1e-5
+        decoder, [[1, 2]], SamplingParams(temperature=0.8), tokens=2, slots=16, tolerance=1e-5
     )
 
 
@@ -93,7 +98,7 @@ def test_on_a_cpu_transformers_own_stay(used):
     assert target.model.config._experts_implementation == "grouped_mm"
 
 
-@needs_triton
+@interpreted
 def test_many_rows_are_left_to_transformers(anywhere, used):
     each = mixture_of(tiny_target("mixtral"))
     used.clear()
@@ -111,7 +116,7 @@ def test_many_rows_are_left_to_transformers(anywhere, used):
     assert used == {("ours", 1): 2, ("ours", MAX_ROWS): 2, ("theirs", MAX_ROWS + 1): 2}
 
 
-@needs_triton
+@interpreted
 def test_rows_that_gradients_flow_through_are_left_to_transformers(anywhere, used):
     each = mixture_of(tiny_target("mixtral"))
     used.clear()
@@ -122,7 +127,7 @@ def test_rows_that_gradients_flow_through_are_left_to_transformers(anywhere, use
     assert used == {("theirs", 3): 1}
 
 
-@needs_triton
+@interpreted
 def test_code_for_any_number_of_rows_is_compiled_once(anywhere):
     each = mixture_of(tiny_target("mixtral"))
     each.config._experts_implementation = EXPERTS
@@ -146,7 +151,7 @@ def test_code_for_any_number_of_rows_is_compiled_once(anywhere):
     assert len(graphs) == 1
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("operator", [torch.ops.eagle.mixture, torch.ops.eagle.mixture_by_rows])
 def test_operators_are_described_to_compilers(operator):
     x, ids, weights = torch.rand(3, 16), torch.tensor([[0, 2]] * 3), torch.rand(3, 2)
@@ -230,7 +235,7 @@ def test_models_without_experts_have_none():
     assert target.model.config._experts_implementation != EXPERTS
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("wrong", ["numbers", "compiler"])
 def test_kernels_that_are_wrong_here_are_not_used(wrong, anywhere, monkeypatch, caplog):
     def broken(x, *args):
@@ -246,16 +251,7 @@ def test_kernels_that_are_wrong_here_are_not_used(wrong, anywhere, monkeypatch, 
     assert [said in record.getMessage() for record in caplog.records] == [True]
 
 
-@pytest.mark.skipif(DEVICE != "cuda", reason="no CUDA device")
-@pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_kernels_agree_with_operators_at_a_large_shape(dtype):
-    gate_up = torch.randn(8, 2 * 3584, 4096, device=DEVICE, dtype=dtype) * 4096**-0.5
-    down = torch.randn(8, 4096, 3584, device=DEVICE, dtype=dtype) * 3584**-0.5
-    assert differ(gate_up, down) is None
-
-
-@needs_triton
+@interpreted
 def test_compiled_passes_go_through_the_kernels(anywhere, monkeypatch):
     monkeypatch.setattr("eagle.runtime.runtime._AHEAD", ())
     torch._dynamo.reset()
@@ -271,7 +267,7 @@ def test_compiled_passes_go_through_the_kernels(anywhere, monkeypatch):
     target = tiny_target("mixtral", num_hidden_layers=1)
     spec = DecoderSpec(head="none", tree="none", runtime={"max_batch": MAX_ROWS + 1})
     decoder = Decoder.from_spec(spec, target=target)
-    asked = {"max_new_tokens": 6, "ignore_eos": True}
+    asked = {"max_new_tokens": 4, "ignore_eos": True}
     for prompts, name in (([PROMPT], "mixture"), ([PROMPT, PROMPT[:3]], "mixture_by_rows")):
         decoder._cycle.compiled = {}
         expected = decoder.generate(prompts, **asked)
@@ -280,3 +276,37 @@ def test_compiled_passes_go_through_the_kernels(anywhere, monkeypatch):
         found = decoder.generate(prompts, **asked)
         assert [one.tokens for one in found] == [one.tokens for one in expected]
         assert [each for each in operators if "mixture" in each] == [f"eagle.{name}.default"]
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_kernels_agree_with_operators_at_a_large_shape(dtype):
+    gate_up = torch.randn(8, 2 * 3584, 4096, device=DEVICE, dtype=dtype) * 4096**-0.5
+    down = torch.randn(8, 4096, 3584, device=DEVICE, dtype=dtype) * 3584**-0.5
+    assert differ(gate_up, down) is None
+
+
+@on_gpu
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_target_on_a_gpu_says_what_it_says_without_the_kernels(kind, compiled, tmp_path):
+    target = Target(tiny_target(kind).model.to(DEVICE), None, "tiny")
+    assert target.experts.served
+    tiny_head(target).save(tmp_path)
+    spec = DecoderSpec(
+        head={"name": "eagle", "weights": str(tmp_path)},
+        tree={"name": "static", "branching": [24, 1]},
+        runtime={"compile": compiled},
+    )
+    found = Decoder.from_spec(spec, target=target).generate(
+        PROMPT, max_new_tokens=48, ignore_eos=True
+    )
+    with target.stock() as model:
+        prompt = torch.tensor([PROMPT], device=DEVICE)
+        expected = model.generate(
+            prompt, max_new_tokens=48, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+    assert found.tokens == tuple(expected[0, len(PROMPT) :].tolist())
+    assert found.stats.tau > 1
