@@ -16,6 +16,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from eagle.cache.store import BLOCK
+from eagle.kernels import experts
+from eagle.kernels import experts_triton as kernels
 from eagle.kernels.few_rows import BLOCK_K, BLOCK_N, block_rows, stages_of
 from eagle.kernels.few_rows_triton import _few_rows
 from eagle_plugins.attention.prompt_kernel import _read
@@ -31,6 +33,7 @@ PRODUCTS = [
     (90, 26, 1, "bf16"), (90, 64, 1, "bf16"), (120, 64, 1, "bf16"), (120, 26, 2, "bf16"),
     (90, 4, 1, "i8"), (90, 64, 1, "i8"), (100, 4, 1, "i8"), (120, 64, 1, "i8"),
 ]  # fmt: skip
+EXPERTS = [(90, 1, "bf16"), (90, 26, "fp32"), (90, 64, "bf16"), (120, 64, "fp16")]
 TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
 
 
@@ -119,6 +122,42 @@ def product(capability, rows, splits, dtype):
     return compiled(_few_rows, types, constants, aligned, capability, 4, stages)
 
 
+def mixture(capability, rows, dtype):
+    """Return the most shared memory of the kernels for experts of Mixtral 8x7B's sizes."""
+    multiprocessors, room = GPUS[capability]
+    top, itemsize, block_m = 2, 4 if dtype == "fp32" else 2, block_rows(rows)
+    tiling = experts.tiling_of(4096, 14336, top, multiprocessors)
+    two, one, warps = experts._AT_ONCE[itemsize]
+    pointers = {"found_ptr": "*i64", "ids_ptr": "*i64"}
+    found, of_rows = {"BLOCK_E": 8, "BLOCK_P": 64}, {"TOP": top, "BLOCK_T": top}
+    of_rows["SPLITS"] = tiling.splits
+
+    def product(kernel, first, block_n, block_k, weights, out, constants):
+        types = pointers | {
+            first: f"tensordesc<{dtype}[{block_m},{block_k}]>",
+            "weight": f"tensordesc<{dtype}[{block_n},{block_k}]>",
+        }
+        constants = constants | {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k}
+        stages = experts.stages_of(weights * block_n, block_m, block_k * itemsize, room)
+        aligned = ("_ptr", "inner", "columns", "depth")
+        return compiled(kernel, types | out, constants, aligned, capability, warps, stages)
+
+    return max(
+        product(kernels._activate, "x", tiling.gated, two, 2, {"hidden_ptr": f"*{dtype}"}, {}),
+        product(kernels._down, "hidden", tiling.down, one, 1, {"parts_ptr": "*fp32"}, of_rows),
+        compiled(kernels._find, pointers, found, ("_ptr",), capability, 4, 3),
+        compiled(
+            kernels._add,
+            pointers | {"parts_ptr": "*fp32", "weights_ptr": "*fp32", "out_ptr": f"*{dtype}"},
+            of_rows | {"BLOCK_N": kernels._COLUMNS},
+            ("_ptr", "columns"),
+            capability,
+            4,
+            3,
+        ),
+    )
+
+
 def compiled(kernel, types, constants, aligned, capability, num_warps, num_stages):
     """Compile a kernel whose other arguments are int32, and return its shared memory."""
     names = kernel.arg_names
@@ -141,4 +180,5 @@ if __name__ == "__main__":
     found = [("attention", *case, attention(*case), GPUS[case[0]][1]) for case in ATTENTION]
     found += [("prompts", *case, prompts(*case), GPUS[case[0]][1]) for case in PROMPTS]
     found += [("product", *case, product(*case), GPUS[case[0]][1]) for case in PRODUCTS]
+    found += [("mixture", *case, mixture(*case), GPUS[case[0]][1]) for case in EXPERTS]
     print(json.dumps(found))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from eagle.bench.compare import Against, Comparison, Side, compare_decoder, plain_spec
     from eagle.bench.curves import draw_throughput
     from eagle.bench.entries import enter, everybody
+    from eagle.bench.experts import expert_times, mixture_of
     from eagle.bench.identity import Choice
     from eagle.bench.leaderboard import run_leaderboard, shipped_prompts
     from eagle.bench.leaderboard_page import write_page
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         attention_table,
         bandwidth_note,
         cycle_table,
+        experts_table,
         markdown,
         products_table,
         speed_json,
@@ -62,6 +64,7 @@ _HOMES = {
     "compare": ("Against", "Comparison", "Side", "compare_decoder", "plain_spec"),
     "curves": ("draw_throughput",),
     "entries": ("enter", "everybody"),
+    "experts": ("expert_times", "mixture_of"),
     "identity": ("Choice",),
     "leaderboard": ("run_leaderboard", "shipped_prompts"),
     "leaderboard_page": ("write_page",),
@@ -75,6 +78,7 @@ _HOMES = {
         "attention_table",
         "bandwidth_note",
         "cycle_table",
+        "experts_table",
         "markdown",
         "products_table",
         "speed_json",
@@ -128,11 +132,14 @@ __all__ = [
     "draw_throughput",
     "enter",
     "everybody",
+    "expert_times",
+    "experts_table",
     "find_shape",
     "latency_table",
     "markdown",
     "measure_speed",
     "measure_throughput",
+    "mixture_of",
     "plain_spec",
     "prepare",
     "product_times",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from eagle.bench.attention import AttentionTimes
+from eagle.bench.experts import ExpertTimes
 from eagle.bench.outcome import PARTS, Row, Speed
 from eagle.bench.products import ProductTimes
 from eagle.bench.served import Contender
@@ -23,6 +24,7 @@ __all__ = [
     "attention_table",
     "bandwidth_note",
     "cycle_table",
+    "experts_table",
     "markdown",
     "products_table",
     "speed_json",
@@ -188,6 +190,31 @@ def products_table(found: ProductTimes) -> Table:
             ]
         )
     return table
+
+
+def experts_table(found: ExpertTimes) -> Table:
+    """Return what the experts of a layer take, and how fast those that are read are read."""
+    mixed = found.mixture
+    sizes = f"{mixed.top} of {mixed.experts} experts, {mixed.hidden} x {mixed.inner}"
+    headings = (
+        "microseconds,rows,read,expected,MB,transformers,here,quicker by,GB/s,of the bandwidth"
+    )
+    rows = [
+        [
+            sizes + ("" if each.kernels else ", by transformers"),
+            str(each.rows),
+            f"{each.read:.2f}",
+            f"{mixed.expected(each.rows):.2f}",
+            f"{each.size / 1e6:.1f}",
+            f"{each.theirs.median:.1f}{' uncaptured' * each.launched}",
+            f"{each.ours.median:.1f}",
+            each.ratio.show(2),
+            f"{each.speed / 1e9:.0f}",
+            f"{each.share:.0%}",
+        ]
+        for each in found.times
+    ]
+    return [headings.split(","), *rows]
 
 
 def markdown(setting: Setting, note: str, tables: Sequence[Table]) -> str:

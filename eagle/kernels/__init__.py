@@ -3,7 +3,8 @@ no cycle.
 """
 
 from eagle.kernels.drawing import draw, draw_by_operators, padded, rows_of
-from eagle.kernels.few_rows import plan_of, product_parts
+from eagle.kernels.experts import mixes, mixture, mixture_by_operators
+from eagle.kernels.few_rows import MAX_ROWS, always, plan_of, product_parts
 from eagle.kernels.fused_linear import Product, arrange, products
 from eagle.kernels.int8 import Int8Linear, Int8OnGpu, int8_linear, quantize
 from eagle.kernels.prepacked import (
@@ -19,11 +20,13 @@ from eagle.kernels.racing import clocks, race, race_at
 from eagle.kernels.topk import argmax, top_k
 
 __all__ = [
+    "MAX_ROWS",
     "Int8Linear",
     "Int8OnGpu",
     "PackedLinear",
     "Product",
     "Switch",
+    "always",
     "argmax",
     "arrange",
     "clocks",
@@ -32,6 +35,9 @@ __all__ = [
     "int8_linear",
     "is_dense",
     "left_alone",
+    "mixes",
+    "mixture",
+    "mixture_by_operators",
     "multiply",
     "packs",
     "padded",

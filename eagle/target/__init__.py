@@ -2,7 +2,7 @@
 acceptance.
 """
 
-from eagle.target import cutting, loading, quantizing
+from eagle.target import cutting, experts, loading, quantizing
 from eagle.target.attention_calls import Layers
 from eagle.target.causal_lm import Forward, Target
 from eagle.target.from_spec import load_target, meet
@@ -20,6 +20,7 @@ __all__ = [
     "Together",
     "cutting",
     "device_of",
+    "experts",
     "load_target",
     "loading",
     "meet",

@@ -21,6 +21,7 @@ from eagle.kernels import Switch, arrange
 from eagle.plugin import AttentionBackend
 from eagle.target import cutting, loading, probing, quantizing
 from eagle.target.attention_calls import Layers, Recorder, asking
+from eagle.target.experts import Experts
 from eagle.target.interfaces import ATTENTION, OutsideError, PassCache
 from eagle.target.layerwise import LayerCall, layers_of, one_by_one
 from eagle.target.lm_head import LmHead, width_of
@@ -54,6 +55,7 @@ class Target(Whole):
         plain: whether the weights of its body are plain tensors, which can be cut, stacked,
             copied and handed to compiled code.
         layout: of its linear layers.
+        experts: who computes those of its mixtures, if it has any.
         layers: its decoder layers in order, or nothing where they cannot be told.
         turn: which thread may run passes or change the layout.
     """
@@ -86,6 +88,7 @@ class Target(Whole):
             plain = cutting.settle(model)
         if plain:
             arrange(model, self.layout)
+        self.experts = Experts(model) if plain else Experts(nn.Module())
         if self.together is not None:
             cutting.bring_together(model)
         self.body = model.get_decoder()
@@ -155,7 +158,7 @@ class Target(Whole):
     def _ask(self) -> Layers:
         recorder = Recorder(self.info.max_positions)
         tokens = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
-        self._attend_through(ATTENTION)
+        self._compute_by(ATTENTION)
         try:
             with asking(recorder):
                 self.body(
@@ -256,7 +259,7 @@ class Target(Whole):
         layers: tuple[int, ...],
     ) -> tuple[Tensor, list[Tensor]]:
         """Run one pass as `forward` does, with tokens or their embeddings by transformers' name."""
-        self._attend_through(ATTENTION)
+        self._compute_by(ATTENTION)
         cache.step = step = cache.store.locate(step)
         out = self.body(
             **entries,
@@ -283,7 +286,8 @@ class Target(Whole):
                 made[window] = attention.plan(step, *sizes, **options)
         return tuple(made[window] for window in self.asked.windows)
 
-    def _attend_through(self, implementation: str) -> None:
+    def _compute_by(self, implementation: str) -> None:
+        self.experts.use(implementation == ATTENTION)
         if self.model.config._attn_implementation != implementation:
             self.model.set_attn_implementation(implementation)
 
@@ -304,14 +308,14 @@ class Target(Whole):
             self.together.apart("target.stock()")
         with self.turn.held("target.stock()"):
             outermost = self.layout.on
-            self._attend_through(self._stock)
+            self._compute_by(self._stock)
             self.layout.on = False
             try:
                 yield self.model
             finally:
                 if outermost:
                     self.layout.on = True
-                    self._attend_through(ATTENTION)
+                    self._compute_by(ATTENTION)
 
     @torch.inference_mode()
     @in_turn("target.probe()")

@@ -36,6 +36,10 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("Mixtral", {"sliding_window": None, "num_local_experts": 4}),
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
+    ),
     "gemma": ("Gemma", {"head_dim": 16}),
     "gemma2": ("Gemma2", {"head_dim": 16, "sliding_window": 24, "attn_logit_softcapping": 2.0}),
     "gemma3": ("Gemma3Text", {"head_dim": 16, "sliding_window": 24, "sliding_window_pattern": 2}),

@@ -178,6 +178,24 @@ def test_products_prints_a_row_for_each_number_of_rows(bench, tmp_path):
     assert [each["rows"] for each in shown["times"]] == [1, 5] * 6
     assert [each["product"]["drafts"] for each in shown["times"]] == [False] * 10 + [True] * 2
     assert shown["bandwidth"] > 0
+    assert "experts" not in shown
+
+
+def test_products_of_a_mixture_say_how_fast_its_experts_are_read(bench, monkeypatch, tmp_path):
+    small = Shape("tiny-mixture", 128, 2, 8, 2, 16, 128, experts=8, experts_per_token=2)
+    monkeypatch.setitem(SHAPES, "tiny-mixture", small)
+    monkeypatch.setattr("eagle.bench.experts._WEIGHTS", 1)
+    file = tmp_path / "products.json"
+    ran = bench(
+        "--rows", "1,8,26,60", "--repeats", "2", "--shape", "tiny-mixture", "--json", str(file),
+        command="products", specs=("tree",),
+    )  # fmt: skip
+    assert ran.status == 0, ran.err
+    assert "2 of 8 experts, 128 x 128, by transformers" in ran.out
+    shown = json.loads(file.read_text())["experts"]
+    assert shown["mixture"] == {"experts": 8, "top": 2, "hidden": 128, "inner": 128}
+    assert [each["rows"] for each in shown["times"]] == [1, 8, 26, 60]
+    assert shown["times"][0]["read"] == 2
 
 
 @pytest.mark.parametrize(("command", "option"), [("passes", "--nodes"), ("products", "--rows")])

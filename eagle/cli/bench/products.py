@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,14 +30,25 @@ def products(
 ) -> None:
     """Time the matrix products of one layer and the LM head, against reading their weights.
 
-    Sizes are those of the spec's target or of --shape, weights random. PyTorch alone asks cuBLAS or
-    oneDNN; "here" are the kernels or layouts of this library, where it has better ones.
+    Of a mixture, its experts are timed with rows that are sent to random ones, and held against
+    reading those. Sizes are those of the spec's target or of --shape, weights random. PyTorch alone
+    asks cuBLAS or oneDNN; "here" are the kernels or layouts of this library, where it has better
+    ones.
     """
     from dataclasses import asdict
 
     wanted, wide = numbers("--rows", rows), shape_of(shape)
     check_files(as_json, as_markdown)
-    from eagle.bench import Setting, bandwidth_note, product_times, products_of, products_table
+    from eagle.bench import (
+        Setting,
+        bandwidth_note,
+        expert_times,
+        experts_table,
+        mixture_of,
+        product_times,
+        products_of,
+        products_table,
+    )
     from eagle.spec import load_spec
     from eagle.target import loading, resolve_device, resolve_dtype
 
@@ -47,24 +58,26 @@ def products(
         config = wide.config(config)
     device = resolve_device(loaded.target.device)
     dtype = resolve_dtype(loaded.target.dtype, device)
+    text = config.get_text_config()
+    mixed = mixture_of(text)
     with progress_bar() as progress:
-        found = product_times(
-            products_of(config.get_text_config()),
-            wanted,
-            dtype=dtype,
-            device=device,
-            repeats=repeats,
-            progress=progress,
-        )
+
+        def timed(measure: Any, what: Any) -> Any:
+            how = {"dtype": dtype, "device": device, "repeats": repeats, "progress": progress}
+            return measure(what, wanted, **how)
+
+        found = timed(product_times, products_of(text))
+        routed = mixed and timed(expert_times, mixed)
     setting = Setting.here(
         f"products of {loaded.target.model if wide is None else f'the {wide.name} shape'}",
         device,
         dtype,
         "random weights, none of them in a cache",
         command_of(context),
-        {"hidden_size": config.get_text_config().hidden_size},
+        {"hidden_size": text.hidden_size},
     )
-    tables = [products_table(found)]
+    tables = [products_table(found)] + ([experts_table(routed)] if routed else [])
+    figures = asdict(setting) | asdict(found) | ({"experts": asdict(routed)} if routed else {})
     note = bandwidth_note(found.bandwidth)
     show(setting, note, tables)
-    write(setting, note, tables, asdict(setting) | asdict(found), as_json, as_markdown)
+    write(setting, note, tables, figures, as_json, as_markdown)
