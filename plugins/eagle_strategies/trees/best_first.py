@@ -40,6 +40,7 @@ from eagle.plugin import (
 __all__ = ["BEST_FIRST", "BestFirstConfig", "BestFirstTree"]
 
 _SURE = 3  # times `least`: a node's children have less than its value, and a level costs a pass
+_TRUE = 2 / 3  # of what a race of the head's weights promises, about so much the target's keeps
 
 Count = Annotated[int, Field(ge=1, lt=MAX_NODES, strict=True)]
 
@@ -208,6 +209,8 @@ class BestFirstTree:
         weights = probabilities(logits, sampling)
         raced, paces = draws.race(weights, depth, count, drafter.draft_vocab)
         shares = (paces / paces.sum(-1, keepdim=True)).log().float()
+        if self.config.least is not None:
+            shares = shares + math.log(_TRUE)
         sampled = sampling.temperature[:, None, None] > 0
         return raced.where(sampled, best), shares.where(sampled, chances)
 
