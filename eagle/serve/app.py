@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -29,7 +29,13 @@ from eagle.serve.metrics import Metrics
 from eagle.serve.pages import page
 from eagle.serve.problems import Problem, encoded, problem_of, response
 from eagle.serve.requests import Asked, Intake
-from eagle.serve.schemas import ChatRequest, CompletionRequest, SamplingRequest, TraceRequest
+from eagle.serve.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Misfit,
+    SamplingRequest,
+    TraceRequest,
+)
 from eagle.serve.settings import Settings
 from eagle.serve.tokens import TokenTexts
 from eagle.serve.watching import Watcher
@@ -375,17 +381,27 @@ async def _checked(model: type[_BodyT], request: Request) -> _BodyT:
         return model.model_validate(data)
     except ValidationError as error:
         path, text = next(iter(explain(error, model, data).items()))
-        name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
-        # What is said of fields that do not go together begins with one.
-        first = text.partition(" ")[0]
-        param = name or (first if first in model.model_fields else None)
-        unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+        found = error.errors(include_url=False)
+        name = _named(path)
+        # pydantic says of fields that do not go together where they are, and not which is wrong.
+        told = [
+            item["ctx"]["error"]
+            for item in found
+            if item["type"] == "value_error" and item["loc"] == path
+        ]
+        own = [one.name for one in told if isinstance(one, Misfit)]
+        unknown = any(item["type"] == "extra_forbidden" for item in found)
         raise Problem(
             400,
             f"{name}: {text}" if name else text,
-            param=param,
+            param=_named([*path, *own[:1]]) or None,
             code="unknown_field" if unknown else None,
         ) from error
+
+
+def _named(path: Sequence[str | int]) -> str:
+    """Return a path to a field as messages have it."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
 
 
 def _closing() -> Problem:
