@@ -22,7 +22,7 @@ from eagle import __version__
 from eagle.decoding import Engine, Result
 from eagle.errors import EagleError
 from eagle.plugin import explain
-from eagle.serve.answering import Events, Whole, events_of, sse
+from eagle.serve.answering import Events, Whole
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
 from eagle.serve.guard import Gate, Guard
 from eagle.serve.metrics import Metrics
@@ -37,6 +37,7 @@ from eagle.serve.schemas import (
     TraceRequest,
 )
 from eagle.serve.settings import Settings
+from eagle.serve.streaming import Stream, sse
 from eagle.serve.tokens import TokenTexts
 from eagle.serve.watching import Watcher
 
@@ -118,7 +119,8 @@ class Service:
         }
         form = self._form(body)
         if body.stream:
-            return Events(lambda: self._stream(form, asked, body), **how)
+            stream = Stream(form, asked, lambda: self._figures(asked), usage=body.wants_usage)
+            return Events(stream.pieces, **how)
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
 
     async def _taken_in(self, body: SamplingRequest, late: Problem) -> Asked:
@@ -169,33 +171,6 @@ class Service:
         tokens = sum(result.stats.new_tokens for result in results)
         tree = self.engine.decoder.resolved.tree
         return {"usage": usage(asked.prompts, tokens), "metrics": acceptance(results, tree)}
-
-    async def _stream(
-        self, form: Form, asked: Asked, body: SamplingRequest
-    ) -> AsyncIterator[bytes]:
-        # With usage, OpenAI has the field in every piece, and says in the last what it is.
-        none: dict[str, Any] = {"usage": None} if body.wants_usage else {}
-        opened: set[int] = set()
-        left = len(asked.handles)
-        async for index, event in events_of(asked):
-            choices = []
-            if index not in opened:
-                opened.add(index)
-                choices.append(form.opening(index))
-            choices.append(form.piece(index, event))
-            if event.finish_reason:
-                left -= 1
-                choices.append(form.ending(index, event.finish_reason))
-            pieces = [form.chunk([choice], **none) for choice in choices if choice]
-            if not left:
-                figures = self._figures(asked)
-                if body.wants_usage:
-                    pieces.append(form.chunk([], **figures))
-                else:
-                    pieces[-1]["metrics"] = figures["metrics"]
-            # In one write: a packet each costs more than what is in it.
-            if pieces:
-                yield b"".join(map(sse, pieces))
 
     async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
         """Answer a conversation cycle by cycle."""
