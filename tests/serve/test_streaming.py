@@ -101,7 +101,8 @@ def test_who_reads_slowly_and_in_time_has_every_event(decoder, straight):
         asked = json.dumps(body).encode()
         head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(asked)}"
         with socket.socket() as raw:
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            # Not as small as can be: the kernel then drops packets, and waits longer each time.
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
             raw.connect(("127.0.0.1", site.port))
             raw.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n".encode() + asked)
             until(lambda: any(not sent for _, sent in straight))
