@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 from eagle.decoding.requests import Event, Result
+from eagle.decoding.rousing import rouse
 from eagle.decoding.tickets import Ticket
 from eagle.errors import CancelledError, EagleError, RequestError, again
 
-__all__ = ["Driver", "Handle"]
+__all__ = ["Driver", "Handle", "News"]
 
 _PATIENCE = 1.0  # seconds between looks at whether anybody is still decoding
 
@@ -112,23 +112,19 @@ class Handle:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Give every event, letting other tasks go on meanwhile; see `__iter__`."""
-        place = 0
-        while True:
-            while not self._settled(place):
-                await self._arrival(self._changed, place)
-            event = self._at(place)
-            if event is None:
-                return
-            place += 1
-            yield event
+        with News([self]) as news:
+            while found := await news.take():
+                for _, event in found:
+                    yield event
 
     def __await__(self) -> Generator[Any, None, Result]:
         """Wait for the result, letting other tasks go on meanwhile; see `result`."""
         return self._awaited().__await__()
 
     async def _awaited(self) -> Result:
-        while not self.done:
-            await self._arrival(self._ended, None)
+        if not self.done:
+            with News([self], ends=True) as news:
+                await news.all_over()
         return self._outcome()
 
     # --- from the thread that decodes -------------------------------------------------------------
@@ -168,9 +164,9 @@ class Handle:
     def _wakers(self) -> list[Callable[[], None]]:
         return [*self._changed.wakers, *self._ended.wakers]
 
-    def _settled(self, place: int | None) -> bool:
-        """Return whether it is known what stands at a place among the events; None: at the end."""
-        return self.done or (place is not None and place < len(self._events))
+    def _settled(self, place: int) -> bool:
+        """Return whether it is known what stands at a place among the events."""
+        return self.done or place < len(self._events)
 
     def _at(self, place: int) -> Event | None:
         if place < len(self._events):
@@ -188,34 +184,6 @@ class Handle:
         for_what.wait(left)
         self._look()
 
-    async def _arrival(self, for_what: _Waiting, place: int | None) -> None:
-        """Wait until there is an event at a place, or the request is over, or for a second."""
-        self._may_wait()
-        loop = asyncio.get_running_loop()
-        # Neither `asyncio.Event` nor `wait_for`: each has the loop go round once more before this
-        # goes on, and each round gives the interpreter up to the thread that decodes.
-        arrived = loop.create_future()
-
-        def settle() -> None:
-            if not arrived.done():
-                arrived.set_result(None)
-
-        def wake() -> None:
-            loop.call_soon_threadsafe(settle)
-
-        with self._lock:
-            if self._settled(place):
-                return
-            for_what.wakers.append(wake)
-        patience = loop.call_later(_PATIENCE, settle)
-        try:
-            await arrived
-        finally:
-            patience.cancel()
-            with self._lock:
-                for_what.wakers = [other for other in for_what.wakers if other is not wake]
-        self._look()
-
     def _may_wait(self) -> None:
         if self._driver.thread is threading.current_thread():
             raise RequestError(
@@ -229,6 +197,96 @@ class Handle:
             self.fail(EagleError("the engine's thread has ended without an answer"))
 
 
+class News:
+    """What comes of several requests, for one task of asyncio's, for the length of a block.
+
+    Args:
+        handles: the requests.
+        ends: it waits for their ends alone, and is not woken by what comes before.
+    """
+
+    def __init__(self, handles: Sequence[Handle], *, ends: bool = False) -> None:
+        self._handles, self._places = handles, [0] * len(handles)
+        self._waited = [handle._ended if ends else handle._changed for handle in handles]
+        self._loop = asyncio.get_running_loop()
+        self._called = False  # the loop is going to wake the task, which has not looked yet
+        self._arrived: asyncio.Future[None] | None = None
+        self._patience: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> News:
+        for handle, waited in zip(self._handles, self._waited, strict=True):
+            with handle._lock:
+                waited.wakers = [*waited.wakers, self._call]
+        self._look()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        for handle, waited in zip(self._handles, self._waited, strict=True):
+            with handle._lock:
+                waited.wakers = [other for other in waited.wakers if other != self._call]
+
+    async def take(self) -> list[tuple[int, Event]]:
+        """Return all events that have come since, each with its request's number; wait for one.
+
+        Returns:
+            Nothing where all requests are over.
+
+        Raises:
+            EagleError: one has failed or was cancelled; what came before was taken.
+        """
+        while True:
+            self._called = False
+            # Looked at first: nothing comes behind an end.
+            over = all(handle.done for handle in self._handles)
+            errors = [handle._error for handle in self._handles]
+            found = []
+            for index, handle in enumerate(self._handles):
+                if new := handle._events[self._places[index] :]:
+                    self._places[index] += len(new)
+                    found += [(index, event) for event in new]
+            if found:
+                return found
+            for error in errors:
+                if error is not None:
+                    raise again(error)
+            if over:
+                return []
+            await self._change()
+
+    async def all_over(self) -> None:
+        """Wait until all were answered, have failed or were cancelled."""
+        while not all(handle.done for handle in self._handles):
+            self._called = False
+            await self._change()
+
+    async def _change(self) -> None:
+        """Wait until something came, once the requests were looked at."""
+        for handle in self._handles:
+            handle._may_wait()
+        # Neither `asyncio.Event` nor `wait_for`: each has the loop go round once more before this
+        # goes on, and each round gives the interpreter up to the thread that decodes.
+        self._arrived = self._loop.create_future()
+        await self._arrived
+
+    def _call(self) -> None:
+        """Have the task look: called by any thread, with a handle's lock."""
+        if not self._called:
+            self._called = True
+            rouse(self._loop, self._settle)
+
+    def _settle(self) -> None:
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def _look(self) -> None:
+        """See to it that nobody waits where nobody decodes."""
+        for handle in self._handles:
+            handle._look()
+        self._patience = self._loop.call_later(_PATIENCE, self._look)
+
+
 class _Waiting:
     """Threads and asyncio tasks that wait for the same.
 
@@ -236,12 +294,12 @@ class _Waiting:
         lock: whoever calls has it.
 
     Attributes:
-        wakers: wake one task each.
+        wakers: wake one task each; never changed in place.
     """
 
     def __init__(self, lock: threading.RLock) -> None:
         self._condition, self._threads = threading.Condition(lock), 0
-        self.wakers: list[Callable[[], None]] = []
+        self.wakers: Sequence[Callable[[], None]] = ()
 
     def wait(self, seconds: float) -> None:
         """Let this thread wait, for so long at most."""
@@ -255,8 +313,5 @@ class _Waiting:
         """Wake all."""
         if self._threads:
             self._condition.notify_all()
-        if self.wakers:
-            wakers, self.wakers = self.wakers, []
-            for wake in wakers:
-                with suppress(RuntimeError):  # the asyncio loop that waited is closed
-                    wake()
+        for wake in self.wakers:
+            wake()

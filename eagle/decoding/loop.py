@@ -25,6 +25,7 @@ from eagle.decoding.listeners import Listeners
 from eagle.decoding.logprobs import Logprobs
 from eagle.decoding.passes import Passes, Reading, Running
 from eagle.decoding.requests import Request
+from eagle.decoding.rousing import roused_together
 from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
 from eagle.decoding.tickets import Leader, Ticket
@@ -338,8 +339,9 @@ class Loop:
             seated = self._seated(own, outcomes)
             if failure is None:
                 self._listeners.follow(self.seats.batch, seated)
-            for slot, outcome in failed_last(seated):
-                self._deliver(slot, outcome, failure, verified=False, logprobs=found)
+            with roused_together():
+                for slot, outcome in failed_last(seated):
+                    self._deliver(slot, outcome, failure, verified=False, logprobs=found)
 
     def _run(self) -> None:
         """Run a cycle and deliver what came of it; start the next one before that, where it may."""
@@ -358,11 +360,12 @@ class Loop:
         self._listeners.follow(batch, (one for one in seated if one[0] not in failures))
         if self._running is None and (ending := self._goes_on(seated)) is not None:
             self._running = self._passes.cycle(ending)
-        for slot, outcome in failed_last(seated):
-            if slot not in failures and batch.requests[slot] is not None:
-                self._deliver(slot, outcome, None, logprobs=found)
-        for slot, failure in failures.items():
-            self._deliver(slot, outcomes[slot], failure)
+        with roused_together():
+            for slot, outcome in failed_last(seated):
+                if slot not in failures and batch.requests[slot] is not None:
+                    self._deliver(slot, outcome, None, logprobs=found)
+            for slot, failure in failures.items():
+                self._deliver(slot, outcomes[slot], failure)
         behind, self._behind = self._behind, []
         for reading in behind:
             self._settle(reading)

@@ -44,11 +44,13 @@ class _Known(NamedTuple):
         text: what it is decoded to by itself; nothing where it is special.
         byte: it is named after a byte, as ``<0x0A>`` is.
         whole: behind whole characters this is its text, which no further token changes.
+        said: that text as a piece, of a token that was not drafted and of one that was.
     """
 
     text: str
     byte: bool
     whole: bool
+    said: tuple[Piece, Piece]
 
 
 class Vocabulary:
@@ -98,7 +100,8 @@ class Vocabulary:
         if known is None:
             text = self.decode([token])
             byte = not self.bytes and _BYTE.fullmatch(str(self._name(token))) is not None
-            known = _Known(text, byte, self.bytes and _BROKEN not in text)
+            said = Piece(text, drafted=False), Piece(text, drafted=True)
+            known = _Known(text, byte, self.bytes and _BROKEN not in text, said)
             if token not in self._changing:
                 self._known[token] = known
         return known
@@ -164,10 +167,10 @@ class TextStream:
         """Take a token in; return whether it completed a stop string."""
         if self._vocabulary is None:
             return False
-        text, byte, whole = self._vocabulary.known(token)
+        text, byte, whole, said = self._vocabulary.known(token)
         if whole and not self._ids:
             if text:
-                self._held.append(Piece(text, drafted))
+                self._held.append(said[drafted])
             return bool(self._stops) and self._cut("", drafted)
         if byte and self._run is None:
             self._run = len(self._ids)
@@ -192,7 +195,7 @@ class TextStream:
                 count += 1
             pieces, self._held = pieces[:count], pieces[count:]
         self._taken += [piece.text for piece in pieces]
-        return tuple(piece for piece in pieces if piece.text)
+        return tuple([piece for piece in pieces if piece.text])
 
     def _settle(self, vocabulary: Vocabulary, drafted: bool, final: bool) -> bool:
         """Take in the text that became certain; return whether a stop string is complete."""

@@ -7,80 +7,29 @@ requests cancelled within a cycle; whoever does not read what was sent is left.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from eagle.decoding import Event, Handle, Result
+from eagle.decoding import Result
 from eagle.errors import CancelledError
 from eagle.serve.guard import log
 from eagle.serve.problems import Problem, encoded, problem_of
 from eagle.serve.requests import Asked
+from eagle.serve.streaming import sse
 
-__all__ = ["Events", "Whole", "events_of", "gone", "sse"]
+__all__ = ["Events", "Whole", "gone"]
 
 _HEADERS = {"cache-control": "no-store", "x-accel-buffering": "no"}
-
-
-def sse(value: Any) -> bytes:
-    """Return a value as one server-sent event."""
-    return b"data: " + encoded(value) + b"\n\n"
 
 
 async def gone(receive: Receive) -> None:
     """Wait until the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def events_of(asked: Asked) -> AsyncIterator[tuple[int, Event]]:
-    """Give the events of all answers as they come, each with its answer's number.
-
-    Raises:
-        Problem: what ended them, where that was the server's doing.
-        EagleError: one failed.
-    """
-    try:
-        if len(asked.handles) == 1:
-            async for event in asked.handles[0]:
-                yield 0, event
-        else:
-            async for item in _merged(asked.handles):
-                yield item
-    except CancelledError as error:
-        raise asked.why or problem_of(error) from error
-
-
-async def _merged(handles: Sequence[Handle]) -> AsyncIterator[tuple[int, Event]]:
-    # Bounded, so that who reads slowly does not have everything twice.
-    queue: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue(len(handles))
-
-    async def feed(index: int, handle: Handle) -> None:
-        try:
-            async for event in handle:
-                await queue.put((index, event))
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    tasks = [asyncio.create_task(feed(*numbered)) for numbered in enumerate(handles)]
-    try:
-        left = len(tasks)
-        while left:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                left -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 class _StalledError(Exception):
@@ -194,14 +143,18 @@ class Events(_Answer):
     async def _answer(self, scope: Scope, send: Send) -> None:
         headers = {"content-type": "text/event-stream; charset=utf-8", **_HEADERS}
         started = False
+        straight = scope["state"].get("straight", _never)
         try:
             async for piece in self._make():
                 if not started:
                     await self._send(scope, send, _start(200, headers))
                     started = True
-                await self._send(
-                    scope, send, {"type": "http.response.body", "body": piece, "more_body": True}
-                )
+                if not straight(piece):
+                    await self._send(
+                        scope,
+                        send,
+                        {"type": "http.response.body", "body": piece, "more_body": True},
+                    )
         except _StalledError:
             raise
         except Exception as error:
@@ -216,6 +169,11 @@ class Events(_Answer):
         else:
             last = b"data: [DONE]\n\n"
         await self._send(scope, send, {"type": "http.response.body", "body": last})
+
+
+def _never(piece: bytes) -> bool:
+    """Send nothing straight: another's server has the connection."""
+    return False
 
 
 def _start(status: int, headers: dict[str, str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,15 +22,22 @@ from eagle import __version__
 from eagle.decoding import Engine, Result
 from eagle.errors import EagleError
 from eagle.plugin import explain
-from eagle.serve.answering import Events, Whole, events_of, sse
+from eagle.serve.answering import Events, Whole
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
 from eagle.serve.guard import Gate, Guard
 from eagle.serve.metrics import Metrics
 from eagle.serve.pages import page
 from eagle.serve.problems import Problem, encoded, problem_of, response
 from eagle.serve.requests import Asked, Intake
-from eagle.serve.schemas import ChatRequest, CompletionRequest, SamplingRequest, TraceRequest
+from eagle.serve.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    Misfit,
+    SamplingRequest,
+    TraceRequest,
+)
 from eagle.serve.settings import Settings
+from eagle.serve.streaming import Stream, sse
 from eagle.serve.tokens import TokenTexts
 from eagle.serve.watching import Watcher
 
@@ -112,7 +119,8 @@ class Service:
         }
         form = self._form(body)
         if body.stream:
-            return Events(lambda: self._stream(form, asked, body), **how)
+            stream = Stream(form, asked, lambda: self._figures(asked), usage=body.wants_usage)
+            return Events(stream.pieces, **how)
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
 
     async def _taken_in(self, body: SamplingRequest, late: Problem) -> Asked:
@@ -163,33 +171,6 @@ class Service:
         tokens = sum(result.stats.new_tokens for result in results)
         tree = self.engine.decoder.resolved.tree
         return {"usage": usage(asked.prompts, tokens), "metrics": acceptance(results, tree)}
-
-    async def _stream(
-        self, form: Form, asked: Asked, body: SamplingRequest
-    ) -> AsyncIterator[bytes]:
-        # With usage, OpenAI has the field in every piece, and says in the last what it is.
-        none: dict[str, Any] = {"usage": None} if body.wants_usage else {}
-        opened: set[int] = set()
-        left = len(asked.handles)
-        async for index, event in events_of(asked):
-            choices = []
-            if index not in opened:
-                opened.add(index)
-                choices.append(form.opening(index))
-            choices.append(form.piece(index, event))
-            if event.finish_reason:
-                left -= 1
-                choices.append(form.ending(index, event.finish_reason))
-            pieces = [form.chunk([choice], **none) for choice in choices if choice]
-            if not left:
-                figures = self._figures(asked)
-                if body.wants_usage:
-                    pieces.append(form.chunk([], **figures))
-                else:
-                    pieces[-1]["metrics"] = figures["metrics"]
-            # In one write: a packet each costs more than what is in it.
-            if pieces:
-                yield b"".join(map(sse, pieces))
 
     async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
         """Answer a conversation cycle by cycle."""
@@ -375,17 +356,27 @@ async def _checked(model: type[_BodyT], request: Request) -> _BodyT:
         return model.model_validate(data)
     except ValidationError as error:
         path, text = next(iter(explain(error, model, data).items()))
-        name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
-        # What is said of fields that do not go together begins with one.
-        first = text.partition(" ")[0]
-        param = name or (first if first in model.model_fields else None)
-        unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+        found = error.errors(include_url=False)
+        name = _named(path)
+        # pydantic says of fields that do not go together where they are, and not which is wrong.
+        told = [
+            item["ctx"]["error"]
+            for item in found
+            if item["type"] == "value_error" and item["loc"] == path
+        ]
+        own = [one.name for one in told if isinstance(one, Misfit)]
+        unknown = any(item["type"] == "extra_forbidden" for item in found)
         raise Problem(
             400,
             f"{name}: {text}" if name else text,
-            param=param,
+            param=_named([*path, *own[:1]]) or None,
             code="unknown_field" if unknown else None,
         ) from error
+
+
+def _named(path: Sequence[str | int]) -> str:
+    """Return a path to a field as messages have it."""
+    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
 
 
 def _closing() -> Problem:

@@ -53,6 +53,11 @@ def acceptance(results: Sequence[Result], tree: TreeBuilder) -> dict[str, Any]:
 class Form(Protocol):
     """How one request is answered."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether a piece without log probabilities has nothing but its text."""
+        ...
+
     def opening(self, index: int) -> dict[str, Any] | None:
         """Return what stands before an answer's first piece."""
         ...
@@ -105,6 +110,11 @@ class _Written:
         self._texts, self._numbers, self._named = texts, numbers, named
         self._offsets: dict[int, int] = {}  # of each answer, characters of tokens told
 
+    @property
+    def plain(self) -> bool:
+        """See `Form.plain`."""
+        return not self._numbers
+
     def _name(self, token: int) -> str:
         return f"token_id:{token}" if self._named else self._texts.text(token)
 
@@ -129,6 +139,11 @@ class ChatForm(_Written):
 
     prefix, object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
     pieces = False
+
+    @property
+    def plain(self) -> bool:
+        """See `Form.plain`."""
+        return not (self._numbers or self.pieces)
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """See `Form.opening`."""

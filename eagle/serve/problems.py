@@ -12,6 +12,7 @@ from eagle.errors import CancelledError, ClosedError, QueueFullError, RequestErr
 
 __all__ = ["Problem", "encoded", "problem_of", "response"]
 
+_WRITER = json.JSONEncoder(separators=(",", ":"))  # `json.dumps` makes one each time
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 
 
@@ -80,7 +81,7 @@ def problem_of(error: Exception, *, wait: int = 1, param: str | None = None) -> 
 
 def encoded(value: Any) -> bytes:
     """Return JSON in ASCII, which also holds halves of surrogate pairs that a client sent."""
-    return json.dumps(value, separators=(",", ":")).encode()
+    return _WRITER.encode(value).encode()
 
 
 def response(problem: Problem) -> Response:

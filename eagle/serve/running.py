@@ -65,14 +65,34 @@ def _unavailable(host: str, port: int, error: OSError) -> EagleError:
 
 
 class _Connection(H11Protocol):
-    """A connection that is closed unless whole heads of requests come soon, and can be cut off."""
+    """A connection that is closed unless whole heads of requests come soon, and can be cut off.
+
+    Answers that are streams may be sent `straight`.
+    """
 
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.app_state = {**self.app_state, "abort": transport.abort}
+        ways = {"abort": transport.abort, "straight": self.straight}
+        self.app_state = {**self.app_state, **ways}
         self._await_head()
+
+    def straight(self, piece: bytes) -> bool:
+        """Send a piece of a body that has begun and has no length, past ASGI's layers and h11.
+
+        These take longer than all else that is done for an event, and would do the same: between
+        a body's beginning and its end h11's state does not change.
+
+        Returns:
+            Whether that could be done: not where the client reads too slowly, which has to be
+            waited for, has left, or knows no chunks.
+        """
+        cycle = self.cycle
+        if self.flow.write_paused or cycle.disconnected or self.conn.their_http_version != b"1.1":
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)

@@ -14,6 +14,7 @@ __all__ = [
     "ChatRequest",
     "CompletionRequest",
     "Message",
+    "Misfit",
     "ResponseFormat",
     "SamplingRequest",
     "StructuredOutputs",
@@ -50,6 +51,19 @@ _TopP = Annotated[float, Field(gt=0, le=1)]
 _TopK = Annotated[int, Field(ge=-1, lt=2**31)]
 _MinP = Annotated[float, Field(ge=0, le=1)]
 _Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Misfit(ValueError):  # noqa: N818 - pydantic takes it for what is said of a field
+    """A field that does not go with the others.
+
+    Args:
+        name: of the field.
+        text: what is wrong.
+    """
+
+    def __init__(self, name: str, text: str) -> None:
+        super().__init__(text)
+        self.name = name
 
 
 class _Checked(BaseModel):
@@ -91,7 +105,8 @@ class ResponseFormat(_Body):
     @model_validator(mode="after")
     def _a_schema_goes_with_its_type(self) -> ResponseFormat:
         if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema should be given with type 'json_schema', and only then")
+            text = "json_schema should be given with type 'json_schema', and only then"
+            raise Misfit("json_schema", text)
         return self
 
 
@@ -194,9 +209,10 @@ class Message(_Checked):
     def _what_is_unknown_is_empty(self) -> Message:
         for name, value in (self.model_extra or {}).items():
             if value not in (None, [], {}):
-                raise ValueError(f"has the field {name[:60]!r}, which this server does not know")
+                text = f"has the field {name[:60]!r}, which this server does not know"
+                raise Misfit(name, text)
         if self.content is None and not self.tool_calls:
-            raise ValueError("has no content")
+            raise Misfit("content", "has no content")
         return self
 
 
@@ -217,9 +233,10 @@ class ChatRequest(SamplingRequest):
     @model_validator(mode="after")
     def _fields_that_need_each_other(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs to be true")
+            raise Misfit("top_logprobs", "top_logprobs needs logprobs to be true")
         if self.response_format is not None and self.structured_outputs is not None:
-            raise ValueError("response_format and structured_outputs exclude each other")
+            text = "response_format and structured_outputs exclude each other"
+            raise Misfit("response_format", text)
         return self
 
 

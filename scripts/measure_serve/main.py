@@ -30,7 +30,7 @@ from eagle.decoding import Engine, Handle
 from measure_serve.asking import REST, Order, Taken, apart, clients
 from measure_serve.figures import First, Whole, batch_lines, first_lines
 from measure_serve.many import measure_many
-from measure_serve.sites import bare, greeting, serving, spent_by_servers
+from measure_serve.sites import bare, frozen, greeting, serving, spent_by_servers
 
 __all__ = ["main"]
 
@@ -173,5 +173,5 @@ def main() -> None:
         Noting.from_spec(given.spec, [f"runtime.max_batch={given.batch}", *given.set]) as made,
     ):
         assert isinstance(made, Noting)
-        with opened(made) as ports:
+        with frozen(), opened(made) as ports:
             measure(Ways(made, ask, ports), given)

@@ -23,7 +23,7 @@ from eagle.spec import load_spec
 from measure_serve.asking import apart
 from measure_serve.crowd import Answers, Crowd, crowds, model_at
 from measure_serve.figures import many_json, many_lines
-from measure_serve.sites import serving
+from measure_serve.sites import frozen, serving
 
 __all__ = ["answers", "decoder_of", "measure_many", "queue_of", "rounds", "whole_queue"]
 
@@ -42,6 +42,7 @@ def measure_many(given: argparse.Namespace) -> None:
         if given.spec != "none":
             engine = stack.enter_context(Engine(decoder_of(given), queue=len(prompts)))
             engine.warm_up()
+            stack.enter_context(frozen())
             ways = _own(engine, ask, prompts, given)
         for url in given.url:  # it may still start while an engine does
             port = urlsplit(url).port or 80

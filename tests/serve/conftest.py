@@ -80,14 +80,23 @@ class Answer:
 
 
 @contextmanager
-def serving(engine: Engine, *, buffer: int | None = None, loop: str | None = None, **settings: Any):
+def serving(
+    engine: Engine,
+    *,
+    buffer: int | None = None,
+    loop: str | None = None,
+    protocol: Any = None,
+    **settings: Any,
+):
     """Run a server in a thread, with so many bytes of a connection on their way at most.
 
-    Its event loop is what it would be, or the one by a name of uvicorn's.
+    Its event loop is what it would be, or the one by a name of uvicorn's; its connections are its
+    own, or uvicorn's.
     """
     service = Service(engine, replace(Settings(model="tiny"), **settings))
     running = Running(service, create_app(engine, service=service), lambda text: None)
     running.config.loop = loop or running.config.loop
+    running.config.http = protocol or running.config.http
     socket = reserved("127.0.0.1", 0)
     if buffer:
         socket.setsockopt(SOL_SOCKET, SO_SNDBUF, buffer)

@@ -109,7 +109,7 @@ def test_a_completion_and_a_stream_follow_a_grammar(site):
         ({"structured_outputs": {}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"structured_outputs": {"json": {"type": "nothing"}}}, "structured_outputs"),
-        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
         (
             {"response_format": {"type": "text"}, "structured_outputs": {"regex": "a"}},
