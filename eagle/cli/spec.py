@@ -161,7 +161,8 @@ def _size(tree: TreeBuilder) -> str:
 
     if isinstance(tree, FittedTree):
         return "tree of the size that fits the machine (`eagle spec show` says which)"
-    return f"tree nodes: {tree.shape.nodes}, drafted levels: {tree.shape.depth}"
+    most = "" if tree.capturable else "at most "
+    return f"tree nodes: {most}{tree.shape.nodes}, drafted levels: {most}{tree.shape.depth}"
 
 
 def _device(name: str) -> torch.device | None:

@@ -168,6 +168,7 @@ def test_the_parts_of_the_text_are_as_many_as_are_asked_for(ranks, tmp_path):
     [
         ("[1, 2]", "should be a tree as in a spec"),
         ("{name: dynamic}", "takes its shape from the draft distributions"),
+        ("{name: best-first, least: 0.1}", "takes its shape from the draft distributions"),
         ("{name: nothing}", "nothing"),
     ],
 )

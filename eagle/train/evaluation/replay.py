@@ -145,7 +145,7 @@ def fixed_paths(builder: TreeBuilder, name: str) -> frozenset[Path]:
         tree = builder.build(_Ladder(max(64, 4 * shape.nodes), seed), draws)
         parents, tokens = tree.parents[0].tolist(), tree.tokens[0].tolist()
         paths: dict[int, Path] = {0: ()}
-        for node in range(1, shape.nodes):
+        for node in range(1, len(parents)):
             if parents[node] >= 0:
                 paths[node] = (*paths[parents[node]], tokens[node])
         found.add(frozenset(paths.values()) - {()})

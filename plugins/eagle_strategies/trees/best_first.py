@@ -39,7 +39,7 @@ from eagle.plugin import (
 
 __all__ = ["BEST_FIRST", "BestFirstConfig", "BestFirstTree"]
 
-_SURE = 3  # times `least`: a node's children have less than its value, and a level costs a pass
+_SURE = 2  # times `least`: children have less than their parent, and a level costs a pass
 _TRUE = 2 / 3  # of what a race of the head's weights promises, about so much the target's keeps
 
 Count = Annotated[int, Field(ge=1, lt=MAX_NODES, strict=True)]
@@ -64,8 +64,7 @@ class BestFirstConfig(StrategyConfig):
     extend: Annotated[
         Annotated[float, Field(gt=0, lt=1)] | None,
         Field(
-            description="with `least`, the value below which a node is not extended; null: three "
-            "times that"
+            description="with `least`, the value below which a node is not extended; null: twice it"
         ),
     ] = None
     sampling: Annotated[
