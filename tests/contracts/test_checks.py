@@ -77,6 +77,37 @@ def test_the_first_tree_is_checked_and_its_builder_named(change, problem, pair, 
     assert "build() returned" in str(caught.value)
 
 
+@pytest.mark.parametrize("captured", [True, False])
+def test_fewer_nodes_than_declared_are_for_builders_that_are_not_captured(captured, pair, spec):
+    class Growing(StaticTree):
+        """Has one more node in each cycle, up to all of them, and then begins again."""
+
+        capturable = captured
+        cycles = 0
+
+        def build(self, drafter, draws):
+            self.cycles += 1
+            nodes = 1 + self.cycles % 4
+            tree = super().build(drafter, draws)
+            parts = {
+                name: getattr(tree, name)[:, :nodes] for name in ("tokens", "parents", "depths")
+            }
+            seen = tree.ancestors[:, :nodes, :nodes]
+            return replace(tree, **parts, ranks=tree.ranks[:, :nodes], ancestors=seen)
+
+    tree = Growing(Topology.from_paths([[0], [1], [0, 0]]))
+    made = decoder(pair, spec, tree)
+    if captured:
+        with pytest.raises(PluginError, match=r"tokens of shape \[1, 2\], .* \[1, 4\]"):
+            made.generate(PROMPT, max_new_tokens=8)
+        return
+    said = made.generate(PROMPT, max_new_tokens=32, ignore_eos=True)
+    plain = Decoder.from_spec(spec(tree={"name": "none"}), target=pair[0])
+    assert said.tokens == plain.generate(PROMPT, max_new_tokens=32, ignore_eos=True).tokens
+    assert said.stats.tau > 1.0
+    assert tree.cycles > 4
+
+
 def test_more_children_than_declared_are_noticed(pair, spec):
     tree = StaticTree(Topology.from_paths([[0], [1], [0, 0]]))
 
@@ -90,7 +121,7 @@ def test_more_children_than_declared_are_noticed(pair, spec):
 
 def test_only_the_first_tree_is_looked_at(pair, spec, monkeypatch):
     looked = []
-    monkeypatch.setattr("eagle.cycle.cycle.check_tree", lambda *given: looked.append(given))
+    monkeypatch.setattr("eagle.cycle.cycle.check_tree", lambda *given, **_: looked.append(given))
     made = Decoder.from_spec(spec(), target=pair[0])
     for _ in range(2):
         made.generate(PROMPT, max_new_tokens=12, ignore_eos=True)
