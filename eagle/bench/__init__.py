@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from eagle.bench.compare import Against, Comparison, Side, compare_decoder, plain_spec
     from eagle.bench.curves import draw_throughput
     from eagle.bench.entries import enter, everybody
-    from eagle.bench.experts import expert_times, mixture_of
+    from eagle.bench.experts import expert_times
     from eagle.bench.identity import Choice
     from eagle.bench.leaderboard import run_leaderboard, shipped_prompts
     from eagle.bench.leaderboard_page import write_page
+    from eagle.bench.mixtures import mixture_of
     from eagle.bench.plots import draw_speed, require_matplotlib
     from eagle.bench.products import product_times, products_of
     from eagle.bench.prompts import read_conversations, read_prompts
@@ -64,10 +65,11 @@ _HOMES = {
     "compare": ("Against", "Comparison", "Side", "compare_decoder", "plain_spec"),
     "curves": ("draw_throughput",),
     "entries": ("enter", "everybody"),
-    "experts": ("expert_times", "mixture_of"),
+    "experts": ("expert_times",),
     "identity": ("Choice",),
     "leaderboard": ("run_leaderboard", "shipped_prompts"),
     "leaderboard_page": ("write_page",),
+    "mixtures": ("mixture_of",),
     "plots": ("draw_speed", "require_matplotlib"),
     "products": ("product_times", "products_of"),
     "prompts": ("read_conversations", "read_prompts"),

@@ -8,45 +8,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from eagle.bench.floors import read_bandwidth
+from eagle.bench.mixtures import Mixture
 from eagle.bench.quartiles import Quartiles
 from eagle.kernels import MAX_ROWS, mixes, mixture
 from eagle.runtime import Graphs, Job
 from eagle.target import experts
 
-__all__ = ["ExpertTime", "ExpertTimes", "Mixture", "expert_times", "mixture_of"]
+__all__ = ["ExpertTime", "ExpertTimes", "expert_times"]
 
 _WEIGHTS = 192 << 20  # bytes that one row's experts have in all sets, so that none waits in a cache
 _SETS = 32  # at most
 _CALLS = 8  # at least, timed together: each sends its rows elsewhere
 
 _Work = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """The experts of one layer.
-
-    Attributes:
-        experts: E.
-        top: T, those that a row is sent to.
-        hidden: H, numbers of a row.
-        inner: I, width of an expert.
-    """
-
-    experts: int
-    top: int
-    hidden: int
-    inner: int
-
-    def expected(self, rows: int) -> float:
-        """Return how many experts some rows read on average, each sent anywhere by itself."""
-        return self.experts * (1 - (1 - self.top / self.experts) ** rows)
 
 
 @dataclass(frozen=True)
@@ -91,16 +70,6 @@ class ExpertTimes:
     mixture: Mixture
     times: tuple[ExpertTime, ...]
     bandwidth: float
-
-
-def mixture_of(config: Any) -> Mixture | None:
-    """Return the experts of a layer by a transformers configuration, or None if there are none."""
-    count = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    top = getattr(config, "num_experts_per_tok", None)
-    if not count or not top:
-        return None
-    inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
-    return Mixture(count, top, config.hidden_size, inner)
 
 
 @torch.inference_mode()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import psutil
 import torch
 
+from eagle.bench.mixtures import mixture_of
 from eagle.host import free_memory
 from eagle.runtime import seconds_of
 from eagle.target import Target, quantizing
@@ -38,9 +39,8 @@ def weight_bytes(target: Target, rows: int = 1) -> float:
     model, config = target.model, target.config
     readout = getattr(model.get_output_embeddings(), "weight", None)
     lookup = model.get_input_embeddings().weight
-    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    chosen = getattr(config, "num_experts_per_tok", None)
-    read = 1 - (1 - chosen / experts) ** rows if experts and chosen else 1.0
+    mixed = mixture_of(config)
+    read = mixed.expected(rows) / mixed.experts if mixed else 1.0
     found = {
         id(weight): size * (read if ".experts." in f"{place}.{name}" else 1.0)
         for place, layer in model.named_modules()

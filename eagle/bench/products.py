@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.bench.floors import read_bandwidth
+from eagle.bench.mixtures import mixture_of
 from eagle.bench.quartiles import Quartiles
 from eagle.errors import RequestError
 from eagle.kernels import (
@@ -115,7 +116,7 @@ def products_of(config: Any) -> list[Product]:
         Product("q, k, v", (heads + 2 * kv_heads) * size, hidden, shared=True),
         Product("o", hidden, heads * size),
     ]
-    if not (getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)):
+    if mixture_of(config) is None:
         found += [
             Product("gate, up", 2 * config.intermediate_size, hidden, shared=True),
             Product("down", hidden, config.intermediate_size),

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-__all__ = ["KINDS", "Kind", "Record", "digest", "kind_of", "middle"]
+__all__ = ["KINDS", "Kind", "Record", "digest", "kind_of", "middle", "write_whole"]
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,10 @@ class Record:
 
     def write(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         lines = [f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(self.figures.items())]
         rest = json.dumps({k: v for k, v in asdict(self).items() if k != "figures"}, indent=1)
         text = rest.removesuffix("\n}") + ',\n "figures": {\n' + ",\n".join(lines) + "\n }\n}\n"
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, text)
 
     @classmethod
     def read(cls, path: Path) -> Record:
@@ -130,3 +127,11 @@ class Record:
             if name.rpartition("/")[2] in KINDS and samples
         }
         return record
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)

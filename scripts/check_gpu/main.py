@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from pathlib import Path
 from check_gpu.conduct import PARTS, USUAL, Run, Side
 from check_gpu.figures import Record
 from check_gpu.plan import Plan, prompts_of
-from check_gpu.staging import stage
+from check_gpu.staging import commit_of, stage
 from check_gpu.table import case_lines, other_lines, test_lines, worse_lines
 from check_gpu.verdicts import against_record, beside, incomparable
 
@@ -74,16 +73,6 @@ def _plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def _commit(folder: Path) -> str:
-    """Return the commit of a checkout, marked where it has changes; empty where git knows none."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, and return its exit status."""
     options = _options(arguments)
@@ -97,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = _plan(options)
             out.mkdir(parents=True, exist_ok=True)
             sides = [Side("here", stage(_ROOT, Path(staged) / "here"))]
-            sides[0].record.commit = options.commit or _commit(_ROOT)
+            sides[0].record.commit = options.commit or commit_of(_ROOT)
             if options.beside:
                 sides.append(Side("beside", stage(options.beside, Path(staged) / "beside")))
-                sides[1].record.commit = options.beside_commit or _commit(options.beside)
+                sides[1].record.commit = options.beside_commit or commit_of(options.beside)
         except (ValueError, OSError) as error:
             return _refuse(str(error))
         seconds = 60 * options.minutes - (time.monotonic() - began)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Ended", "ProcessError", "Worker", "last_words", "run"]
+__all__ = ["Ended", "ProcessError", "Worker", "kill", "last_words", "run"]
 
 
 class ProcessError(Exception):
@@ -62,7 +62,7 @@ async def run(
         except TimeoutError:
             code = None
         finally:
-            await _kill(process)
+            await kill(process)
     return Ended(code, first, time.monotonic() - started)
 
 
@@ -117,7 +117,7 @@ class Worker:
         """End it, and whatever it started."""
         process, self._process = self._process, None
         if process is not None:
-            await _kill(process)
+            await kill(process)
 
     async def _answer(self, limit: float) -> Any:
         assert self._process is not None
@@ -137,8 +137,8 @@ class Worker:
         return answer["ok"]
 
 
-async def _kill(process: asyncio.subprocess.Process) -> None:
-    # The whole session: compilers are processes of their own, and outlive whoever started them.
+async def kill(process: asyncio.subprocess.Process) -> None:
+    """End a process and all of its session: compilers outlive whoever started them."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     await process.wait()

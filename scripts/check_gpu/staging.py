@@ -1,12 +1,13 @@
-"""A checkout laid out as if it were installed, for machines on which nothing can be installed."""
+"""A checkout: its commit, and laid out as if installed, where nothing can be installed."""
 
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
-__all__ = ["stage"]
+__all__ = ["commit_of", "stage"]
 
 _IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc")
 
@@ -43,3 +44,13 @@ def stage(checkout: Path, folder: Path) -> Path:
         lines += [f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()), ""]
     (info / "entry_points.txt").write_text("\n".join(lines))
     return folder
+
+
+def commit_of(folder: Path) -> str:
+    """Return the commit of a checkout, marked where it has changes; empty where git knows none."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=10"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

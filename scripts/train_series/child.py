@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["last_words", "run"]
+from check_gpu.process import kill
+
+__all__ = ["run"]
 
 _SAVING = 20.0  # seconds that a process has, once asked to stop, to write what it has
 _PR_SET_PDEATHSIG = 1
@@ -53,9 +54,7 @@ async def run(
         await _interrupt(process)
         raise
     finally:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # compilers are processes of their own
-        await process.wait()
+        await kill(process)
 
 
 async def _interrupt(process: asyncio.subprocess.Process) -> None:
@@ -74,12 +73,3 @@ def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def last_words(log: Path) -> str:
-    """Return the last line of a log, shortened."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
-    return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from check_gpu.process import last_words
 from train_series import child
 from train_series.plan import Plan, Training, overrides
 from train_series.results import Found, Results, curve_of
@@ -188,7 +189,7 @@ class Series:
         try:
             found = json.loads(out.read_text(encoding="utf-8"))
         except ValueError:
-            said = child.last_words(log) or f"exit status {code}"
+            said = last_words(log) or f"exit status {code}"
             raise SeriesError(f"the plan cannot be read through: {said}") from None
         if "error" in found:
             raise SeriesError(found["error"])
@@ -222,7 +223,7 @@ class Series:
         return self.setting.work / f"{name}.out"
 
     def _last(self, name: str) -> str:
-        return child.last_words(self.setting.work / f"{name}.log")
+        return last_words(self.setting.work / f"{name}.log")
 
     def _settings(self, run: Training) -> dict[str, Any]:
         """Return what a training is told beside its config, where it writes left out."""

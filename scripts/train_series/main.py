@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from check_gpu.staging import stage
+from check_gpu.staging import commit_of, stage
 from train_series.conduct import RESULTS, Series, SeriesError, Setting
 from train_series.plan import Plan, load_plan
 from train_series.report import report
@@ -113,7 +112,7 @@ def _run(options: argparse.Namespace, python: Sequence[str]) -> int:
             at_once=plan.at_once,
             texts=texts,
             more=more,
-            commit=options.commit or _commit(),
+            commit=options.commit or commit_of(_ROOT),
             say=lambda line: print(line, flush=True),
         )  # fmt: skip
         series = Series(plan, setting, before)
@@ -190,13 +189,3 @@ def _before(plan: Plan, more: dict[str, Any], files: Sequence[Path]) -> Results:
         known.runs |= {n: one for n, one in found.runs.items() if one.finished}
         known.others |= {n: one for n, one in found.others.items() if one.finished}
     return known
-
-
-def _commit() -> str:
-    """Return the commit of this checkout, marked where it has changes, or nothing."""
-    command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=10"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

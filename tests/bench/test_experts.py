@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
 from eagle.bench import experts as module
-from eagle.bench.experts import Mixture, expert_times, mixture_of
+from eagle.bench.experts import expert_times
+from eagle.bench.mixtures import Mixture, mixture_of
 from eagle.bench.report import experts_table
 from eagle.kernels import mixture, mixture_by_operators
 from eagle.target.experts import grouped
