@@ -9,6 +9,8 @@ from contextlib import contextmanager, nullcontext, suppress
 import torch
 from torch import Tensor
 
+from eagle.target import Together
+
 __all__ = ["Graphs"]
 
 _WARM_UP = 3  # runs before a capture: the second compiles, the third runs what was compiled
@@ -30,6 +32,8 @@ class Graphs:
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        if (together := Together.joined()) is not None:
+            together.hold(self)
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._graphs
@@ -40,6 +44,12 @@ class Graphs:
     def replay(self, key: Hashable) -> None:
         """Run captured work."""
         self._graphs[key].replay()
+
+    def release(self) -> None:
+        """Take all graphs apart, once none is running; they are not replayed any more."""
+        torch.cuda.synchronize(self._device)
+        while self._graphs:
+            self._graphs.popitem()[1].reset()
 
     def capture(
         self, key: Hashable, work: Callable[[], None], carried: Sequence[Tensor] = ()

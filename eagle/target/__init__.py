@@ -9,9 +9,10 @@ from eagle.target.from_spec import load_target, meet
 from eagle.target.interfaces import PassCache
 from eagle.target.placement import device_of, resolve_device, resolve_dtype
 from eagle.target.templating import template_text, template_tokens
-from eagle.target.together import News, Together
+from eagle.target.together import Captured, News, Together
 
 __all__ = [
+    "Captured",
     "Forward",
     "Layers",
     "News",

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from eagle.errors import TargetError
+from eagle.target.together import Together
 
 __all__ = ["bring_together", "cut", "settle", "whole"]
 
@@ -32,7 +33,12 @@ _DIMENSION = "_eagle_cut"
 @torch.library.custom_op("eagle::add_up", mutates_args=("x",))
 def add_up(x: Tensor) -> None:
     """Add up a tensor over all processes, in place, in each of them."""
-    dist.all_reduce(x)
+    joined = Together.joined()
+    direct = None if joined is None else joined.direct
+    if direct is not None and direct.fits(x):
+        direct.add_up(x)
+    else:
+        dist.all_reduce(x)
 
 
 @add_up.register_fake

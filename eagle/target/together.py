@@ -13,12 +13,13 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -27,8 +28,9 @@ from torch.distributed.rendezvous import rendezvous
 
 from eagle.errors import PartedError, RequestError, TargetError, clipped, reason
 from eagle.host import Turn
+from eagle.target.direct import Direct
 
-__all__ = ["News", "Together"]
+__all__ = ["Captured", "News", "Together"]
 
 _MEETING = timedelta(minutes=2)  # that the first waits for the last at the start
 _COLLECTIVE = timedelta(minutes=30)  # compiling may take one longer than another
@@ -51,6 +53,13 @@ class News:
     left: bool
 
 
+class Captured(Protocol):
+    """What may hold collectives that were captured in CUDA graphs."""
+
+    def release(self) -> None:
+        """Take the graphs apart; nothing replays them any more."""
+
+
 class Together:
     """One process among those that hold a target; `join` gives it.
 
@@ -60,6 +69,7 @@ class Together:
         turn: of all targets that they hold: what one does with another is done in one order.
         led: an engine is open: the others do what the first one orders, and nothing by themselves.
         passes: that all came to the end of, or failed in.
+        direct: adds up what they have, where their devices reach each other's memory.
         gone: why nothing can be done together any more; None as long as it can.
     """
 
@@ -69,12 +79,14 @@ class Together:
         self.rank, self.count = rank, count
         self.turn, self.led, self.passes = Turn(), False, 0
         self.gone: TargetError | None = None
+        self.direct: Direct | None = None
         self._beats, self._failure = beats, ""
+        self._captured: weakref.WeakSet[Captured] = weakref.WeakSet()
         self._ordered = threading.local()
         # Of their own on the host: what is decided is known there, and NCCL has no numbers of it.
         self._group = dist.new_group(backend="gloo", timeout=_COLLECTIVE)
         self._orders = dist.new_group(backend="gloo", timeout=_ORDERS)
-        self._over = threading.Event()
+        self._over, self._quiet, self._leaving = (threading.Event() for _ in range(3))
         self._watch = threading.Thread(target=self._look, name="eagle-watch", daemon=True)
         self._watch.start()
         atexit.register(self.part)
@@ -87,7 +99,8 @@ class Together:
             TargetError: they do not come.
         """
         if cls._joined is None:
-            cls._joined = cls._meet()
+            cls._joined = joined = cls._meet()
+            joined.direct = Direct.open(joined.count, joined.least)
         return cls._joined
 
     @classmethod
@@ -99,7 +112,7 @@ class Together:
     def _meet(cls) -> Together:
         cuda = torch.cuda.is_available()
         if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(_own_device())
         try:
             store, rank, count = next(iter(rendezvous("env://", timeout=_MEETING)))
             dist.init_process_group(
@@ -123,6 +136,10 @@ class Together:
     def main(self) -> bool:
         """Whether this is the one that takes requests and prints."""
         return self.rank == 0
+
+    def hold(self, captured: Captured) -> None:
+        """Have graphs released before the processes part: NCCL waits for those that captured it."""
+        self._captured.add(captured)
 
     def agree(self, what: str, value: Any) -> None:
         """Refuse to go on where processes were given different things.
@@ -331,7 +348,23 @@ class Together:
         return found
 
     def _look(self) -> None:
-        """Beat, and end this process where another one does no more; in a thread of its own.
+        """Watch over the others until the end, and leave them then; in a thread of its own.
+
+        Leaving may take without an end: NCCL waits for all graphs that captured it, also those that
+        are not known here. This thread goes with the program, and Python starts none at its end.
+        """
+        self._beat()
+        self._quiet.set()
+        self._leaving.wait()
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.set_device(_own_device())
+        for captured in list(self._captured):
+            captured.release()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _beat(self) -> None:
+        """Beat, and end this process where another one does no more.
 
         Nothing else would: a collective waits for whoever is lost, and cannot be interrupted. Nor
         can it where another one has failed in the pass that this one waits in.
@@ -372,7 +405,7 @@ class Together:
         if self._over.is_set():
             return
         self._over.set()
-        self._watch.join(2 * _BEAT)
+        self._quiet.wait(2 * _BEAT)
         try:
             if not self._failure:  # which those who wait in a pass still have to see
                 self._beats.set(str(self.rank), _OVER.decode())
@@ -385,8 +418,12 @@ class Together:
         except RuntimeError:
             pass  # the others have left
         type(self)._joined = None
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        self._leaving.set()
+        self._watch.join(_PARTING)
+
+
+def _own_device() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 _GONE = (

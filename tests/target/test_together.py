@@ -2,9 +2,11 @@
 
 import os
 import signal
+import time
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from eagle import Decoder, DecoderSpec
 from eagle.cli import console
@@ -157,6 +159,43 @@ def test_a_prompt_that_one_process_cannot_read_ends_all_of_them(pair, tmp_path):
     run_together(_fail, pair, tmp_path / "said", exits=(2, 2))
     assert "process 1 is lost" in (tmp_path / "said.0").read_text()
     assert "out of memory" in (tmp_path / "said.1").read_text()
+
+
+class _Kept:
+    """Graphs, as far as leaving has to know them."""
+
+    def __init__(self):
+        self.held = True
+
+    def release(self):
+        self.held = False
+
+
+def _leave(path, forgotten):
+    """Leave where graphs hold NCCL's connections: it waits for all of them."""
+    joined, graphs = Together.join(), _Kept()
+    joined.hold(graphs)
+    left, end = dist.destroy_process_group, time.monotonic() + 60
+
+    def wait():
+        while (graphs.held or forgotten) and time.monotonic() < end:
+            time.sleep(0.01)
+        left()
+
+    dist.destroy_process_group = wait
+    began = time.monotonic()
+    joined.part()
+    joined.part()
+    path.with_suffix(f".{joined.rank}").write_text(f"{time.monotonic() - began} {graphs.held}")
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_processes_leave_each_other_whatever_graphs_there_are(tmp_path, forgotten):
+    run_together(_leave, tmp_path / "took", forgotten)
+    for rank in range(2):
+        took, held = (tmp_path / f"took.{rank}").read_text().split()
+        assert held == "False"
+        assert float(took) < (15 if forgotten else 4)
 
 
 def test_specs_that_cannot_be_cut_are_refused():
