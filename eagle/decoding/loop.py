@@ -241,7 +241,9 @@ class Loop:
             if seats.batch:
                 self._run()
         except Exception as error:
-            told = error if self._together is None else self._together.failed(error)
+            told = error
+            if self._together is not None:
+                told = self._together.failed(error, ahead=self._passes.flow and self._runtime.graph)
             self._give_up(told)
             if self._together is not None and self._together.gone is not None:
                 self.fail(told)
@@ -423,7 +425,8 @@ class Loop:
         if self._together is not None:
             seats = self.seats
             state = (seats.active, seats.blocks.free, len(self._waiting))
-            self._news = self._together.same((outcomes, state), self._news)
+            ahead = self._running is not None or bool(self._behind)
+            self._news = self._together.same((outcomes, state), self._news, ahead=ahead)
 
     def _deliver(
         self,

@@ -88,9 +88,8 @@ class Passes:
     ) -> None:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
         self._seats, self._listeners = seats, listeners
-        # Components that are told of requests know those of now, not of a cycle that goes on; and
-        # processes that hold a target together wait for each other at the end of every pass.
-        self.flow = not listeners and cycle.target.together is None
+        # Components that are told of requests know those of now, not of a cycle that goes on.
+        self.flow = not listeners
         self.cycles = 0
         self._sampling: Sampling | None = None
         self._part: Slots | None = None  # what the sampling parameters on the device are of

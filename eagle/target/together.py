@@ -226,12 +226,13 @@ class Together:
         self._run(lambda: dist.all_reduce(found, dist.ReduceOp.MIN, group=self._group))
         return int(found)
 
-    def same(self, outcomes: Any, news: News) -> News:
+    def same(self, outcomes: Any, news: News, *, ahead: bool = False) -> News:
         """Hold what came of a pass against the others', all of it.
 
         Args:
             outcomes: what was accepted and chosen, of every slot.
             news: of this process.
+            ahead: the next pass is under way, in which a process that failed may never be.
 
         Returns:
             News of any process, the same in all.
@@ -243,10 +244,13 @@ class Together:
         digest = blake2b(repr((self.passes, outcomes)).encode(), digest_size=7).digest()
         least, most, failed, *found = self._hold(int.from_bytes(digest, "little"), news)
         if failed:
-            raise PartedError(
+            told = (
                 f"process {failed - 1} failed in pass {self.passes}, which the others cannot do "
                 "without it; what failed is in its own error"
             )
+            if ahead:
+                self.abandon(told)
+            raise PartedError(told)
         if least != most:
             raise PartedError(
                 f"the processes that hold the target have parted in pass {self.passes}: they "
@@ -255,12 +259,17 @@ class Together:
             )
         return News(*map(bool, found))
 
-    def failed(self, error: Exception) -> Exception:
+    def failed(self, error: Exception, *, ahead: bool = False) -> Exception:
         """Tell the others that this process failed in a pass, and return what is said of it.
 
         They are in that pass too, or at its end. Where all failed, or all the others come to the
         end, everybody gives it up and goes on. One that waits inside of the pass waits for ever, so
         it ends itself; see `_look`.
+
+        Args:
+            error: what failed.
+            ahead: those who come to the end may have sent a pass behind it, which this process has
+                not; unless all failed, nobody can go on then.
         """
         if isinstance(error, PartedError) or self.gone is not None:
             return error  # which they know of
@@ -269,10 +278,13 @@ class Together:
             return lost
         self._say(reason(error))
         try:
-            self._hold(0, News(came=False, left=False), failed=True)
+            _, most, *_ = self._hold(0, News(came=False, left=False), failed=True)
         except TargetError:
             return error  # which says more than that the others have ended because of it
-        self._say("")
+        if ahead and most:
+            self.abandon(reason(error))
+        else:
+            self._say("")
         return error
 
     def abandon(self, why: str) -> None:

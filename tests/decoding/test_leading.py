@@ -110,6 +110,8 @@ def on_a_gpu(spec):
 def _led(spec, wanted):
     leads = os.environ["RANK"] == "0"
     decoder = on_a_gpu(spec)
+    passes, ahead, sent_ahead = decoder.loop._passes, decoder.loop._passes.ahead, []
+    passes.ahead = lambda running: sent_ahead.append(ahead(running)) or sent_ahead[-1]
     with pytest.raises(PartedError, match="process 1 has another engine than process 0: queue"):
         Engine(decoder, queue=7 if leads else 8)
     stream = decoder.stream([5], max_new_tokens=9, ignore_eos=True)
@@ -130,6 +132,7 @@ def _led(spec, wanted):
     state = [loop.cycles, loop.tokens, loop.committed, loop.seats.active, loop.busy]
     decoder.target.together.agree("state", [*state, loop.accepted])
     assert loop.cycles > 20
+    assert sum(one is not None for one in sent_ahead) > 10, "each pass waited for the one before"
     again = decoder.generate(asked(0)[0], asked(0)[1], processors=asked(0)[2])
     assert again.tokens == wanted[0]
     # A benchmark asks in process 0, and all know what came of it.
@@ -336,6 +339,38 @@ def test_a_caught_error_of_one_process_lets_no_other_wait_for_ever(specs, tmp_pa
     assert "It failed: " in said
     second = (tmp_path / "said.1").read_text()
     assert "the other processes that hold the target have ended, since this one failed" in second
+
+
+def _ahead(spec):
+    """Fail in all processes alike, and then in one, while the next cycle is under way."""
+    decoder, rank = on_a_gpu(spec), os.environ["RANK"]
+    wanted = decoder.generate([5, 9, 13], max_new_tokens=20, ignore_eos=True).tokens
+    compare = decoder.loop._compare
+
+    def forgetful(outcomes):
+        if decoder.loop._running is None:
+            return compare(outcomes)
+        raise RuntimeError("out of memory")
+
+    decoder.loop._compare = forgetful
+    with pytest.raises(RuntimeError, match="memory"):
+        decoder.generate([5, 9, 13], max_new_tokens=20, ignore_eos=True)
+    decoder.loop._compare = compare
+    again = decoder.generate([5, 9, 13], max_new_tokens=20, ignore_eos=True)
+    assert again.tokens == wanted
+    if rank == "1":
+        decoder.loop._compare = forgetful
+    failure, said = (RuntimeError, "memory") if rank == "1" else (PartedError, "process 1 failed")
+    with pytest.raises(failure, match=said):
+        decoder.generate([5, 9, 13], max_new_tokens=20, ignore_eos=True)
+    decoder.loop._compare = compare
+    with pytest.raises(TargetError, match=f"process {rank} has left the others"):
+        decoder.generate([5, 9, 13], max_new_tokens=20, ignore_eos=True)
+
+
+def test_nobody_goes_on_where_one_process_failed_and_others_are_a_pass_ahead(specs):
+    """They are in a pass that it never begins; only where all fail alike is there none."""
+    run_together(_ahead, specs("dynamic", tp_plan="auto"))
 
 
 # --- processors -------------------------------------------------------------------------------
