@@ -99,6 +99,8 @@ def arrange(module: nn.Module, switch: Switch) -> None:
     if cuda or packed:
         fuse(module, switch, packed=packed)
     if cuda:
+        # Stacked weights fit nowhere where single ones lay, two thirds of all: others may need it.
+        torch.cuda.empty_cache()
         narrow(module, switch)
     pack(module, switch)
 
