@@ -83,6 +83,6 @@ def test_impossible_branching_is_refused(branching, message):
 
 def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(
-        SpecError, match=r"known: likely-5, reference-25\. Did you mean 'reference-25'\?"
+        SpecError, match=r"known: likely-10, likely-5, reference-25\. Did you mean 'reference-25'\?"
     ):
         paths_of("reference-52")
