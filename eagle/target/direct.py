@@ -1,9 +1,9 @@
 """Sums over the processes of one host, whose devices read each other's memory.
 
-NCCL takes 15 microseconds to add up a row over two GPUs, twice a layer: a sixth of a step. Here
-each process lays its part where all can read it, waits for the others' and adds all of them up, in
-their order, so that all have the same. PyTorch has the kernel, and NCCL has what does not fit.
-Knows torch.distributed; knows no layer and no model.
+NCCL takes about 15 microseconds to add up a row over two GPUs, twice a layer. Here each process
+lays its part where all can read it, waits for the others' and adds all of them up, in their order,
+so that all have the same. PyTorch has the kernel, and NCCL has what does not fit. Knows
+torch.distributed; knows no layer and no model.
 """
 
 from __future__ import annotations
