@@ -123,6 +123,8 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
         if keys:
             few = ", ".join(sorted(keys)[:_SHOWN])
             raise _misfit(folder, name, f"it {what} {few} and others ({len(keys)} in all)")
+    if getattr(config, "layer_replication", None):
+        _share_config(model)
     if not is_plain(model):
         return whole.get_base_model()
     if _part(whole):
@@ -141,6 +143,14 @@ def _unsaved(peft: Any, whole: Any) -> set[str]:
     """
     saved = peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
     return set(peft.set_peft_model_state_dict(whole, saved).missing_keys)
+
+
+def _share_config(model: Any) -> None:
+    """Give layers that peft copied the model's configuration, which says what computes them."""
+    for config in (model.config, model.config.get_text_config()):
+        for module in model.modules():
+            if type(vars(module).get("config")) is type(config):
+                module.config = config
 
 
 def _part(whole: Any) -> bool:

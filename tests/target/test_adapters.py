@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 
+from eagle import Decoder, DecoderSpec
 from eagle.errors import TargetError
 from eagle.spec.schema import TargetSpec
 from eagle.target import load_target
@@ -151,6 +152,9 @@ def test_weights_that_others_share_are_not_changed_for_them(tmp_path, settings):
     changed(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     target = load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(target), wanted, rtol=1e-3, atol=1e-3)
+    decoder = Decoder.from_spec(DecoderSpec(head="none", tree="none"), target=target)
+    first = decoder.generate(TOKENS[0].tolist(), max_new_tokens=1, ignore_eos=True).tokens
+    assert first == (int(wanted[0, -1].argmax()),)
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft, that embeddings are tied
