@@ -50,6 +50,9 @@ GROUP: dict[str, Any] = {
 
 _LONGEST = 1500  # characters of a line: what was given, and is repeated, may be longer
 
+# Codes that a terminal obeys: files, and servers, that an error repeats may be anybody's.
+_CODES = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
+
 # What PyTorch says, whose error on a CPU is a RuntimeError like any other.
 _NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|not enough memory|size calculation overflowed", re.I
@@ -98,6 +101,7 @@ def emit_json(value: Any) -> None:
 def fail(message: str) -> None:
     """Print an error on stderr, one line for each of its sentences."""
     for line in message.splitlines():
+        line = _CODES.sub(lambda code: f"\\x{ord(code[0]):02x}", line)
         err.print(f"[bold red]error:[/] {escape(clipped(line, _LONGEST))}", soft_wrap=True)
 
 

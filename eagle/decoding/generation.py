@@ -74,7 +74,9 @@ class Defaults:
         self, config: Any, name: str, device: torch.device | str, eos: Collection[int]
     ) -> None:
         self._device = device
-        self.fields: Mapping[str, Any] = dict(_set(config, _OFF))
+        self.fields: dict[str, Any] = dict(_set(config, _OFF))
+        if getattr(config, "min_new_tokens", None) is not None:
+            self.fields.pop("min_length", None)  # `generate` sets it by the other, 0 too
         self.left_out = tuple(name for name, _ in _set(config, _OTHERS))
         try:
             self._processors([0, 0], 1, sorted(eos))

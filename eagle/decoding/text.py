@@ -41,13 +41,16 @@ class _Known(NamedTuple):
     """What is known of a token, whatever stands beside it.
 
     Attributes:
-        text: what it is decoded to by itself; nothing where it is special.
+        text: what it is decoded to by itself; nothing where it is special, or a space that the
+            first of a text loses.
+        silent: it is special: as if it were not there.
         byte: it is named after a byte, as ``<0x0A>`` is.
         whole: behind whole characters this is its text, which no further token changes.
         said: that text as a piece, of a token that was not drafted and of one that was.
     """
 
     text: str
+    silent: bool
     byte: bool
     whole: bool
     said: tuple[Piece, Piece]
@@ -101,7 +104,8 @@ class Vocabulary:
             text = self.decode([token])
             byte = not self.bytes and _BYTE.fullmatch(str(self._name(token))) is not None
             said = Piece(text, drafted=False), Piece(text, drafted=True)
-            known = _Known(text, byte, self.bytes and _BROKEN not in text, said)
+            silent = not text and not self.decode([token, token])
+            known = _Known(text, silent, byte, self.bytes and _BROKEN not in text, said)
             if token not in self._changing:
                 self._known[token] = known
         return known
@@ -167,14 +171,14 @@ class TextStream:
         """Take a token in; return whether it completed a stop string."""
         if self._vocabulary is None:
             return False
-        text, byte, whole, said = self._vocabulary.known(token)
+        text, silent, byte, whole, said = self._vocabulary.known(token)
         if whole and not self._ids:
             if text:
                 self._held.append(said[drafted])
             return bool(self._stops) and self._cut("", drafted)
         if byte and self._run is None:
             self._run = len(self._ids)
-        elif not byte and text:  # a special token is as if it were not there
+        elif not (byte or silent):
             self._run = None
         self._ids.append(token)
         self._visible.append(not byte and bool(text))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -112,18 +111,20 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
             )
         config.inference_mode = True
         whole = peft.PeftModel(model, config)
+        kept = _unsaved(peft, whole)
         weights = peft.load_peft_weights(str(folder), device=str(model.device))
         found = peft.set_peft_model_state_dict(whole, weights)
     except TargetError:
         raise
     except Exception as error:  # of as many kinds as there are adapters
         raise _misfit(folder, name, reason(error)) from error
-    own = f".{whole.active_adapter}."
-    lacking = [key for key in _unread(whole, found.missing_keys) if own in f"{key}."]
+    lacking = [key for key in found.missing_keys if key not in kept]
     for what, keys in (("lacks", lacking), ("has no place for", found.unexpected_keys)):
         if keys:
             few = ", ".join(sorted(keys)[:_SHOWN])
             raise _misfit(folder, name, f"it {what} {few} and others ({len(keys)} in all)")
+    if getattr(config, "layer_replication", None):
+        _share_config(model)
     if not is_plain(model):
         return whole.get_base_model()
     if _part(whole):
@@ -134,15 +135,22 @@ def _applied(peft: Any, model: Any, folder: Path, name: str) -> Any:
         raise _misfit(folder, name, reason(error)) from error
 
 
-def _unread(whole: Any, missing: Iterable[str]) -> list[str]:
-    """Return the weights that no file has, also not under another name of theirs.
+def _unsaved(peft: Any, whole: Any) -> set[str]:
+    """Return the weights that no file of this adapter has, whole as it may be.
 
-    What is trained of an embedding belongs to an LM head that is tied to it, too, and is kept once.
+    What peft works out itself (AdaLoRA's ranks, say) is not saved, and what several layers share
+    (VeRA's projections, tokens of an embedding with an LM head tied to it) is saved once.
     """
-    tensors = dict(whole.named_parameters(remove_duplicate=False))
-    names = set(missing)
-    read = {id(tensor) for name, tensor in tensors.items() if name not in names}
-    return sorted(name for name in names if id(tensors.get(name)) not in read)
+    saved = peft.get_peft_model_state_dict(whole, save_embedding_layers=False)
+    return set(peft.set_peft_model_state_dict(whole, saved).missing_keys)
+
+
+def _share_config(model: Any) -> None:
+    """Give layers that peft copied the model's configuration, which says what computes them."""
+    for config in (model.config, model.config.get_text_config()):
+        for module in model.modules():
+            if type(vars(module).get("config")) is type(config):
+                module.config = config
 
 
 def _part(whole: Any) -> bool:

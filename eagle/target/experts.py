@@ -111,6 +111,11 @@ class Experts:
         self._configs: tuple[Any, ...] = ()
         if found and all(plain(each) for each in found) and not _differing(found):
             self._configs = tuple({id(each.config): each.config for each in found}.values())
+            return
+        # What made a target of this model before, elsewhere or of other weights, may have left it.
+        for each in found:
+            if getattr(each.config, "_experts_implementation", None) == EXPERTS:
+                each.config._experts_implementation = _OWN
 
     @property
     def served(self) -> bool:

@@ -127,6 +127,11 @@ def test_a_long_message_is_not_wrapped(failing):
     assert failing(SpecError("word " * 60)).err.count("\n") == 1
 
 
+def test_codes_that_a_terminal_obeys_are_shown_and_not_sent(failing):
+    ran = failing(SpecError("a\x1b[2Jb: \x9b31m, \0 and \x7f"))
+    assert ran.err == "error: a\\x1b[2Jb: \\x9b31m, \\x00 and \\x7f\n"
+
+
 def test_several_problems_are_a_line_each(failing):
     assert failing(SpecError("one\ntwo")).err == "error: one\nerror: two\n"
 

@@ -84,6 +84,16 @@ def test_the_spec_may_leave_it_out(spec, configured):
     assert decoder.generate(PROMPTS[0], max_new_tokens=32).tokens == plain
 
 
+@pytest.mark.parametrize("new", [0, 3])
+def test_the_least_of_new_tokens_takes_the_place_of_the_least_length(new, spec, configured):
+    alone = stock(configured(min_length=40), PROMPTS[2], 48)
+    target = configured(min_length=40, min_new_tokens=new)
+    expected = stock(target, PROMPTS[2], 48)
+    assert expected != alone, "it makes no difference, so nothing is shown"
+    decoder = Decoder.from_spec(spec(), target=target)
+    assert decoder.generate(PROMPTS[2], max_new_tokens=48).tokens == expected
+
+
 def test_a_processor_of_a_request_takes_the_place_of_the_configs(spec, configured):
     target = configured(repetition_penalty=1.3, no_repeat_ngram_size=2)
     decoder = Decoder.from_spec(spec(), target=target)

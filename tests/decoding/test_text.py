@@ -160,6 +160,16 @@ def test_a_stop_string_of_byte_tokens_ends_the_text_at_once():
     assert stream_of(tokenizer, ids, ("\n\n",)) == ("the", 3)
 
 
+def test_a_space_that_a_text_would_lose_ends_a_run_of_byte_tokens():
+    tokenizer = tokenizer_of("byte_fallback")
+    ids = tokenizer.convert_tokens_to_ids(["▁the", "<0xE2>", "▁", "▁cat"])
+    assert stream_of(tokenizer, ids, (" ",)) == ("the\ufffd", 3)
+    stream = TextStream(tokenizer, ())
+    for token in ids[:3]:
+        stream.push(token, drafted=False)
+    assert "".join(piece.text for piece in stream.take(final=False)) == "the\ufffd "
+
+
 def test_what_is_decoded_again_with_each_token_does_not_grow():
     class Counting(Bytes):
         longest = 0

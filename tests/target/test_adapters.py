@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 
+from eagle import Decoder, DecoderSpec
 from eagle.errors import TargetError
 from eagle.spec.schema import TargetSpec
 from eagle.target import load_target
@@ -151,6 +152,9 @@ def test_weights_that_others_share_are_not_changed_for_them(tmp_path, settings):
     changed(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     target = load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
     torch.testing.assert_close(logits(target), wanted, rtol=1e-3, atol=1e-3)
+    decoder = Decoder.from_spec(DecoderSpec(head="none", tree="none"), target=target)
+    first = decoder.generate(TOKENS[0].tolist(), max_new_tokens=1, ignore_eos=True).tokens
+    assert first == (int(wanted[0, -1].argmax()),)
 
 
 @pytest.mark.filterwarnings("ignore")  # of peft, that embeddings are tied
@@ -169,6 +173,45 @@ def test_tokens_that_an_adapter_lacks_are_named_where_embeddings_are_tied(tmp_pa
     changed(tmp_path / "adapter", base_model_name_or_path=str(tmp_path / "base"))
     with pytest.raises(TargetError, match=r"does not fit .*trainable_tokens_delta"):
         load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+
+
+def _tuned(path, config):
+    """Save a base with biases and an adapter of it, and return what peft's own model gives."""
+    model = tiny_target("qwen2").model
+    model.save_pretrained(path / "base")
+    tuned, generator = peft.get_peft_model(model, config).eval(), torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+        tuned.save_pretrained(path / "adapter")
+        changed(path / "adapter", base_model_name_or_path=str(path / "base"))
+        return tuned(TOKENS).logits
+
+
+@pytest.mark.parametrize("kind", ["VeraConfig", "AdaLoraConfig"])
+@pytest.mark.filterwarnings("ignore")  # of peft, on what it saves
+def test_what_peft_works_out_or_saves_once_is_not_missed(kind, tmp_path):
+    settings = {"target_modules": ["q_proj"], "r": 4, "task_type": "CAUSAL_LM"}
+    more = {"total_step": 10} if kind == "AdaLoraConfig" else {}
+    wanted = _tuned(tmp_path, getattr(peft, kind)(**settings, **more))
+    target = load(model=str(tmp_path / "base"), adapter=str(tmp_path / "adapter"))
+    torch.testing.assert_close(logits(target), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_biases_of_the_base_that_an_adapter_trained_and_lacks_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    config = peft.LoraConfig(
+        r=4, target_modules=["q_proj"], bias="lora_only", task_type="CAUSAL_LM"
+    )
+    wanted = _tuned(tmp_path, config)
+    given = {"model": str(tmp_path / "base"), "adapter": str(tmp_path / "adapter")}
+    torch.testing.assert_close(logits(load(**given)), wanted, rtol=1e-3, atol=1e-3)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if "bias" not in name}, path)
+    with pytest.raises(TargetError, match=r"it lacks .*q_proj.base_layer.bias"):
+        load(**given)
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_by_its_kind(folder, tmp_path):

@@ -225,6 +225,19 @@ def test_experts_that_are_not_plain_are_left_alone_and_so_are_those_beside_them(
     assert target.model.config._experts_implementation == before
 
 
+def test_a_model_that_was_served_elsewhere_is_not_asked_for_the_kernels(
+    anywhere, by_operators, used, monkeypatch
+):
+    target = tiny_target("mixtral")
+    target.experts.use(True)
+    monkeypatch.setattr(module, "mixes", lambda *args: False)  # as once it has been moved to a CPU
+    moved = Target(target.model, None, "moved")
+    used.clear()
+    decoder = Decoder.from_spec(DecoderSpec(head="none", tree="none"), target=moved)
+    decoder.generate(PROMPT, max_new_tokens=3, ignore_eos=True)
+    assert {who for who, _ in used} == {"theirs"}
+
+
 def test_gates_of_their_own_are_left_alone(anywhere):
     target = tiny_target("gpt-oss")
     assert not target.experts.served
