@@ -220,6 +220,7 @@ def stuck(monkeypatch):
             return submit(body)
 
         monkeypatch.setattr(site.service.intake, "submit", slow)
+        monkeypatch.setattr(site.service.intake, "is_light", lambda body, size: False)
         return opened
 
     yield stick
@@ -235,6 +236,42 @@ def test_a_request_is_late_before_it_is_taken_in_too_and_leaves_nothing(decoder,
         opened.set()
         until(lambda: engine.stats().cancelled == 1)  # the other had not begun
         until(lambda: engine.stats().active == engine.stats().waiting == 0)
+
+
+def test_who_leaves_before_it_is_taken_in_leaves_nothing(decoder, stuck, started):
+    with Engine(decoder) as engine, serving(engine) as site:
+        opened = stuck(site)
+        connection = started(site.port, stream=True)
+        until(lambda: site.service.taking)
+        connection.close()
+        until(lambda: not site.running.server_state.connections)
+        opened.set()
+        until(lambda: engine.stats().cancelled == 1)
+        until(lambda: not site.service.live)
+
+
+@pytest.mark.parametrize(
+    ("fields", "light"),
+    [
+        ({}, True),
+        ({"prompt": "a" * 5000}, False),
+        ({"prompt": ["a", "b"]}, False),
+        ({"n": 2}, False),
+        ({"structured_outputs": {"choice": ["a"]}}, False),
+    ],
+)
+def test_what_takes_long_to_become_tokens_is_for_a_thread_of_its_own(
+    site, monkeypatch, fields, light
+):
+    by, submit = [], site.service.intake.submit
+
+    def noted(body):
+        by.append(threading.current_thread().name)
+        return submit(body)
+
+    monkeypatch.setattr(site.service.intake, "submit", noted)
+    site.complete(**fields)
+    assert [name.startswith("eagle-intake") for name in by] == [not light]
 
 
 def test_the_end_is_told_to_what_is_not_taken_in_yet(decoder, stuck, started):
