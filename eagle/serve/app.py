@@ -20,6 +20,7 @@ from starlette.responses import Response
 from eagle import __version__
 from eagle.decoding import Engine, Result
 from eagle.errors import EagleError
+from eagle.plugin import VaryingTree
 from eagle.serve.answering import Events, Whole
 from eagle.serve.bodies import checked
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
@@ -70,6 +71,9 @@ class Service:
         self.live: set[Asked] = set()
         self.taking: set[asyncio.Future[Asked]] = set()
         self.ended = False
+        tree = decoder.resolved.tree
+        self._depth = tree.shape.depth
+        self._drafted = None if isinstance(tree, VaryingTree) else tree.shape.nodes - 1
         said = json.dumps([__version__, decoder.spec.model_dump(mode="json")], sort_keys=True)
         self.fingerprint = f"eagle-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
@@ -177,8 +181,8 @@ class Service:
     def _figures(self, asked: Asked) -> dict[str, Any]:
         results = [handle.result() for handle in asked.handles]
         tokens = sum(result.stats.new_tokens for result in results)
-        tree = self.engine.decoder.resolved.tree
-        return {"usage": usage(asked.prompts, tokens), "metrics": acceptance(results, tree)}
+        told = acceptance(results, self._depth, self._drafted)
+        return {"usage": usage(asked.prompts, tokens), "metrics": told}
 
     async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
         """Answer a conversation cycle by cycle."""

@@ -78,6 +78,7 @@ class _Connection(H11Protocol):
         ways = {
             "abort": transport.abort,
             "straight": self.straight,
+            "flows": lambda: not self.flow.write_paused,
             "watching": self.watching,
         }
         self.app_state = {**self.app_state, **ways}
