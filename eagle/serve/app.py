@@ -71,6 +71,7 @@ class Service:
         self.live: set[Asked] = set()
         self.taking: set[asyncio.Future[Asked]] = set()
         self.ended = False
+        self._one = asyncio.Lock()
         tree = decoder.resolved.tree
         self._depth = tree.shape.depth
         self._drafted = None if isinstance(tree, VaryingTree) else tree.shape.nodes - 1
@@ -94,7 +95,7 @@ class Service:
         began = loop.time()
         late = Problem(504, f"no answer within {self.settings.timeout:g} seconds", code="timeout")
         light = self.intake.is_light(body, len(await request.body()))
-        asked = self._taken_in_here(body) if light else await self._taken_in(body, late)
+        asked = await (self._taken_in_here(body) if light else self._taken_in(body, late))
         timer = loop.call_at(began + self.settings.timeout, asked.stop, late)
         self.live.add(asked)
         if self.ended:  # since it was taken in
@@ -125,15 +126,16 @@ class Service:
             return Events(stream.pieces, **how)
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
 
-    def _taken_in_here(self, body: SamplingRequest) -> Asked:
+    async def _taken_in_here(self, body: SamplingRequest) -> Asked:
         """Return what a body became in the engine, of one that takes no longer than handing it on.
 
         Raises:
             Problem: a field cannot be honoured, too many requests wait, or the server ends.
         """
-        if self.ended:
-            raise _closing()
-        return self.intake.submit(body)
+        async with self._one:  # in between, what others are answered is sent
+            if self.ended:
+                raise _closing()
+            return self.intake.submit(body)
 
     async def _taken_in(self, body: SamplingRequest, late: Problem) -> Asked:
         """Return what a body became in the engine; whoever gives up on it leaves nothing there."""

@@ -15,6 +15,7 @@ from eagle.target.rehearsal import UnboundedError, rehearse
 __all__ = ["template_text", "template_tokens"]
 
 _OWN_TEXT = 1 << 18  # characters that a template may add by itself; the longest known add 30,000
+_SHORT = 4096  # characters, in which a tokenizer need not let other threads run: that takes longer
 _OTHER = 20  # characters of a number, say
 _REPEATED = 8  # times that it may say what it is given
 
@@ -26,8 +27,9 @@ def template_tokens(
     text = template_text(tokenizer, messages, **given)
     if _is_plain(tokenizer):
         core = tokenizer.backend_tokenizer
-        found: list[int] = core.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return found
+        if len(text) < _SHORT:
+            return list(core.encode(text, add_special_tokens=False).ids)
+        return list(core.encode_batch_fast([text], add_special_tokens=False)[0].ids)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -49,9 +49,10 @@ def test_tokens_are_those_of_the_tokenizers_own_call_whatever_it_is_set_to(chang
         made.__class__ = type(
             "Own", (type(made),), {"__call__": lambda *_, **__: {"input_ids": [7]}}
         )
-    found = template_tokens(made, MESSAGES)
-    expected = made(template_text(made, MESSAGES), add_special_tokens=False)["input_ids"]
-    assert found == list(expected)
+    for messages in (MESSAGES * 500, MESSAGES):
+        found = template_tokens(made, messages)
+        expected = made(template_text(made, messages), add_special_tokens=False)["input_ids"]
+        assert found == list(expected)
     assert (made.convert_tokens_to_ids("<|im_end|>") in found) == (
         change not in ("split", "own call")
     )
