@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eagle import Engine
 from eagle.errors import EagleError
@@ -136,6 +137,23 @@ def test_disconnects_at_random_moments_spoil_nobodys_text(site, decoder, started
     assert not wrong
     until(lambda: site.engine.stats().active == site.engine.stats().waiting == 0)
     until(lambda: not site.service.live)
+
+
+@pytest.mark.parametrize("protocol", [None, H11Protocol])  # ours says that it is lost
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_is_noticed_over_any_servers_connection(decoder, started, protocol, stream):
+    with Engine(decoder) as engine, serving(engine, protocol=protocol) as site:
+        gate = Gate()
+        handle = engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        connection = started(site.port, stream=stream)
+        until(lambda: engine.stats().waiting == 1)
+        connection.close()
+        until(lambda: engine.stats().cancelled == 1)
+        until(lambda: not site.service.live)
+        gate.opened.set()
+        handle.result(60)
+        assert site.chat().status == 200
 
 
 def test_whoever_does_not_read_is_cut_off(decoder):
