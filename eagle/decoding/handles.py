@@ -209,6 +209,7 @@ class News:
         self._handles, self._places = handles, [0] * len(handles)
         self._waited = [handle._ended if ends else handle._changed for handle in handles]
         self._loop = asyncio.get_running_loop()
+        self._asked = False
         self._called = False  # the loop is going to wake the task, which has not looked yet
         self._arrived: asyncio.Future[None] | None = None
         self._patience: asyncio.TimerHandle | None = None
@@ -236,21 +237,24 @@ class News:
         Raises:
             EagleError: one has failed or was cancelled; what came before was taken.
         """
+        places = self._places
         while True:
             self._called = False
-            # Looked at first: nothing comes behind an end.
-            over = all(handle.done for handle in self._handles)
-            errors = [handle._error for handle in self._handles]
-            found = []
+            found: list[tuple[int, Event]] = []
+            over, failed = True, None
             for index, handle in enumerate(self._handles):
-                if new := handle._events[self._places[index] :]:
-                    self._places[index] += len(new)
+                # Looked at first: nothing comes behind an end.
+                over = over and handle.done
+                failed = handle._error if failed is None else failed
+                events, place = handle._events, places[index]
+                if len(events) > place:
+                    new = events[place:]
+                    places[index] = place + len(new)
                     found += [(index, event) for event in new]
             if found:
                 return found
-            for error in errors:
-                if error is not None:
-                    raise again(error)
+            if failed is not None:
+                raise again(failed)
             if over:
                 return []
             await self._change()
@@ -263,8 +267,10 @@ class News:
 
     async def _change(self) -> None:
         """Wait until something came, once the requests were looked at."""
-        for handle in self._handles:
-            handle._may_wait()
+        if not self._asked:  # once: a loop keeps its thread
+            for handle in self._handles:
+                handle._may_wait()
+            self._asked = True
         # Neither `asyncio.Event` nor `wait_for`: each has the loop go round once more before this
         # goes on, and each round gives the interpreter up to the thread that decodes.
         self._arrived = self._loop.create_future()

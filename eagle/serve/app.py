@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import HTTPException
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import Response
 
 from eagle import __version__
 from eagle.decoding import Engine, Result
 from eagle.errors import EagleError
-from eagle.plugin import explain
+from eagle.plugin import VaryingTree
 from eagle.serve.answering import Events, Whole
+from eagle.serve.bodies import checked
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
 from eagle.serve.guard import Gate, Guard
+from eagle.serve.layers import Counted, Direct, Endpoint, Shortcut
 from eagle.serve.metrics import Metrics
 from eagle.serve.pages import page
 from eagle.serve.problems import Problem, encoded, problem_of, response
@@ -32,7 +33,6 @@ from eagle.serve.requests import Asked, Intake
 from eagle.serve.schemas import (
     ChatRequest,
     CompletionRequest,
-    Misfit,
     SamplingRequest,
     TraceRequest,
 )
@@ -42,8 +42,6 @@ from eagle.serve.tokens import TokenTexts
 from eagle.serve.watching import Watcher
 
 __all__ = ["Service", "create_app"]
-
-_BodyT = TypeVar("_BodyT", bound=BaseModel)
 
 
 class Service:
@@ -73,6 +71,10 @@ class Service:
         self.live: set[Asked] = set()
         self.taking: set[asyncio.Future[Asked]] = set()
         self.ended = False
+        self._one = asyncio.Lock()
+        tree = decoder.resolved.tree
+        self._depth = tree.shape.depth
+        self._drafted = None if isinstance(tree, VaryingTree) else tree.shape.nodes - 1
         said = json.dumps([__version__, decoder.spec.model_dump(mode="json")], sort_keys=True)
         self.fingerprint = f"eagle-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
@@ -92,7 +94,8 @@ class Service:
         loop = asyncio.get_running_loop()
         began = loop.time()
         late = Problem(504, f"no answer within {self.settings.timeout:g} seconds", code="timeout")
-        asked = await self._taken_in(body, late)
+        light = self.intake.is_light(body, len(await request.body()))
+        asked = await (self._taken_in_here(body) if light else self._taken_in(body, late))
         timer = loop.call_at(began + self.settings.timeout, asked.stop, late)
         self.live.add(asked)
         if self.ended:  # since it was taken in
@@ -122,6 +125,17 @@ class Service:
             stream = Stream(form, asked, lambda: self._figures(asked), usage=body.wants_usage)
             return Events(stream.pieces, **how)
         return Whole(lambda results: form.whole(results, **self._figures(asked)), **how)
+
+    async def _taken_in_here(self, body: SamplingRequest) -> Asked:
+        """Return what a body became in the engine, of one that takes no longer than handing it on.
+
+        Raises:
+            Problem: a field cannot be honoured, too many requests wait, or the server ends.
+        """
+        async with self._one:  # in between, what others are answered is sent
+            if self.ended:
+                raise _closing()
+            return self.intake.submit(body)
 
     async def _taken_in(self, body: SamplingRequest, late: Problem) -> Asked:
         """Return what a body became in the engine; whoever gives up on it leaves nothing there."""
@@ -169,8 +183,8 @@ class Service:
     def _figures(self, asked: Asked) -> dict[str, Any]:
         results = [handle.result() for handle in asked.handles]
         tokens = sum(result.stats.new_tokens for result in results)
-        tree = self.engine.decoder.resolved.tree
-        return {"usage": usage(asked.prompts, tokens), "metrics": acceptance(results, tree)}
+        told = acceptance(results, self._depth, self._drafted)
+        return {"usage": usage(asked.prompts, tokens), "metrics": told}
 
     async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
         """Answer a conversation cycle by cycle."""
@@ -210,21 +224,22 @@ def create_app(
     app = FastAPI(
         title="eagle", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan
     )
-    _add_answers(app, service)
+    endpoints = _add_answers(app, service)
     _add_looks(app, service)
     _add_errors(app)
     app.openapi = lambda: _openapi(app, FastAPI.openapi)  # type: ignore[method-assign]
-    return _Counted(Guard(app, service.settings, service.gate), service.metrics)
+    guard = Guard(Shortcut(app, endpoints), service.settings, service.gate)
+    return Counted(guard, service.metrics)
 
 
-def _add_answers(app: FastAPI, service: Service) -> None:
+def _add_answers(app: FastAPI, service: Service) -> dict[str, Endpoint]:
     async def chat_completions(request: Request) -> Response:
-        return await service.answer(await _checked(ChatRequest, request), request)
+        return await service.answer(await checked(ChatRequest, request), request)
 
     async def completions(request: Request) -> Response:
-        return await service.answer(await _checked(CompletionRequest, request), request)
+        return await service.answer(await checked(CompletionRequest, request), request)
 
-    answering: tuple[tuple[str, Any, type[BaseModel]], ...] = (
+    answering: tuple[tuple[str, Endpoint, type[BaseModel]], ...] = (
         ("/v1/chat/completions", chat_completions, ChatRequest),
         ("/v1/completions", completions, CompletionRequest),
     )
@@ -234,7 +249,7 @@ def _add_answers(app: FastAPI, service: Service) -> None:
             endpoint,
             methods=["POST"],
             openapi_extra=_body_of(body),
-            route_class_override=_Direct,
+            route_class_override=Direct,
         )
 
     @app.get("/v1/models")
@@ -257,6 +272,8 @@ def _add_answers(app: FastAPI, service: Service) -> None:
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Response(service.metrics.text(), headers={"content-type": kind})
 
+    return {path: endpoint for path, endpoint, _ in answering}
+
 
 def _add_looks(app: FastAPI, service: Service) -> None:
     @app.get("/eagle/info")
@@ -266,11 +283,11 @@ def _add_looks(app: FastAPI, service: Service) -> None:
 
     @app.post("/eagle/trace", openapi_extra=_body_of(TraceRequest))
     async def trace(request: Request) -> Response:
-        return await service.look_on(await _checked(TraceRequest, request), plain=False)
+        return await service.look_on(await checked(TraceRequest, request), plain=False)
 
     @app.post("/eagle/plain", openapi_extra=_body_of(TraceRequest))
     async def plain(request: Request) -> Response:
-        return await service.look_on(await _checked(TraceRequest, request), plain=True)
+        return await service.look_on(await checked(TraceRequest, request), plain=True)
 
     @app.get("/", include_in_schema=False)
     async def root() -> Response:
@@ -298,85 +315,6 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, told)  # which is logged above
     app.add_exception_handler(HTTPException, other)
     app.add_exception_handler(StarletteHTTPException, other)
-
-
-class _Direct(APIRoute):
-    """Gives its endpoint the request and nothing else, without a look for what else it might take.
-
-    That look is a tenth of a millisecond on the way to a first token.
-    """
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return the endpoint, which takes requests and gives responses."""
-        return self.endpoint
-
-
-class _Counted:
-    """Counts requests by address and status, of the addresses that there are.
-
-    Who is refused before an address was looked at counts as one who asked for another.
-    """
-
-    def __init__(self, app: Guard, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        status = 499  # as nginx has it: the client left before there was one
-
-        async def noted(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noted)
-        except Exception:
-            status = 500
-            raise
-        finally:
-            if scope["type"] == "http":
-                route = scope.get("route")
-                self._metrics.requested(getattr(route, "path", "other"), status)
-
-
-async def _checked(model: type[_BodyT], request: Request) -> _BodyT:
-    """Return a request's body as a model of it.
-
-    Raises:
-        Problem: it is not JSON, or a field is wrong.
-    """
-    try:
-        data = json.loads(await request.body())
-    except (ValueError, RecursionError) as error:
-        raise Problem(400, "the body is not valid JSON", code="invalid_json") from error
-    if not isinstance(data, dict):
-        raise Problem(400, "the body should be a JSON object")
-    try:
-        return model.model_validate(data)
-    except ValidationError as error:
-        path, text = next(iter(explain(error, model, data).items()))
-        found = error.errors(include_url=False)
-        name = _named(path)
-        # pydantic says of fields that do not go together where they are, and not which is wrong.
-        told = [
-            item["ctx"]["error"]
-            for item in found
-            if item["type"] == "value_error" and item["loc"] == path
-        ]
-        own = [one.name for one in told if isinstance(one, Misfit)]
-        unknown = any(item["type"] == "extra_forbidden" for item in found)
-        raise Problem(
-            400,
-            f"{name}: {text}" if name else text,
-            param=_named([*path, *own[:1]]) or None,
-            code="unknown_field" if unknown else None,
-        ) from error
-
-
-def _named(path: Sequence[str | int]) -> str:
-    """Return a path to a field as messages have it."""
-    return "".join(f"[{p}]" if isinstance(p, int) else f".{p}"[:61] for p in path)[1:]
 
 
 def _closing() -> Problem:

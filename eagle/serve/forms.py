@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from eagle.decoding import Event, Result, TokenLogprobs
-from eagle.plugin import TreeBuilder, VaryingTree
 from eagle.serve.tokens import TokenTexts
 
 __all__ = ["ChatForm", "Form", "TextForm", "acceptance", "usage"]
@@ -22,13 +21,16 @@ def usage(prompts: Sequence[int], tokens: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
-def acceptance(results: Sequence[Result], tree: TreeBuilder) -> dict[str, Any]:
+def acceptance(results: Sequence[Result], depth: int, each: int | None) -> dict[str, Any]:
     """Return how well drafting went, as vLLM spells it in an answer's ``metrics``.
 
-    Of a tree, a step drafts all nodes but the root, and accepts a path; trees whose size varies
-    have no rate.
+    Args:
+        results: the answers.
+        depth: levels that a step drafts.
+        each: tokens that a step drafts, of which it accepts a path: all nodes of a tree but the
+            root. None where that varies: such trees have no rate.
     """
-    steps, depth = sum(result.stats.cycles for result in results), tree.shape.depth
+    steps = sum(result.stats.cycles for result in results)
     # In how many steps a path of at least so many draft tokens was accepted, from none on.
     found = [result.stats.accepted_per_position for result in results]
     most = max([depth, *map(len, found)])
@@ -43,8 +45,8 @@ def acceptance(results: Sequence[Result], tree: TreeBuilder) -> dict[str, Any]:
         "num_accepted_draft_tokens": accepted,
         "num_spec_tokens": depth,
     }
-    if not isinstance(tree, VaryingTree):
-        drafted = steps * (tree.shape.nodes - 1)
+    if each is not None:
+        drafted = steps * each
         told["num_draft_tokens"] = drafted
         told["draft_acceptance_rate"] = accepted / drafted if drafted else 0.0
     return {"speculative_decoding": told}

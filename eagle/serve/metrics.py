@@ -42,6 +42,7 @@ class Metrics:
             ("position",),
             **made,
         )
+        self._positions: list[Any] = []  # the same by depth: to look one up takes longer
         self._tau = Histogram(
             "eagle_request_tau",
             "Tokens committed per verification, of each answer.",
@@ -93,8 +94,11 @@ class Metrics:
             if stats.cycles:
                 self._tau.observe(stats.tau)
                 self._cycles.observe(stats.cycles)
-                for place, count in enumerate(stats.accepted_per_position, 1):
-                    self._position.labels(place).inc(count)
+                counts = stats.accepted_per_position
+                while len(self._positions) < len(counts):
+                    self._positions.append(self._position.labels(len(self._positions) + 1))
+                for position, count in zip(self._positions, counts, strict=False):
+                    position.inc(count)
 
     def requested(self, path: str, status: int) -> None:
         """Count a request."""

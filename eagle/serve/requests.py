@@ -1,7 +1,8 @@
 """From a checked body to requests of an engine: prompts, parameters, logits processors.
 
 It knows the engine and the interface's fields; it does not know HTTP or how answers are written.
-It runs in one thread of its own, since a long prompt takes a while to become tokens.
+A long prompt takes a while to become tokens, and a schema to be compiled: what is not light is for
+a thread of its own.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from eagle.serve.structure import structure_of
 
 __all__ = ["Asked", "Intake", "conversation"]
 
+_LIGHT = 4096  # bytes of a body, which become tokens in a millisecond
 _COMPLETION = 16  # tokens of a completion that asks for no number, as OpenAI has it
 
 
@@ -64,6 +66,18 @@ class Intake:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine, self._settings = engine, settings
         self._target = engine.decoder.target
+
+    def is_light(self, body: SamplingRequest, size: int) -> bool:
+        """Whether a body is submitted in less time than a thread takes to begin and to say so.
+
+        Args:
+            body: what is asked.
+            size: its bytes.
+        """
+        structured = body.structured_outputs or getattr(body, "response_format", None)
+        several = (body.n or 1) > 1 or isinstance(getattr(body, "prompt", None), list)
+        fast = getattr(self._target.tokenizer, "is_fast", False)
+        return size <= _LIGHT and not structured and not several and fast
 
     def submit(self, body: SamplingRequest) -> Asked:
         """Submit all that a body asks for, or nothing.

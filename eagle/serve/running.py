@@ -67,14 +67,20 @@ def _unavailable(host: str, port: int, error: OSError) -> EagleError:
 class _Connection(H11Protocol):
     """A connection that is closed unless whole heads of requests come soon, and can be cut off.
 
-    Answers that are streams may be sent `straight`.
+    Answers that are streams may be sent `straight`, and are told when the client leaves.
     """
 
     _head: asyncio.TimerHandle | None = None
+    _leave: Callable[[], None] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        ways = {"abort": transport.abort, "straight": self.straight}
+        ways = {
+            "abort": transport.abort,
+            "straight": self.straight,
+            "flows": lambda: not self.flow.write_paused,
+            "watching": self.watching,
+        }
         self.app_state = {**self.app_state, **ways}
         self._await_head()
 
@@ -94,9 +100,20 @@ class _Connection(H11Protocol):
         self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         return True
 
+    def watching(self, leave: Callable[[], None] | None) -> bool:
+        """Have something called when the client leaves, or nothing any longer.
+
+        Returns:
+            Whether the client is still there; where it is not, nothing is called.
+        """
+        self._leave = leave
+        return not self.cycle.disconnected
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._cancel_head()
+        if self._leave is not None:
+            self._leave()
 
     def handle_events(self) -> None:
         super().handle_events()

@@ -10,13 +10,14 @@ import json
 import re
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from measure_serve.asking import opened_to, request_of, told
 
-__all__ = ["Answers", "Crowd", "crowds", "model_at"]
+__all__ = ["Answers", "Crowd", "crowds", "in_order", "model_at"]
 
 # What vLLM counts of its drafts for all requests; ours says in each answer how that one went.
 _COUNTED = ("vllm:spec_decode_num_drafts_total", "vllm:spec_decode_num_accepted_tokens_total")
@@ -50,9 +51,11 @@ class Answers:
     Attributes:
         seconds: from the first question to the last answer's end.
         tokens: of all answers.
-        firsts: of each answer, seconds from its question to its first text.
+        firsts: of each answer, seconds from its question to its first text, in the order of the
+            questions: those of the first wave, which come at once, are at the beginning.
         steps: verifications; 0 where nobody says.
         accepted: draft tokens that were accepted.
+        cycles: of the engine, each of which verifies for several answers; 0 where nobody says.
     """
 
     seconds: float
@@ -60,6 +63,7 @@ class Answers:
     firsts: tuple[float, ...] = ()
     steps: int = 0
     accepted: int = 0
+    cycles: int = 0
 
     @property
     def rate(self) -> float:
@@ -70,6 +74,11 @@ class Answers:
     def tau(self) -> float:
         """Tokens per verification; 1 where there were none."""
         return 1 + self.accepted / self.steps if self.steps else 1.0
+
+
+def in_order(found: Iterable[tuple[float, float]]) -> tuple[float, ...]:
+    """Return what first tokens took, each given behind when it was asked for, in that order."""
+    return tuple(took for _, took in sorted(found))
 
 
 def crowds(orders: Any, results: Any) -> None:
@@ -91,7 +100,8 @@ def _asked(order: Crowd) -> Answers:
     waiting: SimpleQueue[bytes] = SimpleQueue()
     for prompt in order.prompts:
         waiting.put(request_of(prompt, order.tokens, **more))
-    found: list[tuple[float, dict[str, Any]]] = []
+    firsts: list[tuple[float, float]] = []
+    found: list[dict[str, Any]] = []
     failed: list[Exception] = []
 
     def client() -> None:
@@ -101,7 +111,8 @@ def _asked(order: Crowd) -> Answers:
                     request = waiting.get_nowait()
                     began = time.perf_counter()
                     first, body = told(connection, request)
-                    found.append((first - began, _last(body)))
+                    firsts.append((began, first - began))
+                    found.append(_last(body))
         except Empty:
             pass
         except Exception as error:
@@ -117,12 +128,12 @@ def _asked(order: Crowd) -> Answers:
     if failed:
         raise failed[0]
     steps, accepted = (now - was for now, was in zip(_counts(order.port), before, strict=True))
-    for _, last in found:
+    for last in found:
         drafted = (last.get("metrics") or {}).get("speculative_decoding") or {}
         steps += drafted.get("num_spec_steps", 0)
         accepted += drafted.get("num_accepted_draft_tokens", 0)
-    tokens = sum(last["usage"]["completion_tokens"] for _, last in found)
-    return Answers(seconds, tokens, tuple(first for first, _ in found), steps, accepted)
+    tokens = sum(last["usage"]["completion_tokens"] for last in found)
+    return Answers(seconds, tokens, in_order(firsts), steps, accepted)
 
 
 def _last(body: bytes) -> dict[str, Any]:

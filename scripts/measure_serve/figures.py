@@ -138,54 +138,92 @@ def _held(values: Sequence[float]) -> str:
 
 
 def of_neighbours(found: Sequence[Answers], base: Sequence[Answers]) -> list[float]:
-    """Return the rates of rounds over the mean of those before and behind each of them."""
-    pairs = zip(found, base[:-1], base[1:], strict=True)
+    """Return the rates of rounds over the mean of those before and behind each of them.
+
+    Args:
+        found: rounds; what comes behind the last one of the base is left out.
+        base: those that they are held against, one more.
+    """
+    pairs = zip(found[: len(base) - 1], base[:-1], base[1:], strict=True)
     return [2 * one.rate / (before.rate + behind.rate) for one, before, behind in pairs]
 
 
 def many_lines(
-    found: Mapping[str, Sequence[Answers]], base: str | None, about: Mapping[str, Any]
+    found: Mapping[str, Sequence[Answers]], bases: Sequence[str], about: Mapping[str, Any]
 ) -> list[str]:
     """Return a table of what many clients got.
 
     Args:
-        found: rounds by each way; `base` has one more than the others.
-        base: the way that others are held against; None where there is none.
+        found: rounds by each way; `bases` have one more than the others.
+        bases: the ways that those behind them are held against; none where there is no engine.
         about: what was asked.
     """
+    clients = about["clients"]
+    heads = [
+        "",
+        "rounds",
+        "tokens/s",
+        *(f"of {base}" for base in bases),
+        "tau",
+        "ms a cycle, prompts' passes included",
+        f"answers in a cycle, of {clients}",
+        f"first token, median ms: the {clients} asked for at once",
+        "later ones",
+    ]
     lines = [
-        f"{about['clients']} clients, {about['each']} prompts each, {about['tokens']} new tokens, "
+        f"{clients} clients, {about['each']} prompts each, {about['tokens']} new tokens, "
         f"temperature {about['temperature']:g}; median (least to most) of rounds",
-        "| | rounds | tokens/s | of the engine's | tau | first token, median s |",
-        "|---|---|---|---|---|---|",
+        _row(heads),
+        "|" + "---|" * len(heads),
     ]
     for name, some in found.items():
-        share = of_neighbours(some, found[base]) if base not in (None, name) else []
         cells = [
             name,
             str(len(some)),
             _ranged([one.rate for one in some], ",.0f"),
-            _ranged(share, ".3f") if share else "",
+            *(_ranged(share, ".3f") for share in _shares(name, found, bases)),
             f"{median(one.tau for one in some):.2f}",
-            _ranged([median(one.firsts) for one in some], ".3f") if some[0].firsts else "",
+            _ranged([one.seconds / one.cycles * 1e3 for one in some if one.cycles], ".2f"),
+            _ranged([one.steps / one.cycles for one in some if one.cycles], ".1f"),
+            _ranged([median(one.firsts[:clients]) * 1e3 for one in some if one.firsts], ".0f"),
+            _ranged([median(late) * 1e3 for one in some if (late := one.firsts[clients:])], ".0f"),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(_row(cells))
     return lines
 
 
 def many_json(
-    found: Mapping[str, Sequence[Answers]], base: str | None, about: Mapping[str, Any]
+    found: Mapping[str, Sequence[Answers]], bases: Sequence[str], about: Mapping[str, Any]
 ) -> str:
     """Return what many clients got, round by round, as JSON; see `many_lines`."""
     ways = {
         name: {
             "rounds": [{**asdict(one), "rate": one.rate, "tau": one.tau} for one in some],
-            "of_neighbours": of_neighbours(some, found[base]) if base not in (None, name) else None,
+            "of_neighbours": {
+                base: share
+                for base, share in zip(bases, _shares(name, found, bases), strict=True)
+                if share
+            },
         }
         for name, some in found.items()
     }
-    return json.dumps({**about, "base": base, "ways": ways}, indent=1)
+    return json.dumps({**about, "bases": list(bases), "ways": ways}, indent=1)
+
+
+def _shares(
+    name: str, found: Mapping[str, Sequence[Answers]], bases: Sequence[str]
+) -> list[list[float]]:
+    """Return a way's rounds over their neighbours by each base; none of those from itself on."""
+    before = bases[: bases.index(name)] if name in bases else bases
+    return [of_neighbours(found[name], found[base]) if base in before else [] for base in bases]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _ranged(values: Sequence[float], form: str) -> str:
+    """Return the median of some values and their range; nothing where there are none."""
+    if not values:
+        return ""
     return f"{median(values):{form}} ({min(values):{form}} to {max(values):{form}})"

@@ -1,20 +1,20 @@
 """An engine, the server before it, and others' servers, when many ask: one queue, in turns.
 
-The engine is handed the whole queue; a server is asked by clients, each of whom takes the next
-prompt when it has an answer. Rounds go engine, server, others, engine, server, others, ... engine,
-so that each server's round lies between two of the engine's, and is held against their mean: a
-machine that grows slower makes nobody look worse. The server runs in its own rounds alone, since it
-has threads take turns sooner than an engine without one does.
+The engine is handed the whole queue: that is what a server has to come near to. It is also asked in
+process as a server is, by clients each of whom takes the next prompt when it has an answer, which
+tells what that costs by itself. Rounds go engine, engine asked, server, others, engine, ... engine,
+engine asked, so that each server's round lies between two of the engine's by either way, and is
+held against their mean: a machine that grows slower makes nobody look worse. The server runs in its
+own rounds alone, since it has threads take turns sooner than an engine without one does.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from eagle.bench import PROMPTS, find_shape, prepare, read_prompts
@@ -23,11 +23,12 @@ from eagle.spec import load_spec
 from measure_serve.asking import apart
 from measure_serve.crowd import Answers, Crowd, crowds, model_at
 from measure_serve.figures import many_json, many_lines
+from measure_serve.inside import asked_by_clients, counted, whole_queue
 from measure_serve.sites import frozen, serving
 
-__all__ = ["answers", "decoder_of", "measure_many", "queue_of", "rounds", "whole_queue"]
+__all__ = ["answers", "decoder_of", "measure_many", "queue_of", "rounds"]
 
-ENGINE, SERVER = "the engine", "the server"
+ENGINE, ASKED, SERVER = "the engine, whole queue", "the engine, asked by clients", "the server"
 Way = Callable[[], Answers]
 
 
@@ -52,7 +53,8 @@ def measure_many(given: argparse.Namespace) -> None:
                 print(f"nobody answers at {url}", flush=True)
         if not ways:
             raise SystemExit("there is nobody to ask")
-        found = rounds(ways, given.rounds, until)
+        bases = (ENGINE, ASKED) if engine else ()
+        found = rounds(ways, given.rounds, until, bases=max(len(bases), 1))
         about = {
             "spec": given.spec,
             "set": given.set,
@@ -60,10 +62,9 @@ def measure_many(given: argparse.Namespace) -> None:
             "device": str(engine.decoder.target.device) if engine else None,
             **{name: getattr(given, name) for name in ("clients", "each", "tokens", "temperature")},
         }
-        base = ENGINE if engine else None
-        print(*many_lines(found, base, about), sep="\n", flush=True)
+        print(*many_lines(found, bases, about), sep="\n", flush=True)
         if given.json:
-            Path(given.json).write_text(many_json(found, base, about))
+            Path(given.json).write_text(many_json(found, bases, about))
 
 
 def answers(port: int, until: float) -> bool:
@@ -95,33 +96,21 @@ def decoder_of(given: argparse.Namespace) -> Decoder:
     return next(iter(prepare([spec], shape).decoders.values()))
 
 
-def whole_queue(engine: Engine, prompts: Sequence[str], tokens: int, temperature: float) -> Answers:
-    """Hand an engine all prompts at once."""
-    how: dict[str, Any] = {"max_new_tokens": tokens, "temperature": temperature, "ignore_eos": True}
-    began = time.perf_counter()
-    results = [handle.result() for handle in [engine.submit(one, **how) for one in prompts]]
-    assert all(isinstance(result.text, str) for result in results)  # it is made when looked at
-    seconds = time.perf_counter() - began
-    return Answers(
-        seconds,
-        sum(len(result.tokens) for result in results),
-        steps=sum(result.stats.cycles for result in results),
-        accepted=sum(sum(result.stats.accepted_per_position) for result in results),
-    )
-
-
-def rounds(ways: Mapping[str, Way], most: int, until: float) -> dict[str, list[Answers]]:
-    """Ask by all ways in turns, behind a round that warms up, and by the first once more.
+def rounds(
+    ways: Mapping[str, Way], most: int, until: float, *, bases: int = 1
+) -> dict[str, list[Answers]]:
+    """Ask by all ways in turns, behind a round that warms up, and by the first ones once more.
 
     Args:
         ways: by name.
         most: rounds.
         until: of `time.perf_counter`: no round begins that would end later, but for the first.
+        bases: so many ways, the first ones, are those that others are held against.
     """
     for way in ways.values():
         way()
     found: dict[str, list[Answers]] = {name: [] for name in ways}
-    first, took = next(iter(ways)), 0.0
+    took = 0.0
     for number in range(most):
         began = time.perf_counter()
         if number and began + took > until:
@@ -129,7 +118,8 @@ def rounds(ways: Mapping[str, Way], most: int, until: float) -> dict[str, list[A
         for name, way in ways.items():
             found[name].append(way())
         took = time.perf_counter() - began
-    found[first].append(ways[first]())
+    for name in [*ways][:bases]:
+        found[name].append(ways[name]())
     return found
 
 
@@ -139,13 +129,16 @@ def _own(
     prompts: tuple[str, ...],
     given: argparse.Namespace,
 ) -> dict[str, Way]:
+    how = (engine, prompts, given.tokens, given.temperature)
+
     def served() -> Answers:
         with serving(engine) as port:
             return ask(_crowd(port, prompts, given))
 
     return {
-        ENGINE: lambda: whole_queue(engine, prompts, given.tokens, given.temperature),
-        SERVER: served,
+        ENGINE: lambda: counted(engine, lambda: whole_queue(*how)),
+        ASKED: lambda: counted(engine, lambda: asked_by_clients(*how, given.clients)),
+        SERVER: lambda: counted(engine, served),
     }
 
 

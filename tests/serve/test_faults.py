@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eagle import Engine
 from eagle.errors import EagleError
@@ -138,6 +139,23 @@ def test_disconnects_at_random_moments_spoil_nobodys_text(site, decoder, started
     until(lambda: not site.service.live)
 
 
+@pytest.mark.parametrize("protocol", [None, H11Protocol])  # ours says that it is lost
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_is_noticed_over_any_servers_connection(decoder, started, protocol, stream):
+    with Engine(decoder) as engine, serving(engine, protocol=protocol) as site:
+        gate = Gate()
+        handle = engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        connection = started(site.port, stream=stream)
+        until(lambda: engine.stats().waiting == 1)
+        connection.close()
+        until(lambda: engine.stats().cancelled == 1)
+        until(lambda: not site.service.live)
+        gate.opened.set()
+        handle.result(60)
+        assert site.chat().status == 200
+
+
 def test_whoever_does_not_read_is_cut_off(decoder):
     with Engine(decoder) as engine, serving(engine, stall=0.3, buffer=4096) as site:
         raw = socket.socket()
@@ -220,6 +238,7 @@ def stuck(monkeypatch):
             return submit(body)
 
         monkeypatch.setattr(site.service.intake, "submit", slow)
+        monkeypatch.setattr(site.service.intake, "is_light", lambda body, size: False)
         return opened
 
     yield stick
@@ -235,6 +254,42 @@ def test_a_request_is_late_before_it_is_taken_in_too_and_leaves_nothing(decoder,
         opened.set()
         until(lambda: engine.stats().cancelled == 1)  # the other had not begun
         until(lambda: engine.stats().active == engine.stats().waiting == 0)
+
+
+def test_who_leaves_before_it_is_taken_in_leaves_nothing(decoder, stuck, started):
+    with Engine(decoder) as engine, serving(engine) as site:
+        opened = stuck(site)
+        connection = started(site.port, stream=True)
+        until(lambda: site.service.taking)
+        connection.close()
+        until(lambda: not site.running.server_state.connections)
+        opened.set()
+        until(lambda: engine.stats().cancelled == 1)
+        until(lambda: not site.service.live)
+
+
+@pytest.mark.parametrize(
+    ("fields", "light"),
+    [
+        ({}, True),
+        ({"prompt": "a" * 5000}, False),
+        ({"prompt": ["a", "b"]}, False),
+        ({"n": 2}, False),
+        ({"structured_outputs": {"choice": ["a"]}}, False),
+    ],
+)
+def test_what_takes_long_to_become_tokens_is_for_a_thread_of_its_own(
+    site, monkeypatch, fields, light
+):
+    by, submit = [], site.service.intake.submit
+
+    def noted(body):
+        by.append(threading.current_thread().name)
+        return submit(body)
+
+    monkeypatch.setattr(site.service.intake, "submit", noted)
+    site.complete(**fields)
+    assert [name.startswith("eagle-intake") for name in by] == [not light]
 
 
 def test_the_end_is_told_to_what_is_not_taken_in_yet(decoder, stuck, started):

@@ -14,9 +14,10 @@ import pytest
 
 from eagle import Engine
 from measure_serve.asking import apart
-from measure_serve.crowd import Answers, Crowd, crowds, model_at
+from measure_serve.crowd import Answers, Crowd, crowds, in_order, model_at
 from measure_serve.figures import many_json, many_lines, of_neighbours
-from measure_serve.many import answers, queue_of, rounds, whole_queue
+from measure_serve.inside import asked_by_clients, counted, whole_queue
+from measure_serve.many import answers, queue_of, rounds
 from measure_serve.sites import serving
 
 ABOUT = {"clients": 2, "each": 1, "tokens": 4, "temperature": 0.0}
@@ -122,12 +123,34 @@ def test_the_server_answers_what_the_engine_does(decoder):
     prompts = ("hello", "one more", "and a third")
     with Engine(decoder) as engine:
         alone = whole_queue(engine, prompts, 6, 0.0)
+        inside = counted(engine, lambda: asked_by_clients(engine, prompts, 6, 0.0, 2))
         with serving(engine) as port:
             served = asked(Crowd(port, prompts, 6, clients=2, model=model_at(port)))
-    assert alone.tokens == served.tokens == 18
-    assert (alone.steps, alone.accepted) == (served.steps, served.accepted)
-    assert alone.steps > 0
+    assert alone.tokens == inside.tokens == served.tokens == 18
+    for one in (inside, served):
+        assert (alone.steps, alone.accepted) == (one.steps, one.accepted)
+        assert len(one.firsts) == 3
+        assert all(0 < first < one.seconds for first in one.firsts)
+    assert inside.steps / 2 <= inside.cycles <= inside.steps
     assert alone.tau > 1
+
+
+def test_an_engine_in_process_is_asked_by_so_many_at_a_time_who_ask_again_when_answered(decoder):
+    under_way = []
+
+    class Counting(Engine):
+        def submit(self, *args, **how):
+            handle = super().submit(*args, **how)
+            under_way.append(1 + sum(not one.done for one in self.asked))
+            self.asked.append(handle)
+            return handle
+
+    with Counting(decoder) as engine:
+        engine.asked = []
+        found = asked_by_clients(engine, "abcdefg", 5, 0.0, 3)
+    assert max(under_way) == 3
+    assert len(engine.asked) == 7
+    assert found.tokens == 35
 
 
 def test_who_does_not_answer_in_time_is_not_waited_for():
@@ -149,29 +172,45 @@ def test_rounds_begin_and_end_with_the_engine_and_none_begins_too_late():
     def way(name):
         return lambda: asked.append(name) or Answers(1.0, len(asked))
 
-    found = rounds({"A": way("A"), "B": way("B")}, 2, time.perf_counter() + 60)
-    assert "".join(asked) == "AB" + "ABABA"
-    assert [one.tokens for one in found["B"]] == [4, 6]
-    late = rounds({"A": way("A"), "B": way("B")}, 2, time.perf_counter() - 1)
-    assert [len(some) for some in late.values()] == [2, 1]
+    ways = {name: way(name) for name in "ABC"}
+    found = rounds(ways, 2, time.perf_counter() + 60, bases=2)
+    assert "".join(asked) == "ABC" + "ABCABCAB"
+    assert [one.tokens for one in found["C"]] == [6, 9]
+    late = rounds(ways, 2, time.perf_counter() - 1)
+    assert [len(some) for some in late.values()] == [2, 1, 1]
 
 
-def test_a_round_is_held_against_its_neighbours():
+def test_a_round_is_held_against_its_neighbours_by_either_way_of_the_engines():
     engine = [Answers(1, 100), Answers(1, 300), Answers(1, 100)]
-    server = [Answers(1, 100, (0.1, 0.3, 0.2), 50, 25), Answers(1, 300, (0.4,), 50, 50)]
+    inside = [Answers(1, 100, cycles=10), Answers(1, 100, cycles=20), Answers(1, 300, cycles=10)]
+    server = [
+        Answers(1, 100, (0.1, 0.3, 0.2), 50, 25, cycles=100),
+        Answers(1, 300, (0.4,), 50, 50, cycles=50),
+    ]
     assert of_neighbours(server, engine) == [0.5, 1.5]
-    found = {"A": engine, "B": server}
-    lines = many_lines(found, "A", ABOUT)
-    assert lines[3] == "| A | 3 | 100 (100 to 300) |  | 1.00 |  |"
+    found = {"A": engine, "I": inside, "B": server}
+    lines = many_lines(found, ["A", "I"], ABOUT)
+    assert lines[1].startswith("|  | rounds | tokens/s | of A | of I | tau |")
+    assert lines[3] == "| A | 3 | 100 (100 to 300) |  |  | 1.00 |  |  |  |  |"
     assert lines[4] == (
-        "| B | 2 | 200 (100 to 300) | 1.000 (0.500 to 1.500) | 1.75 | 0.300 (0.200 to 0.400) |"
+        "| I | 3 | 100 (100 to 300) | 0.500 (0.500 to 0.500) |  | 1.00 "
+        "| 100.00 (50.00 to 100.00) | 0.0 (0.0 to 0.0) |  |  |"
     )
-    told = json.loads(many_json(found, "A", ABOUT))
-    assert told["ways"]["B"]["of_neighbours"] == [0.5, 1.5]
-    assert told["ways"]["A"]["of_neighbours"] is None
+    assert lines[5] == (
+        "| B | 2 | 200 (100 to 300) | 1.000 (0.500 to 1.500) | 1.250 (1.000 to 1.500) | 1.75 "
+        "| 15.00 (10.00 to 20.00) | 0.8 (0.5 to 1.0) | 300 (200 to 400) | 200 (200 to 200) |"
+    )
+    told = json.loads(many_json(found, ["A", "I"], ABOUT))
+    assert told["ways"]["B"]["of_neighbours"] == {"A": [0.5, 1.5], "I": [1.0, 1.5]}
+    assert told["ways"]["I"]["of_neighbours"] == {"A": [0.5, 0.5]}
+    assert told["ways"]["A"]["of_neighbours"] == {}
     assert told["ways"]["B"]["rounds"][1]["rate"] == 300
 
 
 def test_without_an_engine_nobody_is_held_against_it():
-    (line,) = many_lines({"B": [Answers(1, 100)]}, None, ABOUT)[3:]
-    assert line == "| B | 1 | 100 (100 to 100) |  | 1.00 |  |"
+    (line,) = many_lines({"B": [Answers(1, 100)]}, (), ABOUT)[3:]
+    assert line == "| B | 1 | 100 (100 to 100) | 1.00 |  |  |  |  |"
+
+
+def test_first_tokens_stand_in_the_order_in_which_they_were_asked_for():
+    assert in_order([(3.0, 0.1), (1.0, 0.4), (2.0, 0.2)]) == (0.4, 0.2, 0.1)

@@ -35,6 +35,29 @@ def test_the_text_and_tokens_are_those_of_transformers():
     assert template_tokens(made, MESSAGES, **given) == expected
 
 
+@pytest.mark.parametrize("change", ["nothing", "cut", "filled", "split", "own call"])
+def test_tokens_are_those_of_the_tokenizers_own_call_whatever_it_is_set_to(change):
+    made = tokenizer(CHATML)
+    made.add_special_tokens({"eos_token": "<|im_end|>", "pad_token": "!"})
+    if change == "cut":
+        made.backend_tokenizer.enable_truncation(3)
+    elif change == "filled":
+        made.backend_tokenizer.enable_padding(length=100)
+    elif change == "split":
+        made.split_special_tokens = True
+    elif change == "own call":
+        made.__class__ = type(
+            "Own", (type(made),), {"__call__": lambda *_, **__: {"input_ids": [7]}}
+        )
+    for messages in (MESSAGES * 500, MESSAGES):
+        found = template_tokens(made, messages)
+        expected = made(template_text(made, messages), add_special_tokens=False)["input_ids"]
+        assert found == list(expected)
+    assert (made.convert_tokens_to_ids("<|im_end|>") in found) == (
+        change not in ("split", "own call")
+    )
+
+
 def test_long_messages_are_not_taken_for_the_templates_doing():
     long = [{"role": "user", "content": "word " * 100_000}] * 3
     made = tokenizer(CHATML + "{{ messages[0].content.replace('word', '[word]') }}")
