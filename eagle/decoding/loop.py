@@ -234,8 +234,7 @@ class Loop:
                     return
             elif self._passes.flow:
                 self._admit()
-                reader, slots = seats.reader, len(seats.batch.requests)
-                if reader and self._passes.behind() and (not self._waiting or reader.worth(slots)):
+                if seats.reader and self._passes.behind() and self._worth_reading():
                     self._behind.append(self._passes.read())
             self._read_last = False
             if seats.batch:
@@ -255,6 +254,16 @@ class Loop:
             if self._together is not None:
                 self._together.abandon("interrupted")
             raise
+
+    def _worth_reading(self) -> bool:
+        """Whether prompts are read behind the cycle under way, rather than with others later.
+
+        A pass holds up all who decode. Where nobody waits for a slot, a first token is waited for,
+        and half as many prompts make it worth that.
+        """
+        requests = self.seats.batch.requests
+        among = len(requests) if self._waiting else (len(requests) - requests.count(None)) // 2
+        return self.seats.reader.worth(among)
 
     def _hear(self) -> list[Ticket]:
         """Take in who came, and return who was given up; until the next pass, nobody else is."""

@@ -15,7 +15,7 @@ from eagle.decoding.requests import Request
 __all__ = ["Reader", "apart"]
 
 _FULL = 256  # tokens, by which a pass takes longer than reading the target's weights does
-_FEW = 8  # one in so many slots: those that a pass is worth it for, while others wait for slots
+_FEW = 8  # one in so many slots: those that a pass is worth it for
 _PATIENCE = 8  # cycles that a prompt waits for others, at most
 
 
@@ -53,12 +53,12 @@ class Reader:
     def worth(self, slots: int) -> bool:
         """Whether prompts are to be read behind a cycle now, rather than with more of them later.
 
-        A pass over few tokens takes as long as reading the target's weights. So while more requests
-        wait than there are slots, an eighth of the slots is better read into at once: by then
-        their idling has cost about what another pass would.
+        A pass over few tokens takes as long as reading the target's weights. So where many slots
+        are decoded, an eighth of them is better read into at once: by then their idling has cost
+        about what another pass would.
 
         Args:
-            slots: how many there are.
+            slots: how many it is an eighth of.
         """
         few = len(self._waiting) * _FEW < slots and sum(map(_size, self._waiting.values())) < _FULL
         self._waited = self._waited + 1 if few else 0

@@ -1,10 +1,13 @@
 """Which pieces of waiting prompts a pass reads."""
 
+import copy
 from types import SimpleNamespace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eagle import Decoder
 from eagle.decoding.reading import Reader, apart
 
 
@@ -88,3 +91,24 @@ def test_few_short_prompts_wait_for_others_but_not_for_ever():
     reader.take()
     reader.add(6, request(9))
     assert [reader.worth(32) for _ in range(9)] == waited, "each pass begins anew"
+
+
+@pytest.mark.parametrize(
+    ("decoded", "prompts", "waiting", "read"),
+    [
+        (17, 1, False, True),
+        (18, 1, False, False),  # it would hold up eighteen, and another one comes soon
+        (31, 2, False, True),
+        (31, 2, True, False),  # slots that are free are taken at once
+        (28, 4, True, True),
+    ],
+)
+def test_prompts_are_read_alone_where_few_are_held_up(decoded, prompts, waiting, read, spec, pair):
+    loop = copy.copy(Decoder.from_spec(spec(), target=pair[0]).loop)
+    reader = Reader(4096)
+    for slot in range(prompts):
+        reader.add(slot, request(9))
+    slots = SimpleNamespace(requests=[object()] * decoded + [None] * (32 - decoded))
+    loop.seats = SimpleNamespace(batch=slots, reader=reader)
+    loop._waiting = [object()] if waiting else []
+    assert loop._worth_reading() is read
