@@ -2,8 +2,8 @@
 
 NCCL takes about 15 microseconds to add up a row over two GPUs, twice a layer. Here each process
 lays its part where all can read it, waits for the others' and adds all of them up, in their order,
-so that all have the same. PyTorch has the kernel, and NCCL has what does not fit. Knows
-torch.distributed; knows no layer and no model.
+so that all have the same. PyTorch has the kernel, and NCCL has what does not fit. It was not run on
+GPUs yet, so it has to be asked for. Knows torch.distributed; knows no layer and no model.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from torch import Tensor
 
 from eagle.errors import reason
 
-__all__ = ["Direct"]
+__all__ = ["ASKED", "Direct"]
+
+ASKED = "EAGLE_DIRECT_SUMS"
+"""The environment variable that asks for it, by 1."""
 
 log = logging.getLogger("eagle.target")
 
@@ -102,7 +105,9 @@ class Direct:
 
 
 def _reachable(count: int) -> bool:
-    """Return whether this process's device can read those of all the others."""
+    """Return whether this is asked for, and this process's device can read all the others."""
+    if os.environ.get(ASKED) != "1":
+        return False
     if count not in _MOST or os.environ.get("LOCAL_WORLD_SIZE") != str(count):
         return False
     if not torch.cuda.is_available() or torch.cuda.device_count() < count:

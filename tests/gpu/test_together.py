@@ -11,6 +11,7 @@ import torch
 
 import eagle
 from eagle import Decoder
+from eagle.target.direct import ASKED
 from tests.target.test_together import PROMPTS, pair, spec_of  # noqa: F401 - a fixture
 
 TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device, or none")
@@ -39,7 +40,8 @@ if together.main:
 
 
 @TWO
-def test_two_devices_say_what_one_says_and_their_processes_end(pair, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("asked", ["0", "1"])
+def test_two_devices_say_what_one_says_and_their_processes_end(pair, tmp_path, asked):  # noqa: F811
     spec = spec_of(pair, device="cuda:0")
     wanted = Decoder.from_spec(spec).generate(PROMPTS, max_new_tokens=40, ignore_eos=True)
     (tmp_path / "said.py").write_text(SAID)
@@ -50,7 +52,7 @@ def test_two_devices_say_what_one_says_and_their_processes_end(pair, tmp_path): 
     paths = [str(root), str(root / "plugins"), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [*command, tmp_path / "said.py", tmp_path / "spec.json", json.dumps(PROMPTS)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), ASKED: asked},
         capture_output=True,
         text=True,
         timeout=240,  # they ended never, where graphs that captured NCCL were kept
@@ -60,4 +62,4 @@ def test_two_devices_say_what_one_says_and_their_processes_end(pair, tmp_path): 
     found = json.loads(line.removeprefix("FOUND "))
     assert found["tokens"] == [list(result.tokens) for result in wanted]
     assert found["graph"]
-    assert found["direct"] == torch.cuda.can_device_access_peer(0, 1)
+    assert found["direct"] == (asked == "1" and torch.cuda.can_device_access_peer(0, 1))

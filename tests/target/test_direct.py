@@ -44,12 +44,24 @@ def test_nobody_opens_it_where_one_process_cannot(monkeypatch):
     assert asked == [True], "what all have to do was begun, though not by all"
 
 
-@pytest.mark.parametrize("hosts", [{}, {"LOCAL_WORLD_SIZE": "1"}])
-def test_processes_of_other_hosts_are_not_reached(monkeypatch, hosts):
-    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    for name, value in hosts.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.parametrize(
+    ("here", "asked", "reached"),
+    [
+        ("2", "1", True),
+        (None, "1", False),
+        ("1", "1", False),
+        ("2", None, False),
+        ("2", "0", False),
+    ],
+)
+def test_only_processes_of_one_host_that_ask_for_it_are_reached(monkeypatch, here, asked, reached):
+    for name, value in (("LOCAL_WORLD_SIZE", here), (direct.ASKED, asked)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    assert not direct._reachable(2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "can_device_access_peer", lambda own, other: own != other)
+    assert direct._reachable(2) is reached
     assert not direct._reachable(16)
