@@ -142,11 +142,12 @@ class Engine(Whole):
         It takes a minute or two, once; later processes find the code and take less.
 
         Returns:
-            Whether there was anything to do: not on a CPU, nor where several processes hold the
-            target, nor while requests are being answered.
+            Whether there was anything to do: not on a CPU, nor while requests are being answered.
+            Where several processes hold the target, process 0 calls it for all.
 
         Raises:
             ClosedError: the engine was closed, or has broken.
+            PartedError: another process that holds the target could not do it.
             EagleError: a strategy fails.
         """
         self._driver.check()

@@ -8,6 +8,7 @@ pass does the loop's.
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,12 +21,14 @@ from eagle.decoding.pickled import unpacked
 from eagle.decoding.requests import Event
 from eagle.decoding.tickets import Ticket
 from eagle.decoding.trace import Trace
-from eagle.errors import PartedError, RequestError
+from eagle.errors import PartedError, RequestError, reason
 from eagle.plugin import SamplingParams
 from eagle.spec import DecoderSpec
 from eagle.target import News, Target, Together
 
 __all__ = ["Follower", "Lead", "Look", "beside"]
+
+log = logging.getLogger("eagle.decoder")
 
 _END = b"end"
 _NO_NEWS = News(came=False, left=False)
@@ -105,6 +108,13 @@ class _Beside:
 
 
 @dataclass(frozen=True)
+class _WarmUp:
+    """To compile and capture what requests to a decoder are going to need."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class _Asked:
     """A request as others make it anew: what its tokens depend on, and nothing else."""
 
@@ -134,6 +144,14 @@ class Lead:
         # Nothing, which is what there is to tell of most passes, travels fastest.
         told = self._order(_OWN, arrived, cancelled) if arrived or cancelled else b""
         self._together.relay(told)
+
+    def warm_up(self) -> None:
+        """Say that the engine's decoder is warmed up now."""
+        self.warm_up_one(_OWN)
+
+    def warm_up_one(self, number: int) -> None:
+        """Say that one of the decoders is warmed up now."""
+        self._together.relay(pickle.dumps(_WarmUp(number)))
 
     def end(self) -> None:
         """Say that no pass comes any more, of any decoder."""
@@ -216,6 +234,9 @@ class _LeadBeside:
     def tell(self, arrived: Sequence[Ticket], cancelled: Sequence[Ticket]) -> None:
         self._lead.tell_beside(self._number, arrived, cancelled)
 
+    def warm_up(self) -> None:
+        self._lead.warm_up_one(self._number)
+
     def end(self) -> None:
         """Nothing: that no pass comes any more is the engine's to say."""
 
@@ -246,6 +267,8 @@ class Follower:
             told = pickle.loads(order) if order else _Order(_OWN, [], [])
             if isinstance(told, _Beside):
                 self._make(told)
+            elif isinstance(told, _WarmUp):
+                self._warm_up(told)
             else:
                 self._pass(told)
 
@@ -256,6 +279,14 @@ class Follower:
         decoder.loop.follow(arrived, [tickets[n] for n in told.cancelled if n in tickets])
         for number in [n for n, one in tickets.items() if one.over]:
             del tickets[number]
+
+    def _warm_up(self, told: _WarmUp) -> None:
+        """Warm a decoder up; where that fails, requests wait for what was not done."""
+        try:
+            self._decoders[told.number].loop.follow_warm_up()
+        except Exception as error:
+            log.warning("what requests need could not all be captured here: %s", reason(error))
+        self._together.still()
 
     def _make(self, told: _Beside) -> None:
         """Make a decoder; what is wrong with it is told in the process that was asked for it."""

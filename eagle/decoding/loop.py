@@ -138,19 +138,44 @@ class Loop:
         """Compile and capture what requests are going to need, so that none waits for it.
 
         Returns:
-            Whether there was anything to do: not where cycles are not captured, nor where several
-            processes hold the target, nor while somebody is being answered.
+            Whether there was anything to do: not where cycles are not captured, nor while somebody
+            is being answered; and where several processes hold the target, not unless this one
+            leads them.
+
+        Raises:
+            PartedError: another process could not do it.
         """
         with self._cycle.target.turn.held("decoding", within=False):
-            if not self._runtime.graph or self._together is not None or self.seats:
+            alone = self._together is not None and self.lead is None
+            if not self._runtime.graph or alone or self.seats:
                 return False
-            self.enter()
+            if self.lead is not None:
+                self.lead.warm_up()
+            self._warm_up()
+            return True
+
+    def follow_warm_up(self) -> None:
+        """Compile and capture what the process does which leads this one; see `warm_up`."""
+        with self._cycle.target.turn.held("decoding", within=False):
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        self.enter()
+        try:
             with self._resolved.blaming():
                 self.seats.prepare(())
                 assert self.seats.slots is not None
                 warm_up(self._runtime, self.seats.slots)
-            self._passes.reseat()
-            return True
+        except Exception as error:
+            if self._together is None:
+                raise
+            told = self._together.failed(error)
+            if told is error:
+                raise
+            raise told from error
+        if self._together is not None:
+            self._together.same("warm", News(came=False, left=False))
+        self._passes.reseat()
 
     def resize(self, slots: int) -> None:
         """Let so many requests be decoded at once from now on; none may be under way."""

@@ -46,6 +46,9 @@ class Leader(Protocol):
     def tell(self, arrived: Sequence[Ticket], cancelled: Sequence[Ticket]) -> None:
         """Say who came and who was given up before the pass that comes now."""
 
+    def warm_up(self) -> None:
+        """Say that what requests are going to need is compiled and captured now."""
+
     def end(self) -> None:
         """Say that no pass comes any more."""
 

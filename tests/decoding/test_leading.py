@@ -11,7 +11,7 @@ import torch
 from eagle import Decoder, Engine, SamplingParams
 from eagle.bench.serving import Server, Work
 from eagle.cli import console
-from eagle.decoding import Trace, leading
+from eagle.decoding import Trace, leading, loop
 from eagle.decoding.pickled import packed, unpacked
 from eagle.errors import CancelledError, PartedError, RequestError, TargetError
 from eagle.runtime import runtime
@@ -261,6 +261,40 @@ def _many(spec, wanted):
 def test_outcomes_are_alike_for_ten_thousand_cycles(specs, monkeypatch):
     monkeypatch.setattr("tests.train.together.PATIENCE", 3600)
     run_together(_many, specs("dynamic", tp_plan="auto"), alone(specs("dynamic"), range(REQUESTS)))
+
+
+def _warm(spec, wanted):
+    """Warm up in all processes by a call in one, and fail to in another one."""
+    decoder, rank = on_a_gpu(spec), os.environ["RANK"]
+    with Engine(decoder) as engine:
+        if not engine.leads:
+            assert not engine.warm_up(), "process 0 calls it for all"
+        else:
+            assert engine.warm_up()
+            keys = set(decoder._runtime._graphs.work)
+            sent(engine, [number for number in range(REQUESTS) if number % 5], wanted)
+            assert set(decoder._runtime._graphs.work) == keys, "somebody waited for a capture"
+    decoder.target.together.agree("captures", sorted(map(repr, decoder._runtime._graphs.work)))
+    assert {key[1] for key in decoder._runtime._graphs.work if key[0] == "cycle"} == {1, 2, 3}
+    # What fails in one process, at the end of what all do, costs nobody more than the time.
+    warm_up, failing = loop.warm_up, [rank == "1"]
+
+    def warmed_up(runtime, slots):
+        warm_up(runtime, slots)
+        if failing.pop():
+            raise RuntimeError("out of memory")
+
+    with Engine(decoder) as engine:
+        loop.warm_up = warmed_up
+        if engine.leads:
+            with pytest.raises(PartedError, match="process 1 failed"):
+                engine.warm_up()
+            sent(engine, list(range(REQUESTS)), wanted)
+
+
+def test_one_call_warms_up_all_processes(specs):
+    wanted = alone(specs("dynamic"), range(REQUESTS))
+    run_together(_warm, specs("dynamic", tp_plan="auto"), wanted)
 
 
 # --- ends -------------------------------------------------------------------------------------
