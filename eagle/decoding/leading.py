@@ -31,7 +31,6 @@ __all__ = ["Follower", "Lead", "Look", "beside"]
 log = logging.getLogger("eagle.decoder")
 
 _END = b"end"
-_NO_NEWS = News(came=False, left=False)
 _OWN = 0  # the number of the engine's decoder; those beside it are numbered from 1
 
 
@@ -150,7 +149,12 @@ class Lead:
         self.warm_up_one(_OWN)
 
     def warm_up_one(self, number: int) -> None:
-        """Say that one of the decoders is warmed up now."""
+        """Say that one of the decoders is warmed up now.
+
+        Raises:
+            PartedError: the engine is closed; nobody follows any more.
+        """
+        self._still()
         self._together.relay(pickle.dumps(_WarmUp(number)))
 
     def end(self) -> None:
@@ -195,7 +199,7 @@ class Lead:
                 if told:
                     self.abandon("interrupted")
                 raise
-            self._together.same(number, _NO_NEWS)
+            self._together.same(number, News())
         lead = _LeadBeside(self, number)
         self._beside[number] = made[0].loop.lead = lead
         return made
@@ -208,9 +212,12 @@ class Lead:
         Raises:
             PartedError: the engine is closed; nobody follows any more.
         """
+        self._still()
+        self._together.relay(self._order(number, arrived, cancelled))
+
+    def _still(self) -> None:
         if self._over:
             raise PartedError("the engine that led the processes of this target was closed")
-        self._together.relay(self._order(number, arrived, cancelled))
 
     def _order(self, number: int, arrived: Sequence[Ticket], cancelled: Sequence[Ticket]) -> bytes:
         asked = [self._asked(ticket) for ticket in arrived]
@@ -299,7 +306,7 @@ class Follower:
             self._together.failed(error)
         else:
             with suppress(PartedError):  # others could not make it
-                self._together.same(told.number, _NO_NEWS)
+                self._together.same(told.number, News())
                 self._decoders[told.number], self._tickets[told.number] = made, {}
         self._together.still()
 

@@ -88,7 +88,7 @@ class Loop:
         self._behind: list[Reading] = []  # and what was sent behind the one before it
         self._read_last = False
         self._together = cycle.target.together
-        self._news = News(came=False, left=False)  # since the pass that is under way began
+        self._news = News()  # since the pass that is under way began
         self.tokens = self.verified = self.committed = 0
         self.reading = 0.0
         self.prompt_tokens = 0
@@ -174,7 +174,7 @@ class Loop:
                 raise
             raise told from error
         if self._together is not None:
-            self._together.same("warm", News(came=False, left=False))
+            self._together.same("warm", News())
         self._passes.reseat()
 
     def resize(self, slots: int) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from eagle.target import is_core
+
 __all__ = ["LateText", "Piece", "TextStream", "Vocabulary", "half_surrogate"]
 
 _PENDING = 3  # bytes of a character of which the last is still to come
@@ -73,7 +75,7 @@ class Vocabulary:
     def __init__(self, tokenizer: Any) -> None:
         from tokenizers import decoders
 
-        self.fast = _is_fast(tokenizer)
+        self.fast = is_core(tokenizer, "decode", "_decode")
         core = tokenizer.backend_tokenizer if self.fast else tokenizer
         self.decode: Callable[[Sequence[int]], str] = _decoding(core, fast=self.fast)
         self.bytes = self.fast and isinstance(core.decoder, decoders.ByteLevel)
@@ -112,19 +114,6 @@ class Vocabulary:
 
 
 _VOCABULARIES: weakref.WeakKeyDictionary[Any, Vocabulary] = weakref.WeakKeyDictionary()
-
-
-def _is_fast(tokenizer: Any) -> bool:
-    """Whether a tokenizer's `decode` is, with our arguments, that of its Rust core."""
-    from transformers import PreTrainedTokenizerFast
-
-    kind, common = type(tokenizer), PreTrainedTokenizerFast
-    return (
-        isinstance(tokenizer, common)
-        and kind.decode is common.decode
-        and kind._decode is common._decode
-        and not {"decode", "_decode"} & vars(tokenizer).keys()
-    )
 
 
 def _decoding(core: Any, *, fast: bool) -> Callable[[Sequence[int]], str]:

@@ -10,6 +10,7 @@ from eagle.target.interfaces import PassCache
 from eagle.target.placement import device_of, resolve_device, resolve_dtype
 from eagle.target.templating import template_text, template_tokens
 from eagle.target.together import Captured, News, Together
+from eagle.target.tokens import is_core
 
 __all__ = [
     "Captured",
@@ -22,6 +23,7 @@ __all__ = [
     "cutting",
     "device_of",
     "experts",
+    "is_core",
     "load_target",
     "loading",
     "meet",

@@ -11,6 +11,7 @@ from typing import Any
 
 from eagle.errors import RequestError, reason
 from eagle.target.rehearsal import UnboundedError, rehearse
+from eagle.target.tokens import is_core
 
 __all__ = ["template_text", "template_tokens"]
 
@@ -38,16 +39,9 @@ def _is_plain(tokenizer: Any) -> bool:
 
     Its state is looked at each time: whoever has the tokenizer may let it cut or fill texts.
     """
-    from transformers import PreTrainedTokenizerFast
-
-    kind, common = type(tokenizer), PreTrainedTokenizerFast
-    if (
-        not isinstance(tokenizer, common)
-        or kind.__call__ is not common.__call__
-        or kind._encode_plus is not common._encode_plus
-        or hasattr(tokenizer, "_switch_to_input_mode")
-        or "_encode_plus" in vars(tokenizer)
-    ):
+    if not is_core(tokenizer, "__call__", "_encode_plus"):
+        return False
+    if hasattr(tokenizer, "_switch_to_input_mode"):
         return False
     core = tokenizer.backend_tokenizer
     whole = core.truncation is None and core.padding is None

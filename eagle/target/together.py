@@ -49,8 +49,8 @@ class News:
     When that is seen differs from process to process, so what follows of it is agreed on.
     """
 
-    came: bool
-    left: bool
+    came: bool = False
+    left: bool = False
 
 
 class Captured(Protocol):
@@ -278,7 +278,7 @@ class Together:
             return lost
         self._say(reason(error))
         try:
-            _, most, *_ = self._hold(0, News(came=False, left=False), failed=True)
+            _, most, *_ = self._hold(0, News(), failed=True)
         except TargetError:
             return error  # which says more than that the others have ended because of it
         if ahead and most:

@@ -6,7 +6,7 @@ from typing import Any
 
 from eagle.errors import TargetError
 
-__all__ = ["check_same_tokens", "end_tokens"]
+__all__ = ["check_same_tokens", "end_tokens", "is_core"]
 
 _STRANGE = 0.01  # of the ids; added tokens and names of padding differ between models of a family
 
@@ -58,3 +58,20 @@ def end_tokens(generation: Any, tokenizer: Any, name: str) -> frozenset[int]:
             f"list of them, not {ids!r:.40}"
         )
     return frozenset(found)
+
+
+def is_core(tokenizer: Any, *methods: str) -> bool:
+    """Return whether methods of a tokenizer do what its Rust core does, and no more.
+
+    Args:
+        tokenizer: any.
+        methods: names, each of one that transformers' fast tokenizers have in common.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    kind, common = type(tokenizer), PreTrainedTokenizerFast
+    return (
+        isinstance(tokenizer, common)
+        and all(getattr(kind, name) is getattr(common, name) for name in methods)
+        and not vars(tokenizer).keys() & set(methods)
+    )
