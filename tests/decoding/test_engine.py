@@ -19,7 +19,10 @@ from eagle.errors import (
     QueueFullError,
     RequestError,
 )
+from eagle.plugin import Law, RankRates, Topology
 from eagle_plugins.attention.auto import Auto
+from eagle_plugins.trees import narrowing
+from eagle_plugins.trees.narrowing import NarrowingTree
 from tests.runtime.test_runtime import Replays
 
 PROMPTS = [[5, 6, 7], [10, 12, 14, 16, 18], [40, 43], [9, 11], [3 + i % 61 for i in range(60)]]
@@ -402,3 +405,24 @@ def test_nobody_waits_for_what_was_captured_before(paged, spec, pair, expected, 
             assert temperature or tokens == expected[PROMPTS.index(prompt)]
         assert set(decoder._runtime._graphs.work) == keys
         assert not decoder.loop.seats.slots.active.any()
+
+
+def test_a_warm_up_captures_only_the_trees_that_may_be_chosen(spec, pair, monkeypatch):
+    monkeypatch.setattr("eagle.runtime.runtime.Graphs", Replays)
+    monkeypatch.setattr(narrowing, "_NODES", ((2, 3), (4, 2)))
+    rates = RankRates(levels=((0.6, 0.2, 0.1), (0.5, 0.2, 0.1)), positions=100, source="a test")
+    usual = Topology.from_branching([3, 2])
+    decoder = Decoder.from_spec(spec(runtime={"max_batch": 4}), target=pair[0])
+    cycle, resolved = decoder._cycle, decoder.resolved
+    tree = NarrowingTree(usual, Law.WITHOUT_REPLACEMENT, rates)
+    cycle.__init__(
+        decoder.target, resolved.features, resolved.head, tree, resolved.attention,
+        resolved.acceptance,
+    )  # fmt: skip
+    object.__setattr__(decoder.loop._resolved, "tree", tree)
+    with Engine(decoder) as engine:
+        decoder._runtime.graph = True  # as on a GPU
+        assert engine.warm_up()
+        keys = {key for key in decoder._runtime._graphs.work if key[0] == "cycle"}
+        assert {(key[1], key[2]) for key in keys if key[4]} == {(1, 0), (2, 1), (4, 2)}
+        assert {(key[1], key[2]) for key in keys if not key[4]} == {(1, 0), (2, 0), (4, 0)}

@@ -14,7 +14,9 @@ from eagle.plugin.laws import Law
 from eagle.testing import assert_decoder_lossless
 from eagle.testing.exactness import assert_lossless
 from eagle_plugins.acceptance.speculative import SpeculativeRule
+from eagle_plugins.trees import narrowing
 from eagle_plugins.trees.following import FollowingTree
+from eagle_plugins.trees.narrowing import NarrowingTree
 from tests.exact.tiny import exact_decoder
 
 FEW = settings(
@@ -139,9 +141,11 @@ def test_at_temperature_zero_it_is_the_targets_own_text(answers):
         assert [r.tokens for r in answers(tree, temperature=0.0)] == [r.tokens for r in plain]
 
 
-def test_a_text_does_not_depend_on_who_shares_the_batch_though_the_tree_does(spec, pair):
-    decoder = Decoder.from_spec(spec(tree=TREES[0], attention="sdpa"), target=pair[0])
-    tree = following()
+PROMPTS = [[1, 2, 3], [40, 5], [9], [7, 7, 8]]
+
+
+def drafting_with(tree, decoder):
+    """Let a decoder draft with another tree; return what is seen and chosen in every cycle."""
     decoder._cycle.__init__(
         decoder.target,
         decoder.resolved.features,
@@ -152,15 +156,46 @@ def test_a_text_does_not_depend_on_who_shares_the_batch_though_the_tree_does(spe
     )
     object.__setattr__(decoder.loop._resolved, "tree", tree)
     chosen, choose = [], tree.choose
-    tree.choose = lambda seen: chosen.append((seen.active, choose(seen))) or chosen[-1][1]
-    prompts = [[1, 2, 3], [40, 5], [9], [7, 7, 8]]
+    tree.choose = lambda seen: chosen.append((seen, choose(seen))) or chosen[-1][1]
+    return chosen
+
+
+def test_a_text_does_not_depend_on_who_shares_the_batch_though_the_tree_does(spec, pair):
+    decoder = Decoder.from_spec(spec(tree=TREES[0], attention="sdpa"), target=pair[0])
+    tree = following()
+    chosen, prompts = drafting_with(tree, decoder), PROMPTS
     params = [
         SamplingParams(max_new_tokens=30 - 6 * n, temperature=1.0, seed=n, ignore_eos=True)
         for n in range(4)
     ]
     alone = [decoder.generate(p, one).tokens for p, one in zip(prompts, params, strict=True)]
-    assert {active for active, _ in chosen} == {1}
+    assert {seen.active for seen, _ in chosen} == {1}
     shared = decoder.generate(prompts, params)
     assert [one.tokens for one in shared] == alone
-    nodes = {active: tree.alternatives[number].shape.nodes for active, number in chosen}
+    nodes = {seen.active: tree.alternatives[number].shape.nodes for seen, number in chosen}
     assert nodes[1] > nodes[2] > nodes[4] == 1
+
+
+@pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.TOP_K])
+def test_trees_of_greedy_requests_follow_the_batch_and_who_samples_keeps_one(
+    spec, pair, law, monkeypatch
+):
+    monkeypatch.setattr(narrowing, "_NODES", ((2, 3), (4, 2)))
+    usual = {"name": "static", "branching": [3, 2, 1], "sampling": law.name}
+    decoder = Decoder.from_spec(spec(tree=usual, attention="sdpa"), target=pair[0])
+    tree = NarrowingTree(Topology.from_branching([3, 2, 1]), law, RATES)
+    chosen = drafting_with(tree, decoder)
+    params = [
+        SamplingParams(max_new_tokens=new, temperature=heat, seed=new, ignore_eos=True)
+        for new, heat in ((40, 0.0), (12, 1.0), (34, 0.0), (26, 0.0))
+    ]
+    alone = [decoder.generate(p, one).tokens for p, one in zip(PROMPTS, params, strict=True)]
+    assert {number for _, number in chosen} == {0}
+    del chosen[:]
+    shared = decoder.generate(PROMPTS, params)
+    assert [one.tokens for one in shared] == alone
+    assert {seen.sampled for seen, _ in chosen} == {False, True}
+    for seen, number in chosen:
+        assert seen.width >= seen.active > 0
+        assert number == (0 if seen.sampled or seen.width < 2 else 1 if seen.width < 4 else 2)
+    assert {number for _, number in chosen} == {0, 1, 2}
