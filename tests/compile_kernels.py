@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from eagle.cache.store import BLOCK
 from eagle.kernels import experts
 from eagle.kernels import experts_triton as kernels
-from eagle.kernels.few_rows import BLOCK_K, BLOCK_N, block_rows, stages_of
+from eagle.kernels.few_rows import block_rows, tiling_of
 from eagle.kernels.few_rows_triton import _few_rows
 from eagle_plugins.attention.prompt_kernel import _read
 from eagle_plugins.attention.tiling import choose_prompt_tiling, choose_tiling
@@ -30,8 +30,9 @@ GPUS = {89: (128, 99 << 10), 90: (132, 227 << 10), 100: (148, 227 << 10), 120: (
 ATTENTION = [(89, 4, 128), (89, 4, 256), (90, 1, 128), (90, 4, 128), (90, 8, 64, True)]
 PROMPTS = [(89, 4, 128), (90, 4, 128, True), (90, 8, 256)]
 PRODUCTS = [
-    (90, 26, 1, "bf16"), (90, 64, 1, "bf16"), (120, 64, 1, "bf16"), (120, 26, 2, "bf16"),
-    (90, 4, 1, "i8"), (90, 64, 1, "i8"), (100, 4, 1, "i8"), (120, 64, 1, "i8"),
+    (90, 26, 4096, 1, "bf16"), (90, 26, 22016, 1, "bf16"), (90, 64, 12288, 1, "bf16"),
+    (120, 64, 12288, 1, "bf16"), (120, 26, 4096, 2, "bf16"), (90, 4, 49152, 1, "i8"),
+    (90, 64, 49152, 1, "i8"), (100, 4, 49152, 1, "i8"), (120, 64, 49152, 1, "i8"),
 ]  # fmt: skip
 EXPERTS = [(90, 1, "bf16"), (90, 26, "fp32"), (90, 64, "bf16"), (120, 64, "fp16")]
 TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
@@ -104,22 +105,22 @@ def prompts(capability, groups, head_dim, modified=False):
     )
 
 
-def product(capability, rows, splits, dtype):
+def product(capability, rows, columns, splits, dtype):
     """Return the shared memory of the kernel for some rows."""
-    _, room = GPUS[capability]
-    block_m, scaled = block_rows(rows), dtype == "i8"
+    multiprocessors, room = GPUS[capability]
+    scaled = dtype == "i8"
+    tiling = tiling_of(rows, columns, 4096, splits, 1 if scaled else 2, multiprocessors, room)
     types = {
-        "x": f"tensordesc<{dtype}[{block_m},{BLOCK_K}]>",
-        "weight": f"tensordesc<{dtype}[{BLOCK_N},{BLOCK_K}]>",
+        "x": f"tensordesc<{dtype}[{tiling.block_m},{tiling.block_k}]>",
+        "weight": f"tensordesc<{dtype}[{tiling.block_n},{tiling.block_k}]>",
         "out_ptr": "*bf16" if splits == 1 else "*fp32",
     }
-    constants = {"SCALED": scaled, "SPLITS": splits}
-    constants |= {"BLOCK_M": block_m, "BLOCK_N": BLOCK_N, "BLOCK_K": BLOCK_K}
+    constants = {"SCALED": scaled, "SPLITS": splits, "BLOCK_M": tiling.block_m}
+    constants |= {"BLOCK_N": tiling.block_n, "BLOCK_K": tiling.block_k}
     for name in ("scales_ptr", "row_scales_ptr"):
         (types if scaled else constants)[name] = "*fp32" if scaled else None
-    stages = stages_of(rows, 4096, splits, 1 if scaled else 2, room)
     aligned = ("_ptr", "columns", "depth")
-    return compiled(_few_rows, types, constants, aligned, capability, 4, stages)
+    return compiled(_few_rows, types, constants, aligned, capability, 4, tiling.stages)
 
 
 def mixture(capability, rows, dtype):

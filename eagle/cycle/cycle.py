@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from eagle.plugin import (
     DraftHead,
     Draws,
     FeatureExtractor,
+    ForeseesChoice,
     OfferingPart,
     OwnVocabulary,
     ParallelHead,
@@ -73,6 +74,7 @@ class Cycle(PromptReader):
         acceptance: AcceptanceRule,
     ) -> None:
         self.trees = tuple(tree.alternatives) if isinstance(tree, VaryingTree) else (tree,)
+        self._foresees = tree if isinstance(tree, ForeseesChoice) else None
         shapes = [one.shape for one in self.trees]
         self.depth = max(shape.depth for shape in shapes)
         # Rows behind the committed ones that a cycle writes, in a slot that is at its end too:
@@ -96,6 +98,12 @@ class Cycle(PromptReader):
         self.drafting = self.head
         if getattr(self.tree, "offered", False) and isinstance(self.head, OfferingPart):
             self.drafting = self.head.offering
+
+    def foreseen(self, width: int, *, sampled: bool) -> Collection[int]:
+        """Return the numbers of the trees that may be used, over so many slots."""
+        if self._foresees is None:
+            return range(len(self.trees))
+        return sorted(self._foresees.foresee(width, sampled=sampled))
 
     def allocate(self, slots: int, rows: int, blocks: int | None = None) -> Slots:
         """Allocate caches of *rows* committed rows per slot, and the slots.

@@ -90,21 +90,29 @@ class Batch:
         self.requests[target], self.requests[source] = self.requests[source], None
         self._committed[target], self._committed[source] = self._committed[source], None
 
-    def seen(self, offered: Sequence[int] = ()) -> Seen:
+    @property
+    def committed(self) -> tuple[int | None, ...]:
+        """For every slot, how many tokens the last cycle committed; None where nobody had one."""
+        known = zip(self.requests, self._committed, strict=True)
+        return tuple(count if request else None for request, count in known)
+
+    def seen(self, width: int, offered: Sequence[int] = ()) -> Seen:
         """Return what the next cycle's tree may be chosen by.
 
         Args:
+            width: over how many slots the cycle runs.
             offered: what the head offers in the first slots, if it says so.
         """
-        known = zip(self.requests, self._committed, strict=True)
         own = [*offered, *[0] * (len(self.requests) - len(offered))] if offered else []
         return Seen(
             active=sum(request is not None for request in self.requests),
-            committed=tuple(count if request else None for request, count in known),
+            committed=self.committed,
             offered=tuple(
                 levels if request else None
                 for request, levels in zip(self.requests, own, strict=False)
             ),
+            width=width,
+            sampled=any(one is not None and one.params.temperature > 0 for one in self.requests),
         )
 
     def ending(

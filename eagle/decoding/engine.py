@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,8 +230,9 @@ class Engine(Whole):
         Raises:
             TargetError: where this process follows, a process is lost.
         """
+        self._driver.check_thread()
         self._driver.close(drain=drain)
-        self._driver.join()
+        self._driver.thread.join()
         if not self.leads and isinstance(self.broken, EagleError):
             raise self.broken
 
@@ -353,11 +355,10 @@ class _Driver:
                 ticket.sink.handle.cancel()
         self._wake.set()
 
-    def join(self) -> None:
-        """Wait until the thread has ended."""
+    def check_thread(self) -> None:
+        """Refuse to wait for the thread in itself, before anything is done."""
         if self.thread is threading.current_thread():
             raise RequestError("an engine cannot be closed from within its own thread")
-        self.thread.join()
 
     def _leave(self, ticket: Ticket, how: str) -> bool:
         with self._gate:
@@ -395,7 +396,8 @@ class _Driver:
             self.broken = error
             left = list(self._open)
         try:
-            self._loop.fail(told)
+            with suppress(RequestError):  # in a forked child, the target may not be to be had
+                self._loop.fail(told)
         finally:
             for ticket in left:  # also where that failed, too
                 ticket.sink.fail(ticket, told)

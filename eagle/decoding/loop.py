@@ -381,7 +381,7 @@ class Loop:
         own = [(slot, one) for slot, one in enumerate(running.requests) if one is not None]
         seated = self._seated(own, outcomes)
         batch.note(seated)
-        self._stranger.note(batch.seen().committed)
+        self._stranger.note(batch.committed)
         failures = running.processing.failures if running.processing else {}
         self._listeners.follow(batch, (one for one in seated if one[0] not in failures))
         if self._running is None and (ending := self._goes_on(seated)) is not None:

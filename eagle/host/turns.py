@@ -7,7 +7,9 @@ others wait.
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +51,8 @@ class Turn(Whole):
         self._owner: int | None = None
         self._what: list[str] = []
         self._keeps = False  # the first block is one of several, which do not disturb it
+        self._lost = False  # a child's, forked in the middle of a block of a thread that it lacks
+        _TURNS.add(self)
 
     @contextmanager
     def held(self, what: str, *, within: bool = True) -> Iterator[None]:
@@ -59,7 +63,7 @@ class Turn(Whole):
             within: whether it may stand within another block of this thread.
 
         Raises:
-            RequestError: it may not, and does.
+            RequestError: it may not, and does; or the process was forked in another thread's block.
         """
         self._take(what, within)
         try:
@@ -94,7 +98,7 @@ class Turn(Whole):
         It waits for nobody, so a collector may ask for it in the middle of anything.
         """
         with self._gate:
-            had = self._owner is None
+            had = self._owner is None and not self._lost
             if had:
                 self._owner, self._what = threading.get_ident(), [what]
         try:
@@ -106,6 +110,12 @@ class Turn(Whole):
     def _take(self, what: str, within: bool) -> None:
         me = threading.get_ident()
         with self._gate:
+            if self._lost:
+                raise RequestError(
+                    f"{what} is not possible in this process: it was forked while another thread "
+                    f"had the target ({self._what[0]}), and that thread is not here to end what it "
+                    "began; load the target in the process itself, or fork while nobody decodes"
+                )
             if self._owner == me:
                 if not within and not (self._keeps and len(self._what) == 1):
                     raise self._disturbed(what)
@@ -144,6 +154,24 @@ class Turn(Whole):
             if self._waiting:
                 self._owner, baton = self._waiting.popleft()
                 baton.release()
+
+    def _forked(self) -> None:
+        """Settle, in a child of the process, whether the turn is to be had."""
+        self._gate = threading.RLock()  # whoever had it may not be here
+        self._waiting.clear()
+        self._lost = self._lost or self._owner not in (None, threading.get_ident())
+
+
+_TURNS: weakref.WeakSet[Turn] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for turn in list(_TURNS):
+        turn._forked()
+
+
+if hasattr(os, "register_at_fork"):  # Windows has no such thing
+    os.register_at_fork(after_in_child=_forked)
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])

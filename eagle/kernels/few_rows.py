@@ -1,13 +1,13 @@
 """Products of few rows with a weight, in compiled passes on a GPU; knows layers, no model.
 
 A verification multiplies a tree's nodes by every weight, so its time is that of reading them, or
-where they are small, that of one load after another. cuBLAS is made for more rows: on an H100 it
-takes 42.8, 68.9 and 37.9 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 39.9,
-66.4 and 34.7, and reading 32.6, 58.4 and 29.2 (`eagle bench products`); on an H200, for 26 rows and
-SmolLM2-135M's down projection 4.9 and 3.1 us, for one row 4.9 and 2.5. Long and narrow
-weights are also cut along their length, so that more of the device reads; what follows in the
-compiled pass adds up the parts. Of a weight kept in int8, which drafts may read, half as many bytes
-are read.
+where they are small, that of one load after another. cuBLAS is made for more rows: on an H200 it
+takes 28.5, 46.6 and 28.0 us for 32 rows and the largest weights of LLaMA2-7B, these kernels 26.4,
+45.4 and 25.3, and reading 25.6, 45.9 and 22.9; for 26 rows and SmolLM2-135M's down projection 4.9
+and 3.1, for one row 4.9 and 2.5. Small weights are also cut along their length, so that more of
+the device reads; what follows in the compiled pass adds up the parts. Of a weight kept in int8,
+which drafts may read, half as many bytes are read. From 128 rows on cuBLAS is the quicker one:
+29.3, 51.2 and 31.6 us, these kernels at best 31.0, 54.6 and 34.3.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "MAX_ROWS",
     "Plan",
     "SkinnyLinear",
+    "Tiling",
     "always",
     "block_rows",
     "linear",
@@ -39,7 +40,7 @@ __all__ = [
     "product_of_bytes",
     "product_parts",
     "reads_bytes",
-    "stages_of",
+    "tiling_of",
 ]
 
 MAX_ROWS = 64
@@ -58,6 +59,10 @@ _SMALL = 2**22
 # Columns that the kernel of one row takes at once. Where a long row is no multiple of them, it is
 # no quicker than cuBLAS: for 4,096 x 11,008, 38.1 and 37.2 us, where two parts take 33.7.
 _STRIDE, _VERY_LONG = 2048, 8192
+# Programs for each multiprocessor that read a weight as quickly as more do, with all of its memory
+# for blocks in flight: 64 programs on 132 of an H200.
+_ENOUGH = 0.45
+_FEWEST_STAGES, _MOST_STAGES = 3, 8
 
 
 @dataclass(frozen=True)
@@ -127,8 +132,9 @@ def _plan(columns: int, depth: int, shared: bool, processors: int) -> Plan:
     if columns * depth >= _LARGE:
         if depth < _LONG:
             return Plan()
-        splits = 1 if columns // BLOCK_N >= processors else 2
-        return Plan(splits if depth > _VERY_LONG and depth % _STRIDE else 1, splits)
+        programs = columns // BLOCK_N
+        one = 2 if programs < processors and depth > _VERY_LONG and depth % _STRIDE else 1
+        return Plan(one, 1 if programs >= _ENOUGH * processors else 2)
     if columns * depth > _SMALL:
         return Plan()
     # Two blocks for each program. Of as many as eight parts, adding up would be a kernel by itself.
@@ -319,33 +325,64 @@ def _multiply(
     x = x.contiguous()
     if x.data_ptr() % _ALIGNED:
         x = x.clone()
-    rows, depth = x.shape
-    multiply_rows(
-        x,
-        weight,
-        out,
-        scales,
-        block_m=block_rows(rows),
-        block_n=BLOCK_N,
-        block_k=BLOCK_K,
-        stages=stages_of(rows, depth, out.shape[0], x.itemsize, shared_memory(x.device)),
+    tiling = tiling_of(
+        x.shape[0],
+        weight.shape[0],
+        x.shape[1],
+        out.shape[0],
+        x.itemsize,
+        multiprocessors(x.device),
+        shared_memory(x.device),
     )
+    multiply_rows(x, weight, out, scales, tiling)
     return out
 
 
-def stages_of(rows: int, depth: int, splits: int, itemsize: int, room: int) -> int:
-    """Return how many blocks of a weight are in flight.
+@dataclass(frozen=True)
+class Tiling:
+    """How the kernel of few rows takes its rows and a weight.
+
+    Attributes:
+        block_m: what the rows are filled up to.
+        block_n: rows of the weight that a program takes.
+        block_k: columns of it that it reads at once.
+        stages: blocks of it in flight.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+
+
+def tiling_of(
+    rows: int, columns: int, depth: int, splits: int, itemsize: int, processors: int, room: int
+) -> Tiling:
+    """Return how a weight is taken.
+
+    A program has the memory of a multiprocessor to itself where there are no more programs than
+    multiprocessors, and half of it where there are and that is enough. Higher blocks are taken
+    where all programs then run at once, two on each: 344 programs of 264 would leave the last 80 to
+    read alone.
 
     Args:
         rows: M.
+        columns: N.
         depth: K.
         splits: S.
         itemsize: bytes of an element.
-        room: bytes of shared memory that a program may take.
+        processors: multiprocessors of the device.
+        room: bytes of shared memory that a multiprocessor has for programs.
     """
-    steps = -(-depth // (splits * BLOCK_K))
-    held = (BLOCK_N + block_rows(rows)) * BLOCK_K * itemsize  # by each
-    return max(1, min(6 if splits == 1 else 4, steps + 1, (room - _RESERVED) // held))
+    block_m, block_n, block_k = block_rows(rows), BLOCK_N, BLOCK_K
+    programs, at_once = -(-columns // block_n) * splits, 2 * processors
+    if itemsize > 1 and programs > at_once >= (halved := -(-columns // (2 * block_n)) * splits):
+        block_n, block_k, programs = 2 * block_n, block_k // 2, halved
+    held = (block_n + block_m) * block_k * itemsize  # by each stage
+    steps = -(-depth // (splits * block_k))
+    alone, shared = ((room // share - _RESERVED) // held for share in (1, 2))
+    stages = alone if programs <= processors or shared < _FEWEST_STAGES else shared
+    return Tiling(block_m, block_n, block_k, max(1, min(_MOST_STAGES, steps + 1, stages)))
 
 
 def block_rows(rows: int) -> int:

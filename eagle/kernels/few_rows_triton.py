@@ -5,10 +5,17 @@ Both are bound by reading the weight, so a program takes few of its rows and the
 programs: as many as keep every multiprocessor reading until the end.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+if TYPE_CHECKING:
+    from eagle.kernels.few_rows import Tiling
 
 __all__ = ["multiply_row", "multiply_rows"]
 
@@ -114,12 +121,8 @@ def multiply_rows(
     x: torch.Tensor,
     weight: torch.Tensor,
     out: torch.Tensor,
-    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
-    *,
-    block_m: int,
-    block_n: int,
-    block_k: int,
-    stages: int,
+    scales: tuple[torch.Tensor, torch.Tensor] | None,
+    tiling: Tiling,
 ) -> None:
     """Write the parts of ``x W^T``, one for each split of K, whose sum is the product.
 
@@ -130,12 +133,10 @@ def multiply_rows(
         out: ``[S, M, N]``.
         scales: what rows of x ``[M]`` and of the weight ``[N]``, both int8, are to be multiplied
             by, in float32.
-        block_m: M filled up to a power of two, at least 16.
-        block_n: rows of the weight that a program takes.
-        block_k: columns of the weight that it reads at once.
-        stages: blocks of the weight in flight.
+        tiling: how x and the weight are taken.
     """
     splits, rows, columns = out.shape
+    block_m, block_n, block_k = tiling.block_m, tiling.block_n, tiling.block_k
     with torch.cuda.device_of(x):
         _few_rows[(triton.cdiv(columns, block_n) * splits,)](
             TensorDescriptor.from_tensor(x, [block_m, block_k]),
@@ -151,5 +152,5 @@ def multiply_rows(
             BLOCK_N=block_n,
             BLOCK_K=block_k,
             num_warps=4,
-            num_stages=stages,
+            num_stages=tiling.stages,
         )

@@ -7,7 +7,7 @@ target, Vd that of a head, F feature size, S size of a head's states.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
@@ -23,6 +23,7 @@ __all__ = [
     "FittedTree",
     "FollowsLayers",
     "FollowsSlots",
+    "ForeseesChoice",
     "Identified",
     "LearnsCosts",
     "LimitedDepth",
@@ -177,11 +178,15 @@ class Seen:
             None where the slot is free, or its request has had no cycle yet.
         offered: for every slot, for how many levels the head has candidates
             (`OfferingHead.offer`); None where the slot is free. Empty where it does not say.
+        width: over how many slots the cycle runs, free ones among them; 0 where nobody says.
+        sampled: whether a request is at temperature > 0.
     """
 
     active: int
     committed: tuple[int | None, ...]
     offered: tuple[int | None, ...] = ()
+    width: int = 0
+    sampled: bool = False
 
 
 @runtime_checkable
@@ -204,6 +209,20 @@ class VaryingTree(Protocol):
 
     def choose(self, seen: Seen) -> int:
         """Return the place of the next cycle's builder among the alternatives."""
+        ...
+
+
+@runtime_checkable
+class ForeseesChoice(Protocol):
+    """A `VaryingTree` that knows which builders it may choose, so that others are not compiled."""
+
+    def foresee(self, width: int, *, sampled: bool) -> Collection[int]:
+        """Return the places of the builders that `choose` may return.
+
+        Args:
+            width: over how many slots a cycle runs.
+            sampled: whether a request is at temperature > 0.
+        """
         ...
 
 
@@ -256,7 +275,7 @@ class FollowsSlots(Protocol):
     """
 
     def follow(self, rates: RankRates) -> TreeBuilder:
-        """Return the builder that takes its place, a `LearnsCosts`.
+        """Return the builder that takes its place, a `VaryingTree`.
 
         Its laws must be among those that this builder declares.
         """

@@ -48,7 +48,7 @@ def warm_up(runtime: Runtime, slots: Slots) -> None:
         for params in _KINDS:
             sampling = part.sampling.become([params] * width)
             runtime.ask_kernels(sampling)
-            for tree in range(len(runtime.cycle.trees)):
+            for tree in runtime.cycle.foreseen(width, sampled=not sampling.greedy):
                 if not runtime.graph:
                     return
                 runtime.run(part, sampling, 1, None, tree)

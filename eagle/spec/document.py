@@ -24,6 +24,8 @@ __all__ = ["Document", "dump", "read_value"]
 Model = TypeVar("Model", bound=BaseModel)
 
 _LONGEST = 1 << 18  # characters of a file: parsing takes a second for each half of that
+# Of a surrogate pair: JSON writes both, and they are read as one character.
+_HALF = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
 _DEEPEST = 64  # keys and indices on the way to a value
 
 
@@ -213,6 +215,7 @@ def _locate(node: yaml.Node, path: KeyPath, label: str, places: dict[KeyPath, st
     """Note the line of every key, make every key a string, and refuse keys given twice.
 
     Raises:
+        SpecError: one is, or a value is no text that can be written down.
         RecursionError: deeper than any spec, and than Python could go on with.
     """
     if len(path) > _DEEPEST:
@@ -230,6 +233,12 @@ def _locate(node: yaml.Node, path: KeyPath, label: str, places: dict[KeyPath, st
         for index, value in enumerate(node.value):
             places[(*path, index)] = f"{label}:{value.start_mark.line + 1}"
             _locate(value, (*path, index), label, places)
+    elif half := _HALF.search(str(node.value)):
+        key = ".".join(map(str, path))
+        raise SpecError(
+            f"{label}:{node.start_mark.line + 1}: {key + ': ' if key else ''}is not text that "
+            f"UTF-8 can hold: it has {half[0]!a}, half of a surrogate pair"
+        )
 
 
 def _line(error: yaml.YAMLError) -> str:

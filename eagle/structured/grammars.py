@@ -7,7 +7,8 @@ elsewhere: where space may go on for ever, a small model's answer may, too.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from eagle.errors import RequestError, brief
@@ -60,8 +61,8 @@ def json_schema(tokenizer: Any, schema: Mapping[str, Any] | bool | str) -> Gramm
         text = json.dumps(schema if isinstance(schema, bool) else dict(schema))
     except (TypeError, ValueError, RecursionError) as error:
         raise RequestError(f"the JSON schema cannot be written as JSON: {error}") from error
-    written = _matcher().grammar_from_json_schema(text, overrides=_SPACING)
-    return Grammar(tokenizer, written, "the JSON schema")
+    make = partial(_matcher().grammar_from_json_schema, overrides=_SPACING)
+    return _made(tokenizer, make, text, "the JSON schema")
 
 
 def regex(tokenizer: Any, pattern: str) -> Grammar:
@@ -74,8 +75,8 @@ def regex(tokenizer: Any, pattern: str) -> Grammar:
     Raises:
         RequestError: see `json_object`; or the pattern is none.
     """
-    written = _matcher().grammar_from_regex(_text(pattern, "a regular expression"))
-    return Grammar(tokenizer, written, "the regular expression")
+    make = _matcher().grammar_from_regex
+    return _made(tokenizer, make, _text(pattern, "a regular expression"), "the regular expression")
 
 
 def grammar(tokenizer: Any, text: str) -> Grammar:
@@ -88,12 +89,21 @@ def grammar(tokenizer: Any, text: str) -> Grammar:
     Raises:
         RequestError: see `json_object`; or the grammar is none.
     """
-    written = _matcher().grammar_from_lark(_text(text, "a grammar"))
-    return Grammar(tokenizer, written, "the grammar")
+    make = _matcher().grammar_from_lark
+    return _made(tokenizer, make, _text(text, "a grammar"), "the grammar")
+
+
+def _made(tokenizer: Any, make: Callable[[str], str], text: str, name: str) -> Grammar:
+    """Return a grammar, of the text that llguidance makes one of."""
+    try:
+        written = make(text)
+    except ValueError as error:  # half of a surrogate pair, in the text itself or in JSON's escapes
+        raise RequestError(f"{name} cannot be read: {error}") from error
+    return Grammar(tokenizer, written, name)
 
 
 def _text(given: Any, what: str) -> str:
-    if not isinstance(given, str) or not given.strip():
+    if not isinstance(given, str) or not given:
         raise RequestError(f"{what} is a text, not {brief(given)}")
     return given
 

@@ -92,8 +92,13 @@ class Grammar:
             _read(self._tokenizer, ends), self._written, log_level=0, limits=_limits()
         )
         if matcher.is_error():
-            why = " ".join(matcher.get_error().split())
-            raise RequestError(f"{self._name} cannot be followed: {why:.300}")
+            raise RequestError(f"{self._name} cannot be followed: {_why(matcher)}")
+        # Some are found to have no answer only when something is asked of them.
+        first = matcher.deep_copy()
+        if not any(first.compute_bitmask()) or first.is_error():
+            raise RequestError(
+                f"{self._name} cannot be followed: no token of this target's begins an answer by it"
+            )
         return matcher
 
 
@@ -161,8 +166,14 @@ class Following:
             )
 
     def _fail(self) -> None:
-        why = " ".join(self._matcher.get_error().split())
-        raise RequestError(f"{self._name} can no longer be followed: {why:.300}")
+        why = _why(self._matcher)
+        raise RequestError(f"{self._name} can no longer be followed: {why}")
+
+
+def _why(matcher: LLMatcher) -> str:
+    """Return what a matcher says is wrong, without what it tells its authors of its state."""
+    said = " ".join(matcher.get_error().partition("<state>")[0].split())
+    return f"{said:.300}"
 
 
 def _limits() -> LLParserLimits:

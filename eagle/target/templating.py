@@ -58,8 +58,8 @@ def template_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **given
             whatever the template itself takes.
 
     Raises:
-        RequestError: the template refuses the messages, makes too much text of them, or takes too
-            long.
+        RequestError: the template refuses the messages, makes too much text of them or text that
+            UTF-8 cannot hold, or takes too long.
     """
     most = _OWN_TEXT + _REPEATED * _size([list(messages), given])
     try:
@@ -77,6 +77,13 @@ def template_text(tokenizer: Any, messages: Sequence[Mapping[str, Any]], **given
         raise RequestError(f"the chat template refuses these messages: {reason(error)}") from error
     if len(text) > most:  # of what only transformers' own way of running it shows
         raise RequestError(f"the chat template makes {len(text):,} characters, so it is not used")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # of a tool, a call's arguments, or whatever else it reads
+        raise RequestError(
+            "what the chat template makes of these messages is not text that UTF-8 can hold: it "
+            f"has {text[error.start]!a}, half of a surrogate pair or a byte that was not UTF-8"
+        ) from error
     return text
 
 

@@ -311,6 +311,18 @@ def test_a_processor_cannot_wait_for_its_own_engine(engine):
         handle.result(PATIENCE)
 
 
+def test_a_processor_that_closes_its_own_engine_closes_nothing(engine):
+    def closes(ids, scores):
+        engine.close()
+        return scores
+
+    handle = engine.submit(PROMPTS[0], max_new_tokens=2, processors=[closes])
+    with pytest.raises(RequestError, match="cannot be closed from within its own thread"):
+        handle.result(PATIENCE)
+    assert not engine.closed
+    assert len(engine.submit(PROMPTS[0], **LONG).result(PATIENCE).tokens) == 40
+
+
 def test_an_engine_that_is_forgotten_ends(decoder):
     engine = Engine(decoder)
     thread, gone = engine._driver.thread, weakref.ref(engine)

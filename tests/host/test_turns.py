@@ -4,7 +4,9 @@ import copy
 import gc
 import io
 import multiprocessing
+import os
 import pickle
+import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -359,3 +361,51 @@ def test_blocks_within_a_turn_that_is_kept_stand_as_if_by_themselves(pool):
     assert order == [0, 1, "other"]
     with turn.held("a thing"), pytest.raises(RequestError, match="inside a thing"):
         turn._take("another", within=False)
+
+
+def told_by_a_child(work):
+    """Return what work comes to in a child that is forked now, or "nothing" where it hangs."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # which ends it
+        try:
+            said = repr(work())
+        except RequestError as error:
+            said = str(error)
+        os.write(writing, said.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        said = pipe.read() or "nothing"
+    os.waitpid(child, 0)
+    return said
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_child_is_told_that_it_was_forked_in_the_middle_of_another_threads_pass(pool):
+    turn = Turn()
+    began, ends = threading.Event(), threading.Event()
+
+    def decode():
+        with turn.held("decoding"):
+            began.set()
+            assert ends.wait(60)
+
+    def take():
+        with turn.tried("a try") as had:
+            assert not had
+        with turn.held("reading"):
+            return "mine"
+
+    busy = pool.submit(decode)
+    assert began.wait(60)
+    said = told_by_a_child(take)
+    ends.set()
+    busy.result()
+    assert said.startswith("reading is not possible in this process: it was forked while another")
+    assert "(decoding)" in said
+    with turn.held("forking"):
+        assert told_by_a_child(lambda: turn._take("more", True)) == "None"
+    assert told_by_a_child(lambda: turn._take("anything", False)) == "None"

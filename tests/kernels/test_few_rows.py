@@ -9,11 +9,13 @@ from eagle.kernels import few_rows
 from eagle.kernels.few_rows import (
     Plan,
     SkinnyLinear,
+    Tiling,
     linear,
     narrow,
     plan_of,
     product_of_bytes,
     product_parts,
+    tiling_of,
 )
 from eagle.kernels.int8 import Int8OnGpu, quantize
 from eagle.kernels.prepacked import Switch
@@ -164,9 +166,10 @@ def test_a_compiled_layer_gives_what_it_gives_uncompiled(dtype, bias, depth):
     ("columns", "depth", "shared", "plan"),
     [
         (22016, 4096, True, Plan(1, 1)),
-        (4096, 4096, False, Plan(1, 2)),
-        (4096, 11008, False, Plan(2, 2)),
-        (4096, 14336, False, Plan(1, 2)),
+        (4096, 4096, False, Plan(1, 1)),
+        (4096, 11008, False, Plan(2, 1)),
+        (4096, 14336, False, Plan(1, 1)),
+        (2048, 8192, False, Plan(1, 2)),
         (16384, 11008, False, Plan(1, 1)),
         (576, 1536, False, Plan(1, 6)),
         (576, 576, False, Plan(1, 3)),
@@ -186,11 +189,31 @@ def test_parts_go_by_the_number_of_rows():
     assert Plan().parts(1) == Plan().parts(5) == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "depth", "splits", "tiling"),
+    [
+        (26, 4096, 4096, 1, Tiling(32, 64, 128, 8)),  # alone on a multiprocessor
+        (26, 12288, 4096, 1, Tiling(32, 64, 128, 4)),  # two on each
+        (26, 22016, 4096, 1, Tiling(32, 128, 64, 5)),  # two on each only where blocks are higher
+        (26, 49152, 4096, 1, Tiling(32, 64, 128, 4)),  # more than two on each in any case
+        (64, 12288, 4096, 1, Tiling(64, 64, 128, 3)),
+        (5, 12288, 4096, 1, Tiling(16, 64, 128, 5)),
+        (26, 576, 576, 3, Tiling(32, 64, 128, 3)),  # no more stages than there are blocks
+    ],
+)
+def test_memory_is_full_of_blocks_on_their_way(rows, columns, depth, splits, tiling):
+    assert tiling_of(rows, columns, depth, splits, 2, 132, 227 << 10) == tiling
+
+
 def test_fewer_blocks_are_in_flight_where_there_is_less_room():
-    assert few_rows.stages_of(26, 4096, 1, 2, 227 << 10) == 6
-    assert few_rows.stages_of(26, 4096, 1, 2, 99 << 10) == 4
-    assert few_rows.stages_of(64, 4096, 1, 2, 99 << 10) == 3
-    assert few_rows.stages_of(26, 576, 3, 2, 227 << 10) == 3, "no more than there are"
+    def stages(rows, columns):
+        return tiling_of(rows, columns, 4096, 1, 2, 132, 99 << 10).stages
+
+    assert (stages(26, 4096), stages(64, 4096), stages(64, 12288)) == (4, 3, 3)
+
+
+def test_int8_is_taken_in_blocks_of_one_height():
+    assert tiling_of(26, 22016, 4096, 1, 1, 132, 227 << 10) == Tiling(32, 64, 128, 8)
 
 
 @needs_triton

@@ -138,3 +138,9 @@ def test_a_form_that_would_take_seconds_to_compile_is_refused(site, form):
     answer = site.chat(structured_outputs=form)
     assert (answer.status, answer.error["param"]) == (400, "structured_outputs")
     assert time.monotonic() - began < 2
+
+
+def test_half_of_a_surrogate_pair_in_a_schema_is_the_requests_fault(site):
+    schema = {"name": "x", "schema": {"enum": ["\ud800"]}}
+    answer = site.chat(response_format={"type": "json_schema", "json_schema": schema})
+    assert (answer.status, answer.error["param"]) == (400, "response_format")

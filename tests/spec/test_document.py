@@ -107,6 +107,7 @@ def test_several_mistakes_are_a_line_each():
         ("hello", "but the file is a string"),
         ("a: 1\n---\nb: 2", "not YAML: but found another document"),
         ("a: 1\nb: {c: 1, c: 2}", "a.yaml:2: b.c: is given twice"),
+        ('a: 1\nb: ["\\ud800"]', "a.yaml:2: b.0: is not text that UTF-8 can hold"),
         ("a: &x [*x]", "a.yaml:1: not YAML: aliases are not allowed"),
         ("a: !!python/object:os.system {}", "a.yaml:1: not YAML: could not determine"),
         ("a: \x00", "a.yaml: not YAML: unacceptable character"),

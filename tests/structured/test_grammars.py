@@ -147,6 +147,12 @@ def test_a_grammar_and_any_json_object_can_be_followed(tokenizer, target, spec):
         (regex, "(((", "the regular expression cannot be followed: .*unclosed group"),
         (regex, "", "a regular expression is a text"),
         (regex, 3, "a regular expression is a text"),
+        (regex, "\ud800", "the regular expression cannot be read: .*surrogates"),
+        (regex, r"[^\s\S]", "expression cannot be followed: no token of this target's begins"),
+        (json_schema, {"enum": ["\ud800"]}, "the JSON schema cannot be read: .*hex escape"),
+        (json_schema, {"$ref": "#"}, "the JSON schema cannot be followed: no token .* begins"),
+        (grammar, 'start: "\ud800"', "the grammar cannot be read: .*surrogates"),
+        (grammar, " ", "the grammar cannot be followed"),
         (grammar, "start: foo", "the grammar cannot be followed: .*unknown name"),
     ],
 )
@@ -154,6 +160,18 @@ def test_what_is_no_grammar_is_refused_in_a_sentence(make, given, said, tokenize
     with pytest.raises(RequestError, match=said) as caught:
         make(tokenizer, given)
     assert "\n" not in str(caught.value)
+
+
+def test_a_lone_space_is_a_regular_expression(tokenizer):
+    follows = regex(tokenizer, " ").for_request(PROMPT, {EOS})
+    assert [tokenizer.decode(token) for token in allowed(follows, [])] == [" "]
+
+
+def test_an_answer_that_cannot_go_on_is_told_without_what_the_matcher_tells_its_authors(tokenizer):
+    follows = regex(tokenizer, "a\u65e5").for_request(PROMPT, {EOS})
+    with pytest.raises(RequestError, match="can no longer be followed") as caught:
+        allowed(follows, [tokenizer.convert_tokens_to_ids("a")])
+    assert "<state>" not in str(caught.value)
 
 
 @pytest.mark.parametrize("tokenizer", [None, SimpleNamespace(eos_token_id=2)], ids=str)

@@ -110,3 +110,9 @@ def test_what_a_template_refuses_is_told_in_one_line(template):
     with pytest.raises(RequestError, match="refuses these messages: ") as caught:
         template_text(tokenizer(template), MESSAGES)
     assert "\n" not in str(caught.value)
+
+
+def test_half_of_a_surrogate_pair_in_anything_that_a_template_reads_is_refused():
+    made = tokenizer(CHATML)
+    with pytest.raises(RequestError, match=r"UTF-8 can hold: it has '\\ud800'"):
+        template_tokens(made, MESSAGES, shout="\ud800")

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from eagle.errors import SpecError
+from eagle.errors import EagleError, SpecError
 from eagle.train.run.journal import Journal
 from eagle.train.run.run import train
 from eagle.train.spec.recipe import load_train_spec
@@ -57,6 +57,27 @@ def test_a_failed_rewrite_leaves_the_old_log(tmp_path, monkeypatch):
         Journal(path, 1, 10)
     assert [p.name for p in tmp_path.iterdir()] == ["log.jsonl"]
     assert path.read_text() == before
+
+
+@pytest.mark.parametrize("board", [False, True])
+def test_a_disk_that_is_full_is_told_with_its_file(tmp_path, monkeypatch, board):
+    path = tmp_path / "log.jsonl"
+
+    class Full:
+        def add_scalar(self, *_):
+            raise OSError(28, "No space left on device")
+
+        def close(self):
+            pass
+
+    with Journal(path, 0, 10) as journal:
+        if board:
+            monkeypatch.setattr(journal, "_board", Full())
+        else:
+            monkeypatch.setattr(journal, "_path", tmp_path / "gone" / "log.jsonl")
+        with pytest.raises(EagleError, match=r"could not be written to .*Make room") as caught:
+            journal.write("train", 1, loss=1.0)
+    assert str(tmp_path / ("tensorboard" if board else "gone")) in str(caught.value)
 
 
 @pytest.fixture

@@ -196,7 +196,9 @@ def test_a_run_goes_on_after_the_disk_was_full_as_if_it_had_not_been(
 ):
     folder = project / "room"
     size = (whole / "checkpoint.pt").stat().st_size
-    assert finished(train("room", largest=size // 2))[0] == 2
+    status, said = finished(train("room", largest=size // 2))
+    assert status == 2
+    assert "Make room and run again" in said, "there is none before it"
     assert finished(train("room", resume=True))[0] == 0
     assert curve(folder) == curve(whole)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -16,10 +17,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eagle.errors import DataError, SpecError
+from eagle.errors import DataError, EagleError, SpecError
 from eagle.host import write_text
 
 __all__ = ["Journal", "read_log", "require_tensorboard", "say"]
+
+_BOARD = "tensorboard"  # the folder of its files
 
 
 def say(message: str) -> None:
@@ -91,7 +94,7 @@ class Journal:
         kept = [line for line in read_log(path) if line["step"] <= step] if step else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._written = {(line["kind"], line["step"]) for line in kept}
-        self._board = _board(path.parent / "tensorboard", step, tensorboard)
+        self._board = _board(path.parent / _BOARD, step, tensorboard)
         console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -114,18 +117,24 @@ class Journal:
     ) -> None:
         self._progress.stop()
         if self._board is not None:
-            self._board.close()
+            with _explained(self._path.parent / _BOARD):
+                self._board.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        """Add a line to the file, unless the run wrote it before it was resumed at that step."""
+        """Add a line to the file, unless the run wrote it before it was resumed at that step.
+
+        Raises:
+            EagleError: it cannot be written (a full disk, say).
+        """
         if (kind, step) in self._written:
             return
-        with self._path.open("a") as file:
+        with _explained(self._path), self._path.open("a") as file:
             line = {"kind": kind, "step": step, **_finite(values)}
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:
-            for name, value in _scalars(kind, values):
-                self._board.add_scalar(name, value, step)
+            with _explained(self._path.parent / _BOARD):
+                for name, value in _scalars(kind, values):
+                    self._board.add_scalar(name, value, step)
 
     def show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
         """Move the bar.
@@ -145,6 +154,18 @@ class Journal:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(message, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Say of an error of the file system where it was, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise EagleError(
+            f"the run's log could not be written to {path}: {error.strerror or error}. Make room "
+            "and run again with --resume, which goes on from the last checkpoint"
+        ) from error
 
 
 def _board(folder: Path, step: int, wanted: bool | str) -> Any:

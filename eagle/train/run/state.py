@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from eagle.errors import CheckpointError, SpecError
-from eagle.host import replacing
+from eagle.host import disk_error, replacing
 from eagle.train.run.parts import MOMENTS, problem_with
 
 __all__ = ["RunState", "check_identity"]
@@ -58,11 +58,14 @@ class RunState:
                 torch.save(asdict(self), file)
                 file.flush()
                 os.fsync(file.fileno())
-        # torch turns a full disk into a RuntimeError of its zip writer.
+        # torch turns a full disk into a RuntimeError of its zip writer, which tells a place in it.
         except (OSError, RuntimeError) as error:
+            found = disk_error(error)
+            why = "the disk took a part of it" if found is None else found.strerror or str(found)
+            before = "The one before it is untouched; make" if path.exists() else "Make"
             raise CheckpointError(
-                f"the checkpoint could not be written to {path}: {error}. The one before it is "
-                "untouched; make room and run again with --resume"
+                f"the checkpoint could not be written to {path}: {why}. {before} room and run "
+                "again with --resume"
             ) from error
 
     @classmethod

@@ -22,6 +22,7 @@ from eagle.plugin import (
     TargetInfo,
     read_tensors,
     saved_config,
+    stored_in,
     weights_of,
     write_checkpoint,
 )
@@ -32,6 +33,9 @@ __all__ = ["ENGINES", "NORMS", "export_head", "variant_config"]
 
 NORMS = ("embedding_layernorm.weight", "hidden_states_layernorm.weight")
 """In front of the FC of HASS's heads."""
+
+_FC = "fc.weight"  # what every head has that is written here
+_FILES = ("config.json", "*.safetensors", "*.bin", "*.index.json")
 
 ENGINES = ("vllm", "sglang", "speculators", "eagle")
 
@@ -52,12 +56,14 @@ def export_head(
         The command that serves it.
 
     Raises:
-        CheckpointError: it is no head that is read, or one that the engine does not serve.
+        CheckpointError: it is no head that is read, or one that the engine does not serve; or what
+            is in the folder to write to is no head, a target's weights say.
     """
     if engine not in ENGINES:
         raise CheckpointError(f"no engine {engine!r} is known; known: {', '.join(ENGINES)}")
     if out.resolve() == folder.resolve():
         raise CheckpointError(f"{out} is the head's own folder; give another one to write to")
+    _check_place(out)
     layout = identify(folder)
     if layout.method == "eagle":
         config, tensors = _eagle(layout, engine)
@@ -65,9 +71,28 @@ def export_head(
         layout.require("eagle3")
         variant, layout = read_variant(layout)
         config, tensors = _eagle3(chosen or variant, layout, engine, target)
-    config["dtype"] = str(tensors["fc.weight"].dtype).removeprefix("torch.")
+    config["dtype"] = str(tensors[_FC].dtype).removeprefix("torch.")
     write_checkpoint(out, config, tensors)
     return _command(layout.method, engine, out, target.name)
+
+
+def _check_place(out: Path) -> None:
+    """Refuse a folder with another model's files, which would be replaced.
+
+    Raises:
+        CheckpointError: it has a configuration or weights, and these are no head's.
+    """
+    if not any(found for kind in _FILES for found in out.glob(kind)):
+        return
+    try:
+        held = stored_in(out)
+    except CheckpointError:
+        held = {}
+    if not held.keys() & {_FC, f"model.{_FC}"}:
+        raise CheckpointError(
+            f"{out} holds the files of something else than a draft head, which would be replaced; "
+            "give another folder to write to"
+        )
 
 
 def variant_config(variant: Variant, layers: tuple[int, ...]) -> dict[str, Any]:

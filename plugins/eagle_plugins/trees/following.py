@@ -23,7 +23,7 @@ from eagle.plugin import (
     TreeShape,
 )
 
-__all__ = ["FollowingTree"]
+__all__ = ["FollowingTree", "fewest_levels"]
 
 # Nodes, the root included, of trees to choose from; fewer where what drafts each is compiled.
 _SIZES, _SIZES_COMPILED = (2, 3, 4, 6, 9, 13, 18, 26, 40, 61), (4, 6, 13, 26)
@@ -65,7 +65,21 @@ class _Choice:
         return costs.undrafted if nodes == 1 else costs.cycle(nodes, self.extended)
 
 
-def _promised(tree: Sequence[tuple[tuple[int, ...], float]]) -> float:
+_Likeliest = Sequence[tuple[tuple[int, ...], float]]  # rank paths, and how likely each is accepted
+
+
+def fewest_levels(trees: Sequence[_Likeliest], nearly: float) -> _Likeliest:
+    """Return the first of trees of 1, 2, 3, ... levels that promises nearly what the best does.
+
+    Args:
+        trees: by their number of levels; none where nothing was measured.
+        nearly: the share of the best one's tokens that is enough.
+    """
+    most = max(map(_promised, trees), default=0.0)
+    return next((tree for tree in trees if _promised(tree) >= nearly * most), ())
+
+
+def _promised(tree: _Likeliest) -> float:
     return 1 + sum(probability for _, probability in tree)
 
 
@@ -95,16 +109,15 @@ class FollowingTree:
         depths = range(1, min(len(rates.levels), usual.depth) + 1)
         sizes = _SIZES_COMPILED if few else _SIZES
         for nodes in (size for size in sizes if size <= usual.nodes):
-            trees = [rates.likeliest(nodes - 1, depth) for depth in depths]
-            if few:
-                most = max(map(_promised, trees), default=0.0)
-                trees = [tree for tree in trees if _promised(tree) >= _NEARLY * most][:1]
+            trees: list[_Likeliest] = [rates.likeliest(nodes - 1, depth) for depth in depths]
+            if few and trees:
+                trees = [fewest_levels(trees, _NEARLY)]
             for tree in trees:
                 topology = Topology.from_paths([path for path, _ in tree])
                 found.setdefault(topology.paths, topology)
         self._choices = [_Choice.of(topology, rates) for topology in found.values()]
         self._costs: dict[int, list[float]] = {}
-        self._last, self._active = 0, 0
+        self._last, self._width = 0, 0
         self._gained = _PRIOR * self._choices[0].more(1.0)
         self._cycles = [_PRIOR, *[0.0] * (len(self._choices) - 1)]
         self._prior = self._gained
@@ -140,15 +153,16 @@ class FollowingTree:
         if not known:
             return 0
         # So many slots or the next more of which costs are known, as cycles are that wide.
-        costs = self._costs[known[min(bisect_left(known, seen.active), len(known) - 1)]]
+        width = max(seen.width, seen.active)
+        costs = self._costs[known[min(bisect_left(known, width), len(known) - 1)]]
         promised = [
             (1 + choice.more(self._share)) / taken
             for choice, taken in zip(self._choices, costs, strict=True)
         ]
         best = max(range(len(promised)), key=promised.__getitem__)
-        if seen.active != self._active or promised[best] > _STAY * promised[self._last]:
+        if width != self._width or promised[best] > _STAY * promised[self._last]:
             self._last = best
-        self._active = seen.active
+        self._width = width
         return self._last
 
     def _note(self, seen: Seen) -> None:

@@ -23,6 +23,7 @@ from eagle.plugin import (
 )
 from eagle_plugins.trees.following import FollowingTree
 from eagle_plugins.trees.named import AUTO, fitting, paths_of
+from eagle_plugins.trees.narrowing import NarrowingTree
 from eagle_plugins.trees.sizes import SizeBySlots, static_options
 
 __all__ = ["STATIC", "SamplingLaw", "StaticConfig"]
@@ -107,6 +108,14 @@ class FittedStatic(StaticTree):
         return following
 
 
+class StaticAuto(StaticTree):
+    """The tree of a GPU where the spec names none: it gives way to smaller ones for many slots."""
+
+    def follow(self, rates: RankRates) -> NarrowingTree:
+        """See `eagle.plugin.FollowsSlots`."""
+        return NarrowingTree(self.topology, self.sampling, rates)
+
+
 class StaticBySlots(StaticTree):
     """A static tree for one slot, which gives way to smaller ones for several.
 
@@ -127,13 +136,13 @@ class StaticBySlots(StaticTree):
 def _build(config: StaticConfig, context: BuildContext) -> StaticTree:
     if config.size == "auto":
         return FittedStatic(config, context)
+    topology, law, gpu = config.topology(context.device), config.sampling, is_cuda(context.device)
     # By any other law a text would depend on how many share the batch.
-    if config.size == "by-slots" and config.sampling == Law.SHARED_NOISE.name:
-        tree = StaticBySlots(config.topology(context.device), few=is_cuda(context.device))
-        if context.target is not None:
-            tree.check_vocab(context.target.vocab_size)
-        return tree
-    return build_checked(config.topology(context.device), config.sampling, context)
+    if config.size == "by-slots" and law == Law.SHARED_NOISE.name:
+        return _checked(StaticBySlots(topology, few=gpu), context)
+    if gpu and config.size is None and config.tree in (None, AUTO) and config.branching is None:
+        return _checked(StaticAuto(topology, Law.named(law)), context)
+    return build_checked(topology, law, context)
 
 
 def is_cuda(device: torch.device | None) -> bool:
@@ -147,7 +156,10 @@ def build_checked(topology: Topology, sampling: str, context: BuildContext) -> S
     Raises:
         IncompatibleError: the target's vocabulary is smaller than a node's rank asks for.
     """
-    tree = StaticTree(topology, Law.named(sampling))
+    return _checked(StaticTree(topology, Law.named(sampling)), context)
+
+
+def _checked(tree: StaticTree, context: BuildContext) -> StaticTree:
     if context.target is not None:
         tree.check_vocab(context.target.vocab_size)
     return tree

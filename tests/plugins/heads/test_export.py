@@ -135,6 +135,23 @@ def test_a_head_of_eagle1_comes_back_as_it_went(target, tmp_path, engine, archit
     assert (tmp_path / "c/config.json").read_bytes() == (tmp_path / "d/config.json").read_bytes()
 
 
+@pytest.mark.parametrize("kept", ["all", "model.safetensors", "config.json"])
+def test_another_models_files_are_not_replaced(target, tmp_path, kept):
+    tiny_head(target).save(tmp_path / "a")
+    head, there = build(target, tmp_path / "a"), tmp_path / "there"
+    target.model.save_pretrained(there)
+    if kept != "all":
+        for file in there.iterdir():
+            if file.name != kept:
+                file.unlink()
+    before = {file.name: file.read_bytes() for file in there.iterdir()}
+    with pytest.raises(CheckpointError, match="holds the files of something else than a draft"):
+        head.export("vllm", there)
+    assert {file.name: file.read_bytes() for file in there.iterdir()} == before
+    for _ in range(2):  # what an export has written is replaced by the next
+        head.export("vllm", tmp_path / "b")
+
+
 def test_what_an_engine_would_not_take_is_refused(target, tmp_path):
     (tmp_path / "a").mkdir()
     head = build(target, publish(tmp_path / "a", eagle_weights(fc_bias=True)))

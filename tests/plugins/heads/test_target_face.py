@@ -11,10 +11,13 @@ from eagle.plugin import (
     Drafted,
     Role,
     Step,
+    TargetError,
     TargetModel,
     default_registry,
 )
-from eagle.testing import tiny_target
+from eagle.target import Target
+from eagle.testing import tiny_head, tiny_target
+from tests.families import config_of, model_of
 
 FACE = {"info", "device", "dtype", "config", "embed", "logits", "draft_logits", "draft_model"}
 
@@ -81,3 +84,9 @@ def test_a_target_of_nothing_but_its_face_serves_a_head(name, tmp_path):
 def test_the_head_that_drafts_nothing_needs_no_more_of_a_target():
     target = tiny_target()
     head_of("none", None, target).load(Face(target), None)
+
+
+def test_a_target_whose_layers_are_of_different_sizes_shapes_no_head():
+    target = Target(model_of(config_of("gemma4_text")), None, "uneven")
+    with pytest.raises(TargetError, match="'uneven': its layers are of different sizes"):
+        tiny_head(target)

@@ -18,6 +18,7 @@ from eagle.plugin import (
     Pages,
     Step,
     Switch,
+    TargetError,
     TargetModel,
     TreeCache,
     arrange,
@@ -147,11 +148,21 @@ class DecoderHead:
 
 
 def fresh_config(target: TargetModel) -> Any:
-    """Return the configuration of a new head of one layer: sizes and positions of the target's."""
+    """Return the configuration of a new head of one layer: sizes and positions of the target's.
+
+    Raises:
+        TargetError: its layers are of different sizes.
+    """
     from transformers import LlamaConfig
 
     theirs = target.config
-    given = {key: getattr(theirs, key, None) for key in _SHARED}
+    try:
+        given = {key: getattr(theirs, key, None) for key in _SHARED}
+    except RuntimeError as error:  # transformers', of configurations that have one for each layer
+        raise TargetError(
+            f"a new head cannot be shaped after the target {target.info.name!r}: its layers are of "
+            "different sizes, and so it cannot be served either"
+        ) from error
     return LlamaConfig(**{k: v for k, v in given.items() if v is not None}, num_hidden_layers=1)
 
 
