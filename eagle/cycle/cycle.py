@@ -149,6 +149,8 @@ class Cycle(PromptReader):
             draws.at(slots.keys, slots.lengths)
         tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
         self._check_draft(tree, slots, draws)
+        if (agree := self._agree) is not None:
+            agree("nodes to verify", tree.tokens.shape[1])
         # Of its nodes alone: where the pass is compiled, once, however their siblings were drawn.
         nodes = TokenTree(tree.tokens, tree.parents, tree.depths, tree.ranks, tree.ancestors)
         logits, features = self._phase("verify", slots, nodes, span)
@@ -174,6 +176,16 @@ class Cycle(PromptReader):
             exact = self.tree.capturable
             check_tree(tree, self.shape, slots.root, vocab, self.tree.laws, exact=exact)
 
+    @property
+    def _agree(self) -> Callable[[str, int], None] | None:
+        """What holds sizes that are read on the host against those of other processes, if any.
+
+        Arithmetic that differs in the last bits may lead to another size, and passes over a target
+        that processes hold together are of one.
+        """
+        together = self.target.together
+        return None if together is None or self.tree.capturable else together.alike
+
     def _phase(self, name: str, *args: object) -> Any:
         self._mark(name)
         return self.phase(name, *args)
@@ -195,6 +207,7 @@ class Cycle(PromptReader):
             self._parallel,
             self.draft_vocab,
             self.target.info.vocab_size,
+            self._agree,
         )
         return drafter.finish(self.tree.build(drafter, draws))
 

@@ -6,6 +6,7 @@ takes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -40,6 +41,7 @@ class HeadDrafter:
         parallel: the head, where it drafts all levels in one pass.
         vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, or None.
         size: V, of the target; None: how many draft logits there are is not looked at.
+        agree: is told of what and how many nodes the head is to extend, before it is.
 
     Methods raise `Breach` where the head's states or logits are of another size than declared.
     """
@@ -56,11 +58,13 @@ class HeadDrafter:
         parallel: ParallelHead | None = None,
         vocab: Tensor | None = None,
         size: int | None = None,
+        agree: Callable[[str, int], None] | None = None,
     ) -> None:
         self.root, self.sampling = root, sampling
         self._head, self._lengths, self._span, self._depth = head, lengths, span, depth
         self._parallel, self.draft_vocab, self._level = parallel, vocab, 0
         self._levels: Tensor | None = None
+        self._agree = agree
         self._size = size if vocab is None else len(vocab)
         # Entry 0 is the root, entry e + 1 the e-th expanded node.
         self._states = state[:, None]
@@ -86,6 +90,8 @@ class HeadDrafter:
         if levels is not None:
             return levels[:, self._level : self._level + 1].expand(-1, tokens.shape[1], -1)
         slots, width = tokens.shape
+        if self._agree is not None:
+            self._agree("nodes to extend", width)
         before = self._seen.shape[2]
         parent = (parents + 1)[..., None]
         # A node sees what its parent sees, and itself. The root's own entry is committed text.

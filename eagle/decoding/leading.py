@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 from eagle.decoding.decoder import Decoder
 from eagle.decoding.pickled import unpacked
 from eagle.decoding.requests import Event
+from eagle.decoding.telling import telling
 from eagle.decoding.tickets import Ticket
 from eagle.decoding.trace import Trace
 from eagle.errors import PartedError, RequestError, reason
@@ -188,17 +189,8 @@ class Lead:
 
         # Nobody's pass comes between: the others make it from its beginning to its end.
         with target.turn.kept("making a decoder"), self._together.ordered(begin):
-            try:
+            with telling(self._together, joined=lambda: told):
                 made = look.made(target)
-            except Exception as error:
-                shown = self._together.failed(error) if told else error
-                if shown is error:
-                    raise
-                raise shown from error
-            except BaseException:  # Ctrl-C
-                if told:
-                    self.abandon("interrupted")
-                raise
             self._together.same(number, News())
         lead = _LeadBeside(self, number)
         self._beside[number] = made[0].loop.lead = lead

@@ -28,6 +28,7 @@ from eagle.decoding.requests import Request
 from eagle.decoding.rousing import roused_together
 from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
+from eagle.decoding.telling import telling
 from eagle.decoding.tickets import Leader, Ticket
 from eagle.errors import EagleError, RequestError
 from eagle.runtime import Runtime, warm_up
@@ -161,18 +162,10 @@ class Loop:
 
     def _warm_up(self) -> None:
         self.enter()
-        try:
-            with self._resolved.blaming():
-                self.seats.prepare(())
-                assert self.seats.slots is not None
-                warm_up(self._runtime, self.seats.slots)
-        except Exception as error:
-            if self._together is None:
-                raise
-            told = self._together.failed(error)
-            if told is error:
-                raise
-            raise told from error
+        with telling(self._together), self._resolved.blaming():
+            self.seats.prepare(())
+            assert self.seats.slots is not None
+            warm_up(self._runtime, self.seats.slots)
         if self._together is not None:
             self._together.same("warm", News())
         self._passes.reseat()
@@ -241,44 +234,41 @@ class Loop:
     # --- one turn ---------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Do one pass: read on in prompts, or run a cycle; both in turn where there are both.
+        """Do one pass; where it fails, all fail who are seated, and nobody else."""
+        try:
+            with telling(self._together, ahead=lambda: self._passes.flow and self._runtime.graph):
+                self._pass()
+        except Exception as error:
+            self._give_up(error)
+            if self._together is not None and self._together.gone is not None:
+                self.fail(error)
+                raise
+        except BaseException:
+            self._give_up(EagleError("the thread that decoded this with others was interrupted"))
+            raise
+
+    def _pass(self) -> None:
+        """Read on in prompts, or run a cycle; both in turn where there are both.
 
         While a cycle is under way, prompts are read behind it, and the next cycle is sent behind
         that: the device waits for nothing but the outcome of the cycle before.
         """
-        seats = self.seats
-        try:
-            self._sweep(self._hear())
-            if not seats.batch:
-                self._forget_passes()  # of those who are gone
-            if self._running is None:
-                self._admit()
-                if seats.reader and not (self._read_last and seats.batch):
-                    self._read_last = True
-                    self._settle(self._passes.read())
-                    return
-            elif self._passes.flow:
-                self._admit()
-                if seats.reader and self._passes.behind() and self._worth_reading():
-                    self._behind.append(self._passes.read())
-            self._read_last = False
-            if seats.batch:
-                self._run()
-        except Exception as error:
-            told = error
-            if self._together is not None:
-                told = self._together.failed(error, ahead=self._passes.flow and self._runtime.graph)
-            self._give_up(told)
-            if self._together is not None and self._together.gone is not None:
-                self.fail(told)
-                if told is error:
-                    raise
-                raise told from error
-        except BaseException:  # Ctrl-C, in the middle of a pass
-            self._give_up(EagleError("the thread that decoded this with others was interrupted"))
-            if self._together is not None:
-                self._together.abandon("interrupted")
-            raise
+        self._sweep(self._hear())
+        if not self.seats.batch:
+            self._forget_passes()  # of those who are gone
+        if self._running is None:
+            self._admit()
+            if self.seats.reader and not (self._read_last and self.seats.batch):
+                self._read_last = True
+                self._settle(self._passes.read())
+                return
+        elif self._passes.flow:
+            self._admit()
+            if self.seats.reader and self._passes.behind() and self._worth_reading():
+                self._behind.append(self._passes.read())
+        self._read_last = False
+        if self.seats.batch:
+            self._run()
 
     def _worth_reading(self) -> bool:
         """Whether prompts are read behind the cycle under way, rather than with others later.

@@ -43,6 +43,7 @@ from eagle.plugin.conformity import (
     check_states,
     check_tree,
 )
+from eagle.plugin.draws import Draws, UniformDraws, fusible
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks, hookimpl
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law, listed
@@ -70,14 +71,11 @@ from eagle.plugin.roles import (
 from eagle.plugin.rotary import rotary_depends_on_length
 from eagle.plugin.sampling import (
     MOST_LOGPROBS,
-    Draws,
     Sampling,
     SamplingParams,
     TargetProbs,
-    UniformDraws,
     derived_seed,
     fresh_seed,
-    fusible,
     probabilities,
 )
 from eagle.plugin.strategy import (

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from eagle.cache import Pages, Step
+from eagle.plugin.draws import Draws
 from eagle.plugin.entries import Committed, Drafted
 from eagle.plugin.laws import EVERY_LAW, Law
 from eagle.plugin.models import TargetModel
-from eagle.plugin.sampling import Draws, Sampling, TargetProbs
+from eagle.plugin.sampling import Sampling, TargetProbs
 from eagle.plugin.strategy import (
     BuildContext,
     ComponentSpec,

@@ -2,7 +2,9 @@
 
 Configurations say it in many ways, and models ignore some of them: a window may be named and never
 used, or used though it is switched off. So the masks are those that the model itself makes, and the
-keyword arguments those that it passes. Knows transformers' interfaces; knows no family by name.
+keyword arguments those that it passes. None of that depends on what linear layers return, so their
+products, nearly all of a pass, are left out. Knows transformers' interfaces; knows no family by
+name.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import Cache
 
 from eagle.errors import TargetError
+from eagle.kernels import is_dense
 
 __all__ = ["Asked", "Layers", "Recorder", "asking", "mask_asked", "window_of"]
 
@@ -235,12 +240,29 @@ _current: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 
 @contextmanager
 def asking(recorder: Recorder) -> Iterator[None]:
-    """Let masks be those of a recorder for a while."""
+    """Let masks be those of a recorder for a while, and linear layers return zeros."""
     before = _current.set(recorder)
     try:
-        yield
+        with _WithoutProducts():
+            yield
     finally:
         _current.reset(before)
+
+
+class _WithoutProducts(TorchFunctionMode):
+    """Zeros for the products with plain weights; others, whose shape may mislead, are made."""
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is F.linear and not kwargs and is_dense(args[1]):
+            x, weight = args[:2]
+            return x.new_zeros(*x.shape[:-1], weight.shape[0])
+        return func(*args, **(kwargs or {}))
 
 
 def mask_asked(see: See, queries: int, keys: int, device: Any) -> Tensor | None:

@@ -159,6 +159,7 @@ class Target(Whole):
         recorder = Recorder(self.info.max_positions)
         tokens = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
         self._compute_by(ATTENTION)
+        arranged, self.layout.on = self.layout.on, False
         try:
             with asking(recorder):
                 self.body(
@@ -177,6 +178,8 @@ class Target(Whole):
             ) from error
         except _FOREIGN as error:
             raise self._fails(error) from error
+        finally:
+            self.layout.on = arranged
 
     @property
     def title(self) -> str:

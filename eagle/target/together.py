@@ -40,6 +40,7 @@ _LOST = 20.0  # seconds without a beat: whoever is killed is noticed by the othe
 _PARTING = 5.0  # that the first waits for the others at the end
 _EXIT = 2
 _OVER = b"over"
+_OTHER_TOKENS = "they accepted or chose different tokens"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Together:
         count: how many there are.
         turn: of all targets that they hold: what one does with another is done in one order.
         led: an engine is open: the others do what the first one orders, and nothing by themselves.
-        passes: that all came to the end of, or failed in.
+        passes: that all came to the end of, or failed in; and sizes that they agreed on within.
         direct: adds up what they have, where their devices reach each other's memory.
         gone: why nothing can be done together any more; None as long as it can.
     """
@@ -226,13 +227,30 @@ class Together:
         self._run(lambda: dist.all_reduce(found, dist.ReduceOp.MIN, group=self._group))
         return int(found)
 
-    def same(self, outcomes: Any, news: News, *, ahead: bool = False) -> News:
+    def alike(self, what: str, size: int) -> None:
+        """Hold a size that was read on the host, within a pass, against the others'.
+
+        What all do at once next would wait for ever, or end the process, where it is another one.
+
+        Args:
+            what: has that size.
+            size: of it.
+
+        Raises:
+            PartedError: see `same`.
+        """
+        self.same((what, size), News(), apart=f"this one has {size} {what}, another one has not")
+
+    def same(
+        self, outcomes: Any, news: News, *, ahead: bool = False, apart: str = _OTHER_TOKENS
+    ) -> News:
         """Hold what came of a pass against the others', all of it.
 
         Args:
             outcomes: what was accepted and chosen, of every slot.
             news: of this process.
             ahead: the next pass is under way, in which a process that failed may never be.
+            apart: what is said of it where they differ.
 
         Returns:
             News of any process, the same in all.
@@ -253,9 +271,9 @@ class Together:
             raise PartedError(told)
         if least != most:
             raise PartedError(
-                f"the processes that hold the target have parted in pass {self.passes}: they "
-                "accepted or chose different tokens, so that what they would say further is "
-                "nobody's; their hardware and software should be alike"
+                f"the processes that hold the target have parted in pass {self.passes}: "
+                f"{apart}, so that what they would say further is nobody's; their hardware and "
+                "software should be alike"
             )
         return News(*map(bool, found))
 

@@ -11,8 +11,9 @@ from hypothesis import Phase, settings
 from eagle.errors import IncompatibleError
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law
-from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin.sampling import Sampling, SamplingParams
 from eagle.spec import DecoderSpec, resolve
 from eagle.testing import assert_lossless
 from eagle.testing.oracle import ScalarEnumeratingDraws, TableDrafter, enumerate_scalar_draws

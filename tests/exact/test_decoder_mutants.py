@@ -19,7 +19,8 @@ from eagle.cycle import processing
 from eagle.cycle.cycle import Cycle
 from eagle.cycle.processing import Processing
 from eagle.decoding.requests import Request
-from eagle.plugin.sampling import SamplingParams, UniformDraws
+from eagle.plugin.draws import UniformDraws
+from eagle.plugin.sampling import SamplingParams
 from eagle.testing import assert_decoder_lossless
 from tests.exact.test_mutants import BonusWithoutTemperature
 from tests.exact.test_states import (

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from eagle.plugin.blocks import scalar
 from eagle.plugin.blocks.scalar import scalar_speculative
-from eagle.plugin.sampling import UniformDraws
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.tree import Law, TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
 from eagle.testing.oracle import enumerate_scalar_draws

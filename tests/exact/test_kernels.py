@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from eagle import Decoder, DecoderSpec, SamplingParams
-from eagle.plugin import sampling as seam
+from eagle.plugin import draws as seam
 from eagle.plugin.blocks import drawing
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role

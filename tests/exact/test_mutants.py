@@ -14,8 +14,9 @@ from hypothesis import Phase, settings
 from eagle.plugin.blocks import scalar
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.laws import KNOWN_LAWS, Law
-from eagle.plugin.sampling import TargetProbs, UniformDraws
+from eagle.plugin.sampling import TargetProbs
 from eagle.plugin.tree import TokenTree, TreeShape
 from eagle.testing.exactness import assert_lossless
 from eagle_plugins.acceptance.speculative import SpeculativeRule

@@ -7,7 +7,7 @@ import torch
 
 from eagle import SamplingParams
 from eagle.cycle.drafter import HeadDrafter
-from eagle.plugin.sampling import UniformDraws
+from eagle.plugin.draws import UniformDraws
 from tests.exact.tiny import DEVICES, PROMPTS, exact_decoder
 
 FORK = {"name": "static", "tree": [[0], [1], [0, 0], [0, 1], [1, 0], [1, 0, 0]]}

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from eagle.decoding.decoder import Decoder
+from eagle.kernels import int8
 from eagle.kernels.few_rows import MAX_ROWS, SkinnyLinear, narrow
 from eagle.kernels.int8 import Int8OnCpu, Int8OnGpu, int8_linear
 from eagle.kernels.prepacked import Switch
@@ -69,7 +70,7 @@ def test_whole_numbers_are_multiplied_exactly(columns, depth, kind, device):
 def test_a_weight_is_quantized_piece_by_piece(monkeypatch, kind, device):
     x = _features(2, 96, device=device)
     whole = kind(_layer(device))(x)
-    monkeypatch.setattr("eagle.kernels.int8._PIECE", 1000)
+    monkeypatch.setattr(int8, "_PIECE", dict.fromkeys(int8._PIECE, 1000))
     assert torch.equal(kind(_layer(device))(x), whole)
 
 

@@ -7,9 +7,9 @@ import torch
 
 from eagle import Decoder, SamplingParams
 from eagle.kernels.drawing import draw_by_operators
-from eagle.plugin import sampling as seam
+from eagle.plugin import draws as seam
 from eagle.plugin.blocks import drawing
-from eagle.plugin.sampling import UniformDraws
+from eagle.plugin.draws import UniformDraws
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
 from eagle_plugins.acceptance import deciding
 from tests.interpreted import DEVICE, INTERPRETED, quick, quiet

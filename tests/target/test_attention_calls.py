@@ -3,6 +3,8 @@
 import pytest
 import torch
 import transformers
+from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers.masking_utils import (
     causal_mask_function,
     chunked_causal_mask_function,
@@ -66,6 +68,29 @@ def test_a_window_that_the_model_has_is_served_past_its_length(family, changes, 
     windowed = family != "qwen2" or changes["use_sliding_window"]
     assert (24 in target.asked.windows) == windowed
     assert target.capacity == 256
+
+
+class Products(TorchFunctionMode):
+    """Counts products of linear layers."""
+
+    made = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.made += func in (nn.functional.linear, torch.matmul)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_layers_are_asked_without_their_products(family):
+    target = Target(model_of(config_of(family)), None, family)
+    with Products() as products:
+        asked = target.asked
+        assert products.made <= 1  # the rotary angles
+        with target.stock() as model:
+            model(torch.tensor([PROMPT]))
+        assert products.made > 7 * target.info.layers
+    assert 24 in asked.windows
+    assert target.layout.on
 
 
 @pytest.mark.parametrize("positions", [30, 64, 5000, 2**21])

@@ -15,6 +15,7 @@ from eagle.spec import load_spec
 from eagle.target import together
 from eagle.target.together import Together, _difference
 from eagle.testing import tiny_pair
+from eagle_strategies.trees import best_first
 from tests.train.together import run_together
 
 PROMPTS = [[5, 9, 13, 17], list(range(3, 40)), [60, 3, 7, 10, 12]]
@@ -33,6 +34,7 @@ def spec_of(pair, tree="static", **target):
     trees = {
         "static": {"name": "static", "branching": [3, 2, 1]},
         "dynamic": {"name": "dynamic", "nodes": 12, "depth": 4, "top_k": 4},
+        "best-first": {"name": "best-first", "least": 0.02, "extend": 0.05},
     }
     return DecoderSpec(
         target={"model": model, "dtype": "float32", **target},
@@ -86,6 +88,37 @@ def _part(decoder):
     assert len(passes) == 3
     batch._compare = run
     assert len(decoder.generate(PROMPTS[0], max_new_tokens=4, ignore_eos=True).tokens) == 4
+
+
+def _other_size(pair):
+    """Let one process find another size of a tree than the other: both notice before the pass."""
+    decoder = Decoder.from_spec(spec_of(pair, "best-first", tp_plan="auto"))
+    options = {"max_new_tokens": 30, "temperature": 0.9, "seed": 3, "ignore_eos": True}
+    expected = decoder.generate(PROMPTS[0], **options).tokens
+    found = best_first._most
+    for what, deepest in (("extend", False), ("verify", True)):
+        sizes = []
+
+        def other(values, least, deepest=deepest, sizes=sizes):
+            size = found(values, least)
+            if (least == 0.02) == deepest:  # all nodes that are kept, or those that are extended
+                sizes.append(size)
+                if os.environ["RANK"] == "1" and len(sizes) == 3:
+                    size += 1 if size < 2 else -1
+            return size
+
+        best_first._most = other
+        began = time.monotonic()
+        with pytest.raises(PartedError, match=rf"this one has \d+ nodes to {what}, another"):
+            decoder.generate(PROMPTS[0], **options)
+        assert time.monotonic() - began < 10
+        assert len(sizes) == 3
+        best_first._most = found
+        assert decoder.generate(PROMPTS[0], **options).tokens == expected
+
+
+def test_two_processes_notice_where_their_trees_are_of_different_sizes(pair):
+    run_together(_other_size, pair)
 
 
 def test_two_processes_say_what_one_says_and_notice_where_they_part(pair):

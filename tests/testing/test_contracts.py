@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from eagle.plugin.draws import Draws
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Law, Role
-from eagle.plugin.sampling import Draws
 from eagle.plugin.tree import Acceptance
 from eagle.testing import (
     check_acceptance_rule,

@@ -9,12 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle.plugin import sampling as seam
+from eagle.plugin import draws as seam
 from eagle.plugin.blocks import drawing
 from eagle.plugin.blocks.indices import TreeIndex
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
-from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.draws import UniformDraws
+from eagle.plugin.sampling import Sampling, TargetProbs
 from eagle.plugin.tree import TreeShape
 from eagle.testing import RandomDrafter
 from eagle_plugins.acceptance import deciding

@@ -13,9 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eagle.plugin import sampling as seam
+from eagle.plugin import draws as seam
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.laws import KNOWN_LAWS, Law
-from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.sampling import Sampling, TargetProbs
 from eagle.plugin.tree import TokenTree, TreeShape
 from eagle_plugins.acceptance import deciding, kernels
 from eagle_plugins.acceptance.speculative import SpeculativeRule

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eagle.plugin.blocks.scalar import scalar_speculative
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.laws import KNOWN_LAWS, Law
-from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.sampling import Sampling, TargetProbs
 from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
 from eagle_plugins.acceptance.speculative import SpeculativeRule
 

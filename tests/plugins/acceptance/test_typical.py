@@ -4,10 +4,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.laws import KNOWN_LAWS
 from eagle.plugin.registry import default_registry
 from eagle.plugin.roles import BuildContext, Role
-from eagle.plugin.sampling import Sampling, TargetProbs, UniformDraws
+from eagle.plugin.sampling import Sampling, TargetProbs
 from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
 from eagle.spec import declared
 from eagle_plugins.acceptance import STRATEGIES

@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from eagle import Decoder
 from eagle.errors import IncompatibleError
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.roles import BuildContext, Law, TargetInfo
-from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin.sampling import Sampling, SamplingParams
 from eagle.plugin.tree import TreeShape, ancestor_mask
 from eagle.testing import check_tree_builder
 from eagle_plugins.trees.dynamic import DYNAMIC, DynamicConfig, DynamicTree

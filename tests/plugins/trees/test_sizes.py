@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from eagle.errors import IncompatibleError
 from eagle.plugin.budget import Budget, Costs, Curve, RankRates
 from eagle.plugin.capabilities import FittedTree
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.roles import BuildContext, Law, TargetInfo
-from eagle.plugin.sampling import Sampling, SamplingParams, UniformDraws
+from eagle.plugin.sampling import Sampling, SamplingParams
 from eagle.testing import check_tree_builder
 from eagle_plugins.trees.dynamic import DYNAMIC, DynamicConfig
 from eagle_plugins.trees.sizes import WIDTHS, dynamic_options, static_options

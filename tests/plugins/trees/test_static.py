@@ -7,8 +7,9 @@ from pydantic import ValidationError
 from eagle.errors import IncompatibleError, SpecError
 from eagle.plugin.blocks.static import StaticTree
 from eagle.plugin.blocks.topology import Topology
+from eagle.plugin.draws import UniformDraws
 from eagle.plugin.roles import BuildContext, Law, TargetInfo
-from eagle.plugin.sampling import Sampling, UniformDraws
+from eagle.plugin.sampling import Sampling
 from eagle.plugin.tree import TreeShape, ancestor_mask
 from eagle.testing.oracle import TableDrafter
 from eagle_plugins.trees.chain import CHAIN, ChainConfig
