@@ -4,10 +4,11 @@ A verification multiplies a tree's nodes by every weight, so its time is that of
 where they are small, that of one load after another. cuBLAS is made for more rows: on an H200 it
 takes 31.7, 48.3 and 28.9 us for 26 rows and the largest weights of LLaMA2-7B, these kernels 29.6,
 48.7 and 27.0, for 61 rows 30.2, 51.9 and 30.1, and 30.9, 49.9 and 28.1; for 26 rows and
-SmolLM2-135M's down projection 4.9 and 3.1, for one row 4.9 and 2.5 (`eagle bench products`). Small weights are also cut along their length, so that more of
-the device reads; what follows in the compiled pass adds up the parts. Of a weight kept in int8,
-which drafts may read, half as many bytes are read. From 128 rows on cuBLAS is the quicker one:
-29.3, 51.2 and 31.6 us, these kernels at best 31.0, 54.6 and 34.3.
+SmolLM2-135M's down projection 4.9 and 3.1, for one row 4.9 and 2.5 (`eagle bench products`). Small
+weights are also cut along their length, so that more of the device reads; what follows in the
+compiled pass adds up the parts. Of a weight kept in int8, which drafts may read, half as many bytes
+are read. From 128 rows on cuBLAS is the quicker one: 29.3, 51.2 and 31.6 us, these kernels at best
+31.0, 54.6 and 34.3.
 """
 
 from __future__ import annotations
