@@ -45,7 +45,7 @@ class NarrowingTree:
     capturable = True
 
     def __init__(self, usual: Topology, law: Law, rates: RankRates) -> None:
-        self._from, found = [1], [usual]
+        self._from, found = [0], [usual]
         for slots, nodes in _NODES:
             if nodes < found[-1].nodes:
                 self._from.append(slots)
@@ -79,7 +79,7 @@ class NarrowingTree:
     def _chosen(self, width: int, sampled: bool) -> int:
         if sampled:
             return 0
-        return max(number for number, least in enumerate(self._from) if width >= max(least, 1))
+        return max(number for number, least in enumerate(self._from) if width >= least)
 
 
 def _likeliest(rates: RankRates, nodes: int, deepest: int) -> Topology:
