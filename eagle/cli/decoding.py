@@ -5,17 +5,16 @@ Like every module of the command line it imports nothing heavy at its top.
 
 from __future__ import annotations
 
-import atexit
-import gc
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.markup import escape
 
 from eagle.cli import console
+from eagle.cli.collecting import without_collection
 from eagle.cli.options import settings_of
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def sampling_params(**given: Any) -> SamplingParams:
     Raises:
         RequestError: naming the option that is out of bounds.
     """
-    with _without_collection():
+    with without_collection():
         from eagle.plugin import SamplingParams
 
     return checked(SamplingParams, given)
@@ -194,7 +193,7 @@ def load_decoder(
     settings = settings_of(overrides, target)
     # Ordered so that a mistake in the spec shows before transformers is imported, which takes
     # most of the start, and before the embedded model is fetched.
-    with working("loading"), _without_collection():
+    with working("loading"), without_collection():
         from eagle.plugin import default_registry
         from eagle.spec import load_spec, resolve
 
@@ -204,7 +203,7 @@ def load_decoder(
         from eagle.target import loading
     # The first time ever it fetches, with a progress bar of its own.
     loading.locate(loaded.target, loaded.folder)
-    with working(f"loading {loaded.target.model}"), _without_collection():
+    with working(f"loading {loaded.target.model}"), without_collection():
         from eagle.decoding import Decoder
 
         if tokens is not None and tokens < _WORTH_COMPILING:
@@ -236,25 +235,6 @@ def working(what: str) -> AbstractContextManager[Any]:
     if console.err.is_terminal:
         return console.err.status(f"{escape(what)} ...")
     return nullcontext()
-
-
-@contextmanager
-def _without_collection() -> Iterator[None]:
-    """Pause the cyclic garbage collector while modules and weights are loaded.
-
-    Importing makes about a million objects and next to no garbage; walking over them again and
-    again takes a tenth of the start. They stay until the end, so later collections leave them out:
-    on a CPU a decoder gains 2 % from that.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        atexit.register(gc.unfreeze)  # what is never freed is reported as leaked, by triton for one
-        if enabled:
-            gc.enable()
 
 
 def figures(stats: Stats, seed: int | None = None) -> str:

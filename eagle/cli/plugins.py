@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eagle.cli import console
+from eagle.cli.collecting import without_collection
 from eagle.cli.options import Json
 from eagle.errors import nearest
 
@@ -31,9 +32,10 @@ def plugins(
     as_json: Json = False,
 ) -> None:
     """List the installed strategies by role, and the plug-ins that are broken, with the reason."""
-    from eagle.plugin import default_registry
+    with without_collection():
+        from eagle.plugin import default_registry
 
-    registry, chosen = default_registry(), _role(role)
+        registry, chosen = default_registry(), _role(role)
     if as_json:
         console.emit_json(_describe(registry, chosen))
     else:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from eagle.cli import console
+from eagle.cli.collecting import without_collection
 from eagle.cli.options import Json, Overrides, SpecName
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def _root(context: typer.Context) -> None:
 @app.command("list", epilog=console.examples("eagle spec list", "eagle spec list --json"))
 def list_specs(as_json: Json = False) -> None:
     """List the specs that come with the package."""
-    from eagle.spec import load_spec, shipped_specs
+    with without_collection():
+        from eagle.spec import load_spec, shipped_specs
 
     described = {name: load_spec(name).description for name in shipped_specs()}
     if as_json:
@@ -63,20 +65,21 @@ def show(
 
     Where the tree's size is chosen for this machine, how it was is shown on stderr.
     """
-    from eagle.cli.budget import show_choice
-    from eagle.errors import CheckpointError
-    from eagle.plugin import BuildContext, default_registry
-    from eagle.spec import dump, load_spec, resolve
+    with without_collection():
+        from eagle.cli.budget import show_choice
+        from eagle.errors import CheckpointError
+        from eagle.plugin import BuildContext, default_registry
+        from eagle.spec import dump, load_spec, resolve
 
-    loaded = load_spec(spec, set_ or ())
-    text, identity = loaded.document.text, None
-    if set_:
-        resolve(loaded, default_registry())  # what is printed in full should be a valid spec
-        try:
-            resolved = _at_hand(loaded, BuildContext(folder=loaded.folder))
-        except CheckpointError:  # files that another machine has
-            resolved = resolve(loaded, default_registry())
-        text, identity = dump(loaded.model_dump(mode="json")), _identity(resolved)
+        loaded = load_spec(spec, set_ or ())
+        text, identity = loaded.document.text, None
+        if set_:
+            resolve(loaded, default_registry())  # what is printed in full should be a valid spec
+            try:
+                resolved = _at_hand(loaded, BuildContext(folder=loaded.folder))
+            except CheckpointError:  # files that another machine has
+                resolved = resolve(loaded, default_registry())
+            text, identity = dump(loaded.model_dump(mode="json")), _identity(resolved)
     console.out.out(text.rstrip("\n"))
     if identity:
         console.err.print(escape(f"head: {identity}"), soft_wrap=True)
@@ -93,14 +96,15 @@ def check(spec: SpecName, set_: Overrides = None) -> None:
 
     What is `auto` in it is described as it would run on this machine.
     """
-    from eagle.plugin import ROLES, BuildContext, default_registry
-    from eagle.spec import load_spec, resolve
+    with without_collection():
+        from eagle.plugin import ROLES, BuildContext, default_registry
+        from eagle.spec import load_spec, resolve
 
-    loaded = load_spec(spec, set_ or ())
-    resolve(loaded, default_registry())  # a mistake should show before transformers is imported
-    device = _device(loaded.target.device)
-    context = BuildContext(device=device, folder=loaded.folder)
-    resolved = _at_hand(loaded, context)
+        loaded = load_spec(spec, set_ or ())
+        resolve(loaded, default_registry())  # a mistake should show before transformers is imported
+        device = _device(loaded.target.device)
+        context = BuildContext(device=device, folder=loaded.folder)
+        resolved = _at_hand(loaded, context)
     parts = ", ".join(f"{role.value} {resolved.strategies[role].name}" for role in ROLES)
     console.out.out(f"{spec}: valid")
     console.out.out(f"  {parts}")
