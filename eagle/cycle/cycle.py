@@ -99,11 +99,11 @@ class Cycle(PromptReader):
         if getattr(self.tree, "offered", False) and isinstance(self.head, OfferingPart):
             self.drafting = self.head.offering
 
-    def foreseen(self, width: int, *, sampled: bool) -> Collection[int]:
-        """Return the numbers of the trees that may be used, over so many slots."""
+    def foreseen(self, width: int, *, sampled: bool, slots: int) -> Collection[int]:
+        """Return the numbers of the trees that may be used; see `eagle.plugin.ForeseesChoice`."""
         if self._foresees is None:
             return range(len(self.trees))
-        return sorted(self._foresees.foresee(width, sampled=sampled))
+        return sorted(self._foresees.foresee(width, sampled=sampled, slots=slots))
 
     def allocate(self, slots: int, rows: int, blocks: int | None = None) -> Slots:
         """Allocate caches of *rows* committed rows per slot, and the slots.

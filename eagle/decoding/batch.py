@@ -96,12 +96,13 @@ class Batch:
         known = zip(self.requests, self._committed, strict=True)
         return tuple(count if request else None for request, count in known)
 
-    def seen(self, width: int, offered: Sequence[int] = ()) -> Seen:
+    def seen(self, width: int, offered: Sequence[int] = (), *, slots: int = 0) -> Seen:
         """Return what the next cycle's tree may be chosen by.
 
         Args:
             width: over how many slots the cycle runs.
             offered: what the head offers in the first slots, if it says so.
+            slots: how many requests are decoded at once, at most.
         """
         own = [*offered, *[0] * (len(self.requests) - len(offered))] if offered else []
         return Seen(
@@ -113,6 +114,7 @@ class Batch:
             ),
             width=width,
             sampled=any(one is not None and one.params.temperature > 0 for one in self.requests),
+            slots=slots,
         )
 
     def ending(

@@ -165,7 +165,7 @@ class Loop:
         with telling(self._together), self._resolved.blaming():
             self.seats.prepare(())
             assert self.seats.slots is not None
-            warm_up(self._runtime, self.seats.slots)
+            warm_up(self._runtime, self.seats.slots, self.seats.limit)
         if self._together is not None:
             self._together.same("warm", News())
         self._passes.reseat()

@@ -220,7 +220,7 @@ class Passes:
         tree, offered = self._resolved.tree, self._listeners.offer(width)
         if not isinstance(tree, VaryingTree):
             return 0
-        chosen = tree.choose(self._seats.batch.seen(width, offered))
+        chosen = tree.choose(self._seats.batch.seen(width, offered, slots=self._seats.limit))
         if not isinstance(chosen, int) or not 0 <= chosen < len(self._cycle.trees):
             raise Breach(
                 Role.TREE,

@@ -180,6 +180,7 @@ class Seen:
             (`OfferingHead.offer`); None where the slot is free. Empty where it does not say.
         width: over how many slots the cycle runs, free ones among them; 0 where nobody says.
         sampled: whether a request is at temperature > 0.
+        slots: how many requests the decoder decodes at once, at most; 0 where nobody says.
     """
 
     active: int
@@ -187,6 +188,7 @@ class Seen:
     offered: tuple[int | None, ...] = ()
     width: int = 0
     sampled: bool = False
+    slots: int = 0
 
 
 @runtime_checkable
@@ -216,12 +218,13 @@ class VaryingTree(Protocol):
 class ForeseesChoice(Protocol):
     """A `VaryingTree` that knows which builders it may choose, so that others are not compiled."""
 
-    def foresee(self, width: int, *, sampled: bool) -> Collection[int]:
+    def foresee(self, width: int, *, sampled: bool, slots: int) -> Collection[int]:
         """Return the places of the builders that `choose` may return.
 
         Args:
             width: over how many slots a cycle runs.
             sampled: whether a request is at temperature > 0.
+            slots: see `Seen.slots`.
         """
         ...
 

@@ -30,7 +30,7 @@ class _Nobody:
 
 
 @torch.inference_mode()
-def warm_up(runtime: Runtime, slots: Slots) -> None:
+def warm_up(runtime: Runtime, slots: Slots, limit: int) -> None:
     """Capture cycles over 1, 2, 4, ... of the slots and prompts of all lengths; greedy and sampled.
 
     Cycles of texts with top-k or top-p, logits processors or log probabilities are left to their
@@ -39,6 +39,7 @@ def warm_up(runtime: Runtime, slots: Slots) -> None:
     Args:
         runtime: what runs them.
         slots: allocated by it; nobody may have one.
+        limit: how many requests are decoded at once, at most.
     """
     total = slots.root.shape[0]
     # Most first: what is compiled for them serves fewer, too, but for one.
@@ -48,7 +49,8 @@ def warm_up(runtime: Runtime, slots: Slots) -> None:
         for params in _KINDS:
             sampling = part.sampling.become([params] * width)
             runtime.ask_kernels(sampling)
-            for tree in runtime.cycle.foreseen(width, sampled=not sampling.greedy):
+            trees = runtime.cycle.foreseen(width, sampled=not sampling.greedy, slots=limit)
+            for tree in trees:
                 if not runtime.graph:
                     return
                 runtime.run(part, sampling, 1, None, tree)

@@ -279,8 +279,8 @@ def _warm(spec, wanted):
     # What fails in one process, at the end of what all do, costs nobody more than the time.
     warm_up, failing = loop.warm_up, [rank == "1"]
 
-    def warmed_up(runtime, slots):
-        warm_up(runtime, slots)
+    def warmed_up(runtime, slots, limit):
+        warm_up(runtime, slots, limit)
         if failing.pop():
             raise RuntimeError("out of memory")
 

@@ -177,10 +177,12 @@ def test_a_text_does_not_depend_on_who_shares_the_batch_though_the_tree_does(spe
 
 
 @pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.TOP_K])
-def test_trees_of_greedy_requests_follow_the_batch_and_who_samples_keeps_one(
+def test_trees_of_greedy_requests_follow_the_batch_and_who_samples_has_that_of_all_slots(
     spec, pair, law, monkeypatch
 ):
-    monkeypatch.setattr(narrowing, "_NODES", ((2, 3), (4, 2)))
+    monkeypatch.setattr(narrowing, "_NODES", (3, 2))
+    monkeypatch.setattr(narrowing, "_GREEDY", (2, 4))
+    monkeypatch.setattr(narrowing, "_SAMPLED", (3, 5))
     usual = {"name": "static", "branching": [3, 2, 1], "sampling": law.name}
     decoder = Decoder.from_spec(spec(tree=usual, attention="sdpa"), target=pair[0])
     tree = NarrowingTree(Topology.from_branching([3, 2, 1]), law, RATES)
@@ -190,12 +192,13 @@ def test_trees_of_greedy_requests_follow_the_batch_and_who_samples_keeps_one(
         for new, heat in ((40, 0.0), (12, 1.0), (34, 0.0), (26, 0.0))
     ]
     alone = [decoder.generate(p, one).tokens for p, one in zip(PROMPTS, params, strict=True)]
-    assert {number for _, number in chosen} == {0}
+    assert {(seen.sampled, number) for seen, number in chosen} == {(False, 0), (True, 2)}
     del chosen[:]
     shared = decoder.generate(PROMPTS, params)
     assert [one.tokens for one in shared] == alone
     assert {seen.sampled for seen, _ in chosen} == {False, True}
+    assert {seen.slots for seen, _ in chosen} == {decoder.max_batch}
     for seen, number in chosen:
         assert seen.width >= seen.active > 0
-        assert number == (0 if seen.sampled or seen.width < 2 else 1 if seen.width < 4 else 2)
+        assert number == (2 if seen.sampled or seen.width >= 4 else 0 if seen.width < 2 else 1)
     assert {number for _, number in chosen} == {0, 1, 2}

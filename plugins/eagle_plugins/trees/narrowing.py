@@ -25,19 +25,25 @@ from eagle_plugins.trees.following import fewest_levels
 
 __all__ = ["NarrowingTree"]
 
-# From so many slots on, nodes, the root included. Few trees, for each is compiled.
-_NODES = ((8, 11), (32, 4))
+_NODES = (11, 4)  # the root included. Few trees, for each is compiled
+# From so many slots on. Above temperature 0 candidates are right less often, so that more of them
+# pay; and the spec's usual number of slots, eight, keeps the usual tree for a lone request.
+_GREEDY = (8, 32)
+_SAMPLED = (16, 32)
 _NEARLY = 0.97  # of the tokens that the best number of levels promises, for which fewer will do
 
 
 class NarrowingTree:
     """A usual tree, and smaller ones where it would be verified for many requests at once.
 
-    They draw by one law, under which a seed says the same with the same tree alone. So the usual
-    tree is drafted as soon as anybody samples; greedy answers do not depend on trees.
+    Greedy answers do not depend on trees, so there a cycle's tree follows the slots that it runs
+    over. Under the laws by which candidates are drawn apart from the text, a seed says the same
+    with the same tree alone: as soon as anybody samples, it is the tree for as many slots as the
+    decoder has. So who shares a batch changes no text, and nobody's request makes those of others
+    slower than without drafting. By `Law.SHARED_NOISE` a text depends on no tree.
 
     Args:
-        usual: the tree of few slots, and of requests at temperature > 0.
+        usual: the tree of few slots.
         law: by which all draw.
         rates: of the head.
     """
@@ -45,11 +51,14 @@ class NarrowingTree:
     capturable = True
 
     def __init__(self, usual: Topology, law: Law, rates: RankRates) -> None:
-        self._from, found = [0], [usual]
-        for slots, nodes in _NODES:
+        self._greedy, self._sampled, found = [0], [0], [usual]
+        sampled = _GREEDY if law == Law.SHARED_NOISE else _SAMPLED
+        for nodes, least, fewest in zip(_NODES, _GREEDY, sampled, strict=True):
             if nodes < found[-1].nodes:
-                self._from.append(slots)
+                self._greedy.append(least)
+                self._sampled.append(fewest)
                 found.append(_likeliest(rates, nodes, usual.depth))
+        self._fixed = law != Law.SHARED_NOISE
         self._builders = [StaticTree(topology, law) for topology in found]
         self.laws = frozenset[Law]().union(*(one.laws for one in self._builders))
         self.uniforms = self._builders[0].uniforms
@@ -70,16 +79,17 @@ class NarrowingTree:
 
     def choose(self, seen: Seen) -> int:
         """See `eagle.plugin.VaryingTree`."""
-        return self._chosen(max(seen.width, seen.active), seen.sampled)
+        width = max(seen.width, seen.active)
+        return self._chosen(width, seen.sampled, max(width, seen.slots))
 
-    def foresee(self, width: int, *, sampled: bool) -> Collection[int]:
+    def foresee(self, width: int, *, sampled: bool, slots: int) -> Collection[int]:
         """See `eagle.plugin.ForeseesChoice`."""
-        return (self._chosen(width, sampled),)
+        return (self._chosen(width, sampled, max(width, slots)),)
 
-    def _chosen(self, width: int, sampled: bool) -> int:
-        if sampled:
-            return 0
-        return max(number for number, least in enumerate(self._from) if width >= least)
+    def _chosen(self, width: int, sampled: bool, slots: int) -> int:
+        many = slots if sampled and self._fixed else width
+        bounds = self._sampled if sampled else self._greedy
+        return max(number for number, least in enumerate(bounds) if many >= least)
 
 
 def _likeliest(rates: RankRates, nodes: int, deepest: int) -> Topology:

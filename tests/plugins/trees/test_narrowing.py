@@ -1,6 +1,8 @@
-"""Smaller greedy trees for many slots, where the spec names no tree and the device is a GPU."""
+"""Smaller trees for many slots, where the spec names no tree and the device is a GPU."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -23,12 +25,12 @@ def narrowing(usual: Topology = USUAL, law: Law = Law.WITHOUT_REPLACEMENT) -> Na
     return NarrowingTree(usual, law, RATES)
 
 
-def nodes(made: NarrowingTree, width: int, *, active: int = 1, sampled: bool = False) -> int:
-    seen = Seen(active=active, committed=(1,) * width, width=width, sampled=sampled)
+def nodes(made: NarrowingTree, width: int, *, active: int = 1, **more: Any) -> int:
+    seen = Seen(active=active, committed=(1,) * width, width=width, **more)
     return made.alternatives[made.choose(seen)].shape.nodes
 
 
-@pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.TOP_K])
+@pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.TOP_K, Law.SHARED_NOISE])
 def test_keeps_the_contract_of_tree_builders(law):
     check_tree_builder(narrowing(law=law), cycles=1)
 
@@ -47,9 +49,23 @@ def test_the_active_slots_count_where_nobody_says_how_wide_the_cycle_is():
     assert made.alternatives[made.choose(Seen(active=9, committed=()))].shape.nodes == 11
 
 
-def test_who_samples_has_the_usual_tree_as_a_seed_says_another_text_with_another_tree():
-    made = narrowing()
-    assert {nodes(made, width, sampled=True) for width in (1, 8, 32, 64)} == {29}
+def test_who_samples_has_one_tree_for_all_slots_as_a_seed_says_another_text_with_another_tree():
+    made, widths = narrowing(), (1, 8, 16, 32, 64)
+    found = {
+        slots: {nodes(made, width, sampled=True, slots=slots) for width in widths if width <= slots}
+        for slots in (1, 8, 16, 31, 32, 64)
+    }
+    assert found == {1: {29}, 8: {29}, 16: {11}, 31: {11}, 32: {4}, 64: {4}}
+
+
+def test_who_samples_has_a_small_tree_where_many_may_and_nobody_says_how_many_slots_there_are():
+    assert nodes(narrowing(), 64, sampled=True) == 4
+
+
+def test_by_noise_of_the_position_sampled_trees_follow_the_width_too():
+    made = narrowing(law=Law.SHARED_NOISE)
+    found = [nodes(made, width, sampled=True, slots=64) for width in (1, 4, 8, 16, 32, 64)]
+    assert found == [29, 29, 11, 11, 4, 4]
 
 
 def test_trees_are_of_the_likeliest_paths_and_no_deeper_than_the_usual_one():
@@ -66,12 +82,14 @@ def test_no_tree_is_larger_than_the_usual_one():
     assert [nodes(made, width) for width in (8, 16, 32)] == [7, 7, 4]
 
 
-def test_what_it_foresees_is_what_it_chooses():
-    made = narrowing()
+@pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.SHARED_NOISE])
+@pytest.mark.parametrize("slots", [8, 16, 128])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_what_it_foresees_is_what_it_chooses(law, slots, sampled):
+    made = narrowing(law=law)
     for width in (1, 2, 4, 8, 16, 32, 64, 128):
-        for sampled in (False, True):
-            seen = Seen(active=width, committed=(1,) * width, width=width, sampled=sampled)
-            assert list(made.foresee(width, sampled=sampled)) == [made.choose(seen)]
+        seen = Seen(active=width, committed=(1,) * width, width=width, sampled=sampled, slots=slots)
+        assert list(made.foresee(width, sampled=sampled, slots=slots)) == [made.choose(seen)]
 
 
 @pytest.mark.parametrize(
