@@ -233,7 +233,7 @@ def test_surrogate_pairs_are_the_characters_that_they_stand_for():
     text = 'a: "\\ud83d\\ude00"\n"\\ud83d\\ude01": 1\n'
     assert override(text, 'b="\\ud83d\\ude02"') == {"a": "😀", "😁": 1, "b": "😂"}
     document = Document.parse(text, "a.yaml")
-    with pytest.raises(SpecError, match="a.yaml:2: 😁: unknown key"):
+    with pytest.raises(SpecError, match=r"a\.yaml:2: 😁: unknown key"):
         document.validate(Outer, document.data)
 
 

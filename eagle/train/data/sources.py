@@ -141,6 +141,7 @@ def _item(record: Any, place: str, form: str) -> Conversation | Passage:
     if not isinstance(record, Mapping):
         raise mistake
     name = str(record.get("id") or place)
+    _check_text(name, place)
     stem, _, piece = name.rpartition("_")
     group = stem if stem and piece.isdigit() else name
     given = [record[key] for key in ("messages", "conversations") if record.get(key) is not None]
@@ -162,8 +163,8 @@ def _item(record: Any, place: str, form: str) -> Conversation | Passage:
             dropped.append("`system` of records whose turns have one")
         else:
             named.insert(0, ("system", _trimmed(record["system"])))
-    for _, said in named:
-        _check_text(said, place)
+    for role, said in named:
+        _check_text(role + said, place)
     # Turns before the first question are left out.
     first = next((i for i, (role, _) in enumerate(named) if role == "user"), len(named))
     kept = [turn for turn in named[:first] if turn[0] == "system"] + named[first:]

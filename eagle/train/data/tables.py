@@ -126,7 +126,10 @@ def _rows(batches: Any, path: Path) -> Iterator[Record]:
         for start in range(0, batch.num_rows, _ROWS):
             for record in batch.slice(start, _ROWS).to_pylist():
                 # A column that another source's rows fill is null here.
-                yield f"{path.name}:{number}", {k: v for k, v in record.items() if v is not None}
+                yield (
+                    f"{records.name_of(path)}:{number}",
+                    {k: v for k, v in record.items() if v is not None},
+                )
                 number += 1
 
 
