@@ -27,8 +27,9 @@ from eagle.spec import Document, Resolved, built, dump, follow_layers, resolve
 from eagle.target import Target, load_target, loading
 from eagle.train.data import Packer, check_text, load_corpus
 from eagle.train.evaluation import Measure, Measured, fixed_paths
+from eagle.train.run.board import require_tensorboard
 from eagle.train.run.checks import check_head, check_target, memory_explained
-from eagle.train.run.journal import Journal, read_log, require_tensorboard, say
+from eagle.train.run.journal import Journal, read_log, say
 from eagle.train.run.loop import Trainer, compiles
 from eagle.train.run.processes import Processes
 from eagle.train.run.shards import kept_features
