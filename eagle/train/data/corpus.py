@@ -156,7 +156,9 @@ class Corpus:
                     info=np.frombuffer(info, dtype=np.uint8),
                 )
         except OSError as error:
-            raise DataError(f"the packed text could not be written to {path}: {error}") from error
+            raise DataError(
+                f"the packed text could not be written to {path}: {error.strerror or error}"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Corpus:

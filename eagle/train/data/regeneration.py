@@ -257,7 +257,7 @@ def _alone(out: Path) -> Iterator[None]:
     except Timeout as error:
         raise DataError(f"another process is writing {out}") from error
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error}") from error
+        raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -270,8 +270,8 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{out} cannot be written: {error}; what was answered is kept: run the same command "
-            "again to go on"
+            f"{out} cannot be written: {error.strerror or error}; what was answered is kept: run "
+            "the same command again to go on"
         ) from error
 
 
