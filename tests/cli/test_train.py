@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from eagle.cli import main
 from tests.train.words import write_project
@@ -99,6 +101,28 @@ def test_prepare_says_before_it_reads_that_nothing_could_be_written(run, project
     assert status == 2
     assert "its folder cannot be made" in " ".join(err.split())
     assert "conversations used" not in err
+
+
+def test_inspect_sends_no_codes_of_a_text_to_the_terminal(run, project):
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "\x1b[31mw9": 1, "w8": 2}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    made.save_pretrained(project / "target")
+    (project / "talk.txt").write_text("w8 \x1b[31mw9 w8 w8")
+    sources = f"data.sources=[{{path: {project / 'talk.txt'}}}]"
+    status, out, err = run("data", "inspect", str(project / "run.yaml"), "--set", sources)
+    assert status == 0, err
+    assert "\\x1b[31mw9" in out
+    assert "\x1b" not in out
+
+
+def test_an_answer_behind_the_cut_is_said_to_be_cut(run, project):
+    words = ("data", "prepare", str(project / "run.yaml"), "--out", str(project / "text.npz"))
+    status, _, err = run(*words, "--set", "data.max_length=2")
+    assert status == 2
+    assert "3 without an answer, 0 that the chat template refuses, 3 of them cut at 2" in " ".join(
+        err.split()
+    )
 
 
 def test_regenerate_says_what_it_leaves_out(run, project):

@@ -110,7 +110,8 @@ def inspect(
     ids, answers = corpus.text(sample)
     text = Text()
     for token, answered in list(zip(ids.tolist(), answers.tolist(), strict=True))[:tokens]:
-        text.append(tokenizer.decode([token]), style="green" if answered else "dim")
+        said = console.harmless(tokenizer.decode([token]))
+        text.append(said, style="green" if answered else "dim")
     console.out.print(text)
 
 

@@ -38,9 +38,10 @@ def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
     tally = encoder.tally
     first = next(texts, None)
     if first is None:
+        behind = f", {tally.cut:,} of them cut at {spec.data.max_length:,} tokens" * (tally.cut > 0)
         raise DataError(
             f"nothing can be learned from the {tally.read:,} conversations of data.sources: "
-            f"{_left_out(tally)}"
+            f"{_left_out(tally)}{behind}"
         )
     info = {"tokenizer": tokenizer_digest(tokenizer), "asked": _asked(spec)}
     corpus = Corpus.of(chain((first,), texts), len(tokenizer), info)
