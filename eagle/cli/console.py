@@ -28,6 +28,7 @@ __all__ = [
     "fail",
     "follow",
     "following",
+    "harmless",
     "help_if_bare",
     "out",
     "run",
@@ -101,8 +102,13 @@ def emit_json(value: Any) -> None:
 def fail(message: str) -> None:
     """Print an error on stderr, one line for each of its sentences."""
     for line in message.splitlines():
-        line = _CODES.sub(lambda code: f"\\x{ord(code[0]):02x}", line)
-        err.print(f"[bold red]error:[/] {escape(clipped(line, _LONGEST))}", soft_wrap=True)
+        line = escape(clipped(harmless(line), _LONGEST))
+        err.print(f"[bold red]error:[/] {line}", soft_wrap=True)
+
+
+def harmless(text: str) -> str:
+    """Return a text of anybody's with the codes written out that a terminal would obey."""
+    return _CODES.sub(lambda code: f"\\x{ord(code[0]):02x}", text)
 
 
 def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:

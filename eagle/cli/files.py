@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["check_files"]
+__all__ = ["check_files", "make_folder"]
 
 
 def check_files(*files: Path | None) -> None:
@@ -25,3 +25,19 @@ def check_files(*files: Path | None) -> None:
             )
         if not os.access(file.parent, os.W_OK):
             raise RequestError(f"{file} cannot be written: its folder is not yours to write to")
+
+
+def make_folder(file: Path) -> None:
+    """Make the folder of a file that is going to be written, if there is none.
+
+    Raises:
+        RequestError: it cannot be made.
+    """
+    from eagle.errors import RequestError
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(
+            f"{file} cannot be written, since its folder cannot be made: {error.strerror}"
+        ) from error

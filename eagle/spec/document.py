@@ -24,8 +24,7 @@ __all__ = ["Document", "dump", "read_value"]
 Model = TypeVar("Model", bound=BaseModel)
 
 _LONGEST = 1 << 18  # characters of a file: parsing takes a second for each half of that
-# Of a surrogate pair: JSON writes both, and they are read as one character.
-_HALF = re.compile("[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _DEEPEST = 64  # keys and indices on the way to a value
 
 
@@ -161,7 +160,7 @@ def read_value(text: str) -> Any:
         raise ValueError(f"is not YAML: {_cause(error)}") from error
     except (RecursionError, ValueError) as error:
         raise ValueError(_beyond(error)) from error
-    except SpecError as error:  # a key is given twice
+    except SpecError as error:  # a key is given twice, say
         raise ValueError(str(error).removeprefix(":1: ")) from error
 
 
@@ -215,7 +214,7 @@ def _locate(node: yaml.Node, path: KeyPath, label: str, places: dict[KeyPath, st
     """Note the line of every key, make every key a string, and refuse keys given twice.
 
     Raises:
-        SpecError: one is, or a value is no text that can be written down.
+        SpecError: one is, or a key or a value is no text that can be written down.
         RecursionError: deeper than any spec, and than Python could go on with.
     """
     if len(path) > _DEEPEST:
@@ -223,8 +222,10 @@ def _locate(node: yaml.Node, path: KeyPath, label: str, places: dict[KeyPath, st
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             key.tag = "tag:yaml.org,2002:str"
-            here = (*path, str(key.value))
             place = f"{label}:{key.start_mark.line + 1}"
+            if isinstance(key, yaml.ScalarNode):
+                key.value = _text(key.value, place, path)
+            here = (*path, str(key.value))
             if here in places:
                 raise SpecError(f"{place}: {'.'.join(map(str, here))}: is given twice")
             places[here] = place
@@ -233,12 +234,27 @@ def _locate(node: yaml.Node, path: KeyPath, label: str, places: dict[KeyPath, st
         for index, value in enumerate(node.value):
             places[(*path, index)] = f"{label}:{value.start_mark.line + 1}"
             _locate(value, (*path, index), label, places)
-    elif half := _HALF.search(str(node.value)):
+    else:
+        node.value = _text(node.value, f"{label}:{node.start_mark.line + 1}", path)
+
+
+def _text(said: str, place: str, path: KeyPath) -> str:
+    """Return a key or a value with surrogate pairs, which JSON writes, as the characters they are.
+
+    Raises:
+        SpecError: it has half of one.
+    """
+    if not _HALF.search(said):
+        return said
+    try:
+        return said.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
         key = ".".join(map(str, path))
-        raise SpecError(
-            f"{label}:{node.start_mark.line + 1}: {key + ': ' if key else ''}is not text that "
-            f"UTF-8 can hold: it has {half[0]!a}, half of a surrogate pair"
-        )
+        raise SpecError(f"{place}: {key + ': ' if key else ''}{_no_text(said)}") from None
+
+
+def _no_text(said: str) -> str:
+    return f"{clipped(ascii(said))} is not text that UTF-8 can hold: it has half a surrogate pair"
 
 
 def _line(error: yaml.YAMLError) -> str:
@@ -260,6 +276,8 @@ def _beyond(error: Exception) -> str:
 def _assignment(text: str) -> tuple[KeyPath, Any]:
     key, equals, value = text.partition("=")
     path, shown = tuple(key.strip().split(".")), clipped(text)
+    if _HALF.search(text):  # what was no UTF-8 on the command line, Python has so
+        raise SpecError(f"--set: {_no_text(text)}")
     if not equals or not all(path):
         raise SpecError(f"--set {shown}: must look like path.to.key=value")
     try:
@@ -270,8 +288,8 @@ def _assignment(text: str) -> tuple[KeyPath, Any]:
         raise SpecError(f"--set {shown}: the value is not YAML: {_cause(error)}") from error
     except (RecursionError, ValueError) as error:
         raise SpecError(f"--set {shown}: {_beyond(error)}") from error
-    except SpecError as error:  # a key is given twice
-        raise SpecError(f"--set {shown}: {error}") from error
+    except SpecError as error:  # a key is given twice, say
+        raise SpecError(f"--set {shown}: {str(error).removeprefix('--set:1: ')}") from error
 
 
 def _descend(

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from check_gpu.figures import write_whole
 from check_gpu.process import last_words
 from train_series import child
 from train_series.plan import Plan, Training, overrides
@@ -189,6 +190,8 @@ class Series:
         try:
             found = json.loads(out.read_text(encoding="utf-8"))
         except ValueError:
+            if code is None:
+                raise SeriesError("there was too little time to read the plan through") from None
             said = last_words(log) or f"exit status {code}"
             raise SeriesError(f"the plan cannot be read through: {said}") from None
         if "error" in found:
@@ -278,7 +281,10 @@ class Series:
         return self.setting.work / f"{name}.trained.json"
 
     def _is_trained(self, name: str) -> bool:
-        return self._trained(name).is_file()
+        try:  # a machine may have gone down while it was written
+            return isinstance(json.loads(self._trained(name).read_text("utf-8")), dict)
+        except (OSError, ValueError):
+            return False
 
     async def _train(self, run: Training, found: Found) -> None:
         """Train a head and measure it."""
@@ -297,7 +303,7 @@ class Series:
             if not said.get("finished"):
                 why = self._last(name) or f"exit status {code}"
                 return self._note(run, found, "failed", why)
-            self._trained(name).write_text(json.dumps(said), encoding="utf-8")
+            write_whole(self._trained(name), json.dumps(said))
         self._add_curve(run, found)
         head = folder / "head"
         settings = {"head.name": self._weights[name]["head"], "head.weights": str(head)}

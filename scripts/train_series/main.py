@@ -13,11 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from check_gpu.staging import commit_of, stage
 from train_series.conduct import RESULTS, Series, SeriesError, Setting
-from train_series.plan import Plan, load_plan
+from train_series.plan import Plan, load_plan, read_yaml
 from train_series.report import report
 from train_series.results import Results, merged
 
@@ -70,7 +68,10 @@ def main(arguments: Sequence[str] | None = None, python: Sequence[str] = (sys.ex
             return 0
         return _run(options, python)
     except (ValueError, OSError, SeriesError) as error:
-        print(f"train-series: {error}", file=sys.stderr)
+        told = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            told = f"{error.filename}: {error.strerror}"
+        print(f"train-series: {told}", file=sys.stderr)
         return 2
 
 
@@ -93,7 +94,8 @@ def _run(options: argparse.Namespace, python: Sequence[str]) -> int:
     out = options.out or work
     for folder in (work, out):
         folder.mkdir(parents=True, exist_ok=True)
-    more = {key: yaml.safe_load(value) for key, value in _pairs(options.set, "--set").items()}
+    given = _pairs(options.set, "--set").items()
+    more = {key: read_yaml(value, f"--set {key}") for key, value in given}
     before = _before(plan, more, [work / RESULTS, *([options.before] if options.before else [])])
     with tempfile.TemporaryDirectory(prefix="train-series-") as staged:
         paths = [str(stage(_ROOT, Path(staged) / "here")), os.environ.get("PYTHONPATH", "")]
@@ -176,15 +178,17 @@ def _before(plan: Plan, more: dict[str, Any], files: Sequence[Path]) -> Results:
         found = Results.read(file)
         if found.measured != known.measured:
             raise ValueError(
-                f"{file} holds figures on other prompts or trees than this plan's; give another "
-                "--work, or the same --prompts and --limit"
+                f"{file} holds figures on other prompts or trees than this plan's; "
+                f"{'give another --work' if file is files[0] else 'leave out --from'}, or give the "
+                "same --prompts and --limit"
             )
         for run in plan.runs:
             one = found.runs.get(run.name)
             if one is not None and one.asked != plan.asked(run, more):
                 raise ValueError(
-                    f"{file} holds another run called {run.name!r}, with other settings; give "
-                    "another --work, or the same settings"
+                    f"{file} holds another run called {run.name!r}, with other settings; "
+                    f"{'give another --work' if file is files[0] else 'leave out --from'}, or give "
+                    "the same settings"
                 )
         known.runs |= {n: one for n, one in found.runs.items() if one.finished}
         known.others |= {n: one for n, one in found.others.items() if one.finished}

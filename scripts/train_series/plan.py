@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-__all__ = ["Evaluation", "Plan", "Training", "load_plan", "overrides"]
+__all__ = ["Evaluation", "Plan", "Training", "load_plan", "overrides", "read_yaml"]
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Count = Annotated[int, Field(ge=1)]
@@ -149,7 +149,7 @@ class Plan(_Model):
         """
         told = run.model_dump(exclude={"config", "variant", "series", "keep", "rate"})
         config = Path(run.config)
-        held = config.read_text(encoding="utf-8") if config.is_absolute() else run.config
+        held = _text_of(config) if config.is_absolute() else run.config
         text = self.texts[run.text].model_dump() if run.text else None
         return digest(told, held, text, self.set, more)
 
@@ -157,13 +157,69 @@ class Plan(_Model):
     def measured(self) -> str:
         """A digest of what every head is asked: figures of other questions do not compare."""
         said = self.evaluation
-        held = {name: Path(file).read_text("utf-8") for name, file in said.prompts.items()}
+        held = {name: _text_of(Path(file)) for name, file in said.prompts.items()}
         return digest(said.model_dump(exclude={"prompts"}), held)
 
 
 def digest(*parts: Any) -> str:
     """Return a short name for some values: equal only where they are."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _text_of(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        ValueError: it is none.
+        OSError: it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{line}: the byte {error.start} is not UTF-8 text") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without dates, which no setting takes, and without keys that are given twice."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
+        for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping, of whose keys none is there twice."""
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(text: str, label: str) -> Any:
+    """Return what YAML text holds, all of which JSON can hold, too.
+
+    Raises:
+        ValueError: it is no such text; one sentence that begins with the label.
+    """
+    try:
+        data = yaml.load(text, _Loader)
+        json.dumps(data, ensure_ascii=False).encode()
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ValueError(f"{label}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{label}: has half of a surrogate pair, which is no text") from error
+    except RecursionError as error:
+        raise ValueError(f"{label}: is nested too deeply") from error
+    except (TypeError, ValueError) as error:  # a set, say, or a number of thousands of digits
+        raise ValueError(f"{label}: has a value that no setting can have: {error}") from error
+    return data
 
 
 def load_plan(path: Path) -> Plan:
@@ -173,12 +229,7 @@ def load_plan(path: Path) -> Plan:
         ValueError: it is no plan; one sentence that says where.
         OSError: it cannot be read.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    data = read_yaml(_text_of(path), str(path))
     if not isinstance(data, dict):
         raise ValueError(f"{path}: should be a mapping with `runs` and `evaluation`")
     try:
@@ -187,6 +238,8 @@ def load_plan(path: Path) -> Plan:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         problem = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            problem = "there is no such key"
         raise ValueError(f"{path}: {key + ': ' if key else ''}{problem}") from error
     folder = path.resolve().parent
     found = plan.evaluation.model_copy(

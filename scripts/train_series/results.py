@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from check_gpu.figures import write_whole
 
@@ -92,9 +95,9 @@ class Results:
         others: heads that were measured and not trained, likewise.
     """
 
-    about: str = ""
-    measured: str = ""
-    asked: str = ""
+    about: str
+    measured: str
+    asked: str
     runs: dict[str, Found] = field(default_factory=dict)
     others: dict[str, Found] = field(default_factory=dict)
 
@@ -111,17 +114,32 @@ class Results:
             OSError: it cannot be read.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            found = {key: data[key] for key in ("about", "measured", "asked")}
-            known = {one.name for one in fields(Found)}
-            for part in ("runs", "others"):
-                found[part] = {
-                    name: Found(**{k: v for k, v in one.items() if k in known})
-                    for name, one in data[part].items()
-                }
-            return cls(**found)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} holds no results of a series of trainings") from error
+            found = TypeAdapter(cls).validate_json(path.read_bytes(), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = "".join(f"{part}: " for part in first["loc"])
+            raise ValueError(
+                f"{path} holds no results of a series of trainings: {where}{first['msg']}"
+            ) from error
+        if problem := found.problem():
+            raise ValueError(f"{path} holds no results of a series of trainings: {problem}")
+        return found
+
+    def problem(self) -> str | None:
+        """Return what does not go together in heads that are finished, or None."""
+        finished = {n: one for n, one in (self.runs | self.others).items() if one.finished}
+        kinds = {name: {tree: sorted(by) for tree, by in one.tau.items()}
+                 for name, one in finished.items()}  # fmt: skip
+        for name, one in finished.items():
+            numbers = [tau for by in one.tau.values() for tau in by.values()]
+            if not (numbers and all(one.tau.values()) and all(map(math.isfinite, numbers))):
+                return f"{name} is finished, but has no tau"
+            if len(one.tokens_per_second) not in (0, 3):
+                return f"{name} has speeds that are no median with quartiles"
+            other = next(iter(kinds))
+            if kinds[name] != kinds[other]:
+                return f"{name} and {other} are of different trees or kinds of text"
+        return None
 
 
 def merged(files: Iterable[Path]) -> Results:
@@ -131,7 +149,7 @@ def merged(files: Iterable[Path]) -> Results:
         ValueError: one is no such file, or their heads were asked different things.
         OSError: one cannot be read.
     """
-    whole, first = Results(), None
+    whole, first = Results("", "", ""), None
     for path in files:
         one = Results.read(path)
         if first is None:
@@ -147,6 +165,8 @@ def merged(files: Iterable[Path]) -> Results:
             for name, found in theirs.items():
                 if found.finished or name not in ours:
                     ours[name] = found
+    if problem := whole.problem():
+        raise ValueError(f"these results cannot be reported together: {problem}")
     return whole
 
 

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from eagle.cli import main
 from tests.train.words import write_project
@@ -59,6 +61,8 @@ def test_schema_is_json(run):
         (("data", "prepare", "tinny", "--out", "x"), "Did you mean 'tiny'"),
         (("data", "inspect", "tiny", "--set", "data.packed=none.npz"), "no packed text none.npz"),
         (("data", "regenerate", "none.jsonl", "--out", "x"), "there is no file none.jsonl"),
+        (("data", "regenerate", "\udcff.jsonl", "--out", "x"), "CONFIG|DATA: "),
+        (("data", "regenerate", "", "--out", "x"), "CONFIG|DATA: should not be empty"),
         (("data", "regenerate", "tinny.yaml", "--out", "x"), "tinny.yaml: cannot be read"),
         (("data", "regenerate", "x", "--out", "x", "--temperature", "-1"), "--temperature"),
     ],
@@ -69,6 +73,71 @@ def test_a_users_mistake_is_one_sentence_and_exit_2(run, arguments, message):
     assert message in " ".join(err.split())
     assert out == ""
     assert "Traceback" not in err
+
+
+@pytest.fixture
+def project(tmp_path):
+    write_project(tmp_path, talks=3)
+    config = "target: {model: target, dtype: float32}\ndata: {sources: [{path: talk.jsonl}]}\n"
+    (tmp_path / "run.yaml").write_text(config)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["talk.jsonl", "run.yaml"])
+def test_prepare_replaces_no_file_but_packed_text(run, project, name):
+    before = (project / name).read_bytes()
+    words = ("data", "prepare", str(project / "run.yaml"), "--out")
+    status, _, err = run(*words, str(project / name))
+    assert status == 2
+    assert f"{name} is there and is no packed text" in " ".join(err.split())
+    assert (project / name).read_bytes() == before
+    for _ in range(2):
+        assert run(*words, str(project / "text.npz"))[0] == 0
+
+
+def test_prepare_says_before_it_reads_that_nothing_could_be_written(run, project):
+    words = ("data", "prepare", str(project / "run.yaml"), "--out")
+    status, _, err = run(*words, str(project / "talk.jsonl" / "text.npz"))
+    assert status == 2
+    assert "its folder cannot be made" in " ".join(err.split())
+    assert "conversations used" not in err
+
+
+def test_inspect_sends_no_codes_of_a_text_to_the_terminal(run, project):
+    tokenizer = Tokenizer(models.WordLevel({"<pad>": 0, "\x1b[31mw9": 1, "w8": 2}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>")
+    made.save_pretrained(project / "target")
+    (project / "talk.txt").write_text("w8 \x1b[31mw9 w8 w8")
+    sources = f"data.sources=[{{path: {project / 'talk.txt'}}}]"
+    status, out, err = run("data", "inspect", str(project / "run.yaml"), "--set", sources)
+    assert status == 0, err
+    assert "\\x1b[31mw9" in out
+    assert "\x1b" not in out
+
+
+def test_an_answer_behind_the_cut_is_said_to_be_cut(run, project):
+    words = ("data", "prepare", str(project / "run.yaml"), "--out", str(project / "text.npz"))
+    status, _, err = run(*words, "--set", "data.max_length=2")
+    assert status == 2
+    assert "3 without an answer, 0 that the chat template refuses, 3 of them cut at 2" in " ".join(
+        err.split()
+    )
+
+
+def test_regenerate_says_what_it_leaves_out(run, project):
+    asked = {"messages": [{"role": "user", "content": "w9 w8"}]}
+    silent = {"messages": [{"role": "system", "content": "w9"}]}
+    told = [asked, {"messages": []}, silent, {"text": "w9"}, asked]
+    (project / "talk.json").write_text(json.dumps(told)[:-5])
+    words = ("data", "regenerate", str(project / "talk.json"), "--out", str(project / "out.jsonl"))
+    settings = ("--target", str(project / "target"), "--max-new-tokens", "2")
+    status, _, err = run(*words, *settings, "--set", "target.dtype=float32")
+    said = " ".join(err.split())
+    assert status == 0, said
+    assert "talk.json breaks off in element 4; the 4 before it are used" in said
+    assert "3 of 4 conversations have no question, and are left out" in said
+    assert len((project / "out.jsonl").read_text().splitlines()) == 1
 
 
 @pytest.mark.embedded

@@ -145,7 +145,10 @@ def test_a_text_that_may_take_so_long_is_used_as_it_is_then(write, run, tmp_path
     [
         ({"runs": []}, "runs: Tuple should have at least 1 item"),
         ({"runs": [{"name": "a", "config": "x"}]}, "one of tokens, steps and seconds"),
-        ({"runs": [{"name": "a", "config": "x", "steps": 1, "sets": {}}]}, "runs.0.sets: Extra"),
+        (
+            {"runs": [{"name": "a", "config": "x", "steps": 1, "sets": {}}]},
+            "runs.0.sets: there is no such key",
+        ),
         (
             {"runs": [{"name": "a", "config": "x", "steps": 1}] * 2},
             "two of its runs, heads and texts are called 'a'",
@@ -156,9 +159,15 @@ def test_a_text_that_may_take_so_long_is_used_as_it_is_then(write, run, tmp_path
         ),
         ({"texts": {"b": {"file": "b", "command": "$c"}}}, "texts.b.command: 'c'"),
         ({"runs": [{"name": "a", "config": "wrong", "steps": 1}]}, "a: no training spec is named"),
+        ({"set": {"seed": {1}}}, "plan.yaml: has a value that no setting can have"),
+        ({"about": "\ud800"}, "plan.yaml: has half of a surrogate pair"),
+        ({"evaluation": {"trees": [{}], "prompts": {"a": "plan.bin"}}}, "plan.bin:2: the byte 3"),
+        ({"runs": [{"name": "a", "config": "plan.bin.yaml", "steps": 1}]}, "bin.yaml:2: the byte"),
     ],
 )
-def test_a_wrong_plan_is_refused_in_one_sentence(write, run, changes, message):
+def test_a_wrong_plan_is_refused_in_one_sentence(write, run, tmp_path, changes, message):
+    for name in ("plan.bin", "plan.bin.yaml"):
+        (tmp_path / name).write_bytes(b"a:\n\xff")
     status, _, said = run(write(("a", "good"), **changes))
     assert status == 2
     assert message in said
@@ -172,7 +181,11 @@ def test_a_wrong_plan_is_refused_in_one_sentence(write, run, changes, message):
         (["--prompts", "x"], "--prompts x: should be NAME=VALUE"),
         (["--prompts", "x=nowhere.txt"], "nowhere.txt"),
         (["--at-once", "0"], "--at-once should be above 0"),
-        (["--from", "nowhere.json"], "nowhere.json"),
+        (["--minutes", "1e-9"], "there was too little time to read the plan through"),
+        (["--from", "nowhere.json"], "nowhere.json: No such file"),
+        (["--set", "a=["], "--set a:1: not YAML: expected the node content"),
+        (["--set", "a=!!timestamp 2024-01-01"], "--set a: has a value that no setting can have"),
+        (["--set", 'a="\\ud800"'], "--set a: has half of a surrogate pair"),
     ],
 )
 def test_wrong_options_are_refused_in_one_sentence(write, run, words, message):
@@ -190,14 +203,51 @@ def test_a_plan_that_is_none_and_a_name_that_is_unknown_are_refused(tmp_path, ca
     assert "there is no plan 'ablation'; there is ablations" in capsys.readouterr().err
 
 
-def test_results_of_other_settings_are_not_gone_on_with(write, run):
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("minutes: 7", "plan.yaml:14: not YAML: the key 'minutes' is given twice"),
+        ("set: {seed: 1, seed: 2}", "plan.yaml:14: not YAML: the key 'seed' is given twice"),
+        ("set: " + "[" * 3000, "plan.yaml: is nested too deeply"),
+        ("set: {seed: " + "9" * 5000 + "}", "plan.yaml: has a value that no setting can have"),
+        ("\n# \udcff", "plan.yaml:15: the byte"),
+    ],
+)
+def test_a_plan_that_is_no_plain_yaml_is_refused_in_one_sentence(write, run, more, message):
+    plan = write(("a", "good"))
+    plan.write_bytes(plan.read_bytes() + more.encode(errors="surrogateescape"))
+    status, _, said = run(plan)
+    assert status == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_date_in_a_plan_is_text(write, run):
+    status, found, _ = run(write(("a", "good")), "--set", "a=2024-01-01")
+    assert status == 0
+    assert found.runs["a"].overrides["a"] == "2024-01-01"
+
+
+def test_a_note_that_was_cut_off_when_the_machine_went_down_is_made_again(write, run, tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "a.trained.json").write_text('{"fini')
+    status, found, _ = run(write(("a", "good")))
+    assert status == 0
+    assert found.runs["a"].finished
+
+
+def test_results_of_other_settings_are_not_gone_on_with(write, run, tmp_path):
     assert run(write(("a", "good")))[0] == 0
     status, _, said = run(write(("a", "good")), "--set", "seed=1")
     assert status == 2
     assert "another run called 'a'" in said
     status, _, said = run(write(("a", "good")), "--limit", "3")
     assert status == 2
-    assert "other prompts or trees" in said
+    assert "other prompts or trees than this plan's; give another --work" in said
+    elsewhere = ("--work", str(tmp_path / "new"), "--from", str(tmp_path / "work" / "results.json"))
+    status, _, said = run(write(("a", "good")), *elsewhere, "--limit", "3")
+    assert status == 2
+    assert "other prompts or trees than this plan's; leave out --from" in said
 
 
 def found(name, tau, **changes):
@@ -234,3 +284,48 @@ def test_the_plans_that_ship_ask_the_same_and_fit_into_their_time(name):
     around = conduct._START + conduct._SAVING
     assert texts + alone + max(by_clock, default=0) + around < 60 * plan.minutes
     assert all(run.reckoned for run in plan.runs)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tau": {}},
+        {"tau": {"t": {}}},
+        {"tau": {"t": 3}},
+        {"tau": {"t": {"words": "x"}}},
+        {"tau": {"t": {"words": float("nan")}}},
+        {"right": [None]},
+        {"tokens": "x"},
+        {"tokens_per_second": [1.0]},
+        {"hardware": None},
+        {"variant": "\ud800"},
+    ],
+)
+def test_a_report_of_what_no_series_wrote_is_refused_in_one_sentence(tmp_path, capsys, change):
+    one = Results("a test", "m", "asked", {"a": replace(found("a", 2.0), **change)})
+    one.write(tmp_path / "one.json")
+    assert main(["report", str(tmp_path / "one.json"), "--out", str(tmp_path / "page")]) == 2
+    said = capsys.readouterr().err
+    assert "one.json holds no results of a series of trainings: " in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "page.md").exists()
+
+
+def test_a_report_of_heads_that_were_measured_otherwise_is_refused(tmp_path, capsys):
+    one = Results("a test", "m", "asked", {"a": found("a", 2.0)})
+    other = replace(found("b", 2.0), tau={"u": {"words": 2.0}})
+    two = Results("a test", "m", "asked", {"b": other})
+    one.write(tmp_path / "one.json")
+    two.write(tmp_path / "two.json")
+    files = [str(tmp_path / "one.json"), str(tmp_path / "two.json")]
+    assert main(["report", *files, "--out", str(tmp_path / "page")]) == 2
+    assert "b and a are of different trees or kinds of text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "\0", "[]", '{"runs": []}'])
+def test_a_report_of_an_empty_or_broken_file_is_refused_in_one_sentence(tmp_path, capsys, text):
+    (tmp_path / "one.json").write_text(text)
+    assert main(["report", str(tmp_path / "one.json"), "--out", str(tmp_path / "page")]) == 2
+    said = capsys.readouterr().err
+    assert "holds no results of a series of trainings" in said
+    assert said.count("\n") == 1

@@ -107,7 +107,9 @@ def test_several_mistakes_are_a_line_each():
         ("hello", "but the file is a string"),
         ("a: 1\n---\nb: 2", "not YAML: but found another document"),
         ("a: 1\nb: {c: 1, c: 2}", "a.yaml:2: b.c: is given twice"),
-        ('a: 1\nb: ["\\ud800"]', "a.yaml:2: b.0: is not text that UTF-8 can hold"),
+        ('a: 1\nb: ["\\ud800"]', "a.yaml:2: b.0: '\\ud800' is not text that UTF-8 can hold"),
+        ('a: 1\nb: {"\\ud800": 1}', "a.yaml:2: b: '\\ud800' is not text that UTF-8 can hold"),
+        ('a: 1\n"\\udc00x": 1', "a.yaml:2: '\\udc00x' is not text that UTF-8 can hold"),
         ("a: &x [*x]", "a.yaml:1: not YAML: aliases are not allowed"),
         ("a: !!python/object:os.system {}", "a.yaml:1: not YAML: could not determine"),
         ("a: \x00", "a.yaml: not YAML: unacceptable character"),
@@ -214,13 +216,25 @@ def test_overrides_leave_the_document_as_it_was():
         ("a..b=1", "--set a..b=1: must look like path.to.key=value"),
         ("a=[1", "--set a=[1: the value is not YAML: expected ',' or ']'"),
         ("a.b=1", "--set a.b=1: a is 1, a number without keys; set it as a whole"),
-        ("a={b: 1, b: 2}", "is given twice"),
+        ("a={b: 1, b: 2}", "--set a={b: 1, b: 2}: b: is given twice"),
+        ('a="\\ud800"', "'\\ud800' is not text that UTF-8 can hold"),
+        ("a=\udcff", "--set: 'a=\\udcff' is not text that UTF-8 can hold"),
+        ("a.\udcff=1", "--set: 'a.\\udcff=1' is not text that UTF-8 can hold"),
+        ('a={"\\ud800": 1}', "'\\ud800' is not text that UTF-8 can hold"),
     ],
 )
 def test_a_malformed_override_is_refused(assignment, message):
     with pytest.raises(SpecError) as caught:
         override("a: 1", assignment)
     assert message in str(caught.value)
+
+
+def test_surrogate_pairs_are_the_characters_that_they_stand_for():
+    text = 'a: "\\ud83d\\ude00"\n"\\ud83d\\ude01": 1\n'
+    assert override(text, 'b="\\ud83d\\ude02"') == {"a": "😀", "😁": 1, "b": "😂"}
+    document = Document.parse(text, "a.yaml")
+    with pytest.raises(SpecError, match=r"a\.yaml:2: 😁: unknown key"):
+        document.validate(Outer, document.data)
 
 
 def test_messages_name_the_override_that_is_wrong():

@@ -23,6 +23,7 @@ from eagle.train.data.template import Encoder
 from eagle.train.evaluation.answers import Answer, file_prompts
 from eagle.train.evaluation.grouping import MASK
 from eagle.train.evaluation.grouping import parts as parts_of
+from eagle.train.evaluation.kept import KeptAnswers, KeptSet
 from eagle.train.run import run as module
 from eagle.train.run.checks import check_target, memory_explained
 from eagle.train.run.run import train
@@ -155,6 +156,29 @@ def test_prompts_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "prompts.jsonl").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=r"prompts\.jsonl"):
         file_prompts(tmp_path / "prompts.jsonl", word_tokenizer(), 10)
+
+
+def test_a_line_that_is_no_prompt_is_named(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"turns": ["w9"]}\n\n{"turns": "w9\n')
+    with pytest.raises(DataError, match=r"prompts\.jsonl:3: should be"):
+        file_prompts(tmp_path / "prompts.jsonl", word_tokenizer(), 10)
+
+
+def test_kept_answers_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    one = KeptSet(source="words", answers=(((1, 2), (3,)),))
+    kept, path = KeptAnswers(target="t", asked={}, sets={"words": one}), tmp_path / "answers.json"
+    kept.write(path)
+    write_text = Path.write_text
+
+    def full(self, text, **options):
+        write_text(self, text[: len(text) // 2], **options)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(DataError, match="cannot be written: No space left on device"):
+        kept.write(path)
+    assert KeptAnswers.read(path, "t", {}, 10) == kept
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.json"]
 
 
 def test_prompts_need_a_template_that_renders_them(tmp_path):

@@ -1,9 +1,10 @@
 import json
 import sys
+import threading
 
 import pytest
 
-from eagle.errors import EagleError, SpecError
+from eagle.errors import EagleError, NumericalError, SpecError
 from eagle.train.run.journal import Journal
 from eagle.train.run.run import train
 from eagle.train.spec.recipe import load_train_spec
@@ -59,25 +60,77 @@ def test_a_failed_rewrite_leaves_the_old_log(tmp_path, monkeypatch):
     assert path.read_text() == before
 
 
-@pytest.mark.parametrize("board", [False, True])
-def test_a_disk_that_is_full_is_told_with_its_file(tmp_path, monkeypatch, board):
-    path = tmp_path / "log.jsonl"
-
-    class Full:
-        def add_scalar(self, *_):
-            raise OSError(28, "No space left on device")
-
-        def close(self):
-            pass
-
-    with Journal(path, 0, 10) as journal:
-        if board:
-            monkeypatch.setattr(journal, "_board", Full())
-        else:
-            monkeypatch.setattr(journal, "_path", tmp_path / "gone" / "log.jsonl")
-        with pytest.raises(EagleError, match=r"could not be written to .*Make room") as caught:
+def test_a_disk_that_is_full_is_told_with_its_file(tmp_path, monkeypatch):
+    with Journal(tmp_path / "log.jsonl", 0, 10) as journal:
+        monkeypatch.setattr(journal, "_path", tmp_path / "gone" / "log.jsonl")
+        with pytest.raises(EagleError, match=r"could not be written to .*gone.*Make room"):
             journal.write("train", 1, loss=1.0)
-    assert str(tmp_path / ("tensorboard" if board else "gone")) in str(caught.value)
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """Let TensorBoard's thread find a full disk after some records."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    write, room = RecordWriter.write, iter(range(100))
+
+    def call(records):
+        def once(self, data):
+            if next(room) >= records:
+                raise OSError(28, "No space left on device")
+            write(self, data)
+
+        monkeypatch.setattr(RecordWriter, "write", once)
+
+    return call
+
+
+@pytest.mark.parametrize("records", [0, 1, 3, 4])
+def test_tensorboards_full_disk_is_one_sentence_and_no_traceback(tmp_path, full, capfd, records):
+    """The first record is the file's own; the last one is found at the end alone."""
+    full(records)
+    hook = threading.excepthook
+
+    def run():
+        with Journal(tmp_path / "log.jsonl", 0, 10, tensorboard=True) as journal:
+            for step in (1, 2, 3, 4):
+                journal.write("train", step, loss=1.0)
+
+    with pytest.raises(EagleError, match=r"written to \S*/tensorboard: No space left .*Make room"):
+        run()
+    assert "Traceback" not in capfd.readouterr().err
+    assert threading.excepthook is hook
+
+
+def test_a_full_disk_at_the_end_does_not_hide_what_went_wrong_before(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    def run():
+        with Journal(tmp_path / "log.jsonl", 0, 10, tensorboard=True) as journal:
+            monkeypatch.setattr(journal._board._writer, "close", full)
+            raise NumericalError("the loss is not a number")
+
+    with pytest.raises(NumericalError):
+        run()
+
+
+def test_another_threads_error_is_shown_while_a_run_logs(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    seen = []
+    monkeypatch.setattr(threading, "excepthook", lambda thrown: seen.append(thrown.exc_value))
+
+    def fail():
+        raise OSError(5, "of another thread")
+
+    with Journal(tmp_path / "log.jsonl", 0, 10, tensorboard=True):
+        other = threading.Thread(target=fail)
+        other.start()
+        other.join()
+    assert [error.strerror for error in seen] == ["of another thread"]
 
 
 @pytest.fixture
@@ -121,7 +174,7 @@ def test_tensorboard_forgets_what_a_killed_run_wrote_behind_its_checkpoint(tmp_p
 
 
 def test_tensorboard_may_be_missing_unless_it_is_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("eagle.train.run.journal.find_spec", lambda _: None)
+    monkeypatch.setattr("eagle.train.run.board.find_spec", lambda _: None)
     Journal(tmp_path / "log.jsonl", 0, 10, tensorboard="auto")
     assert not (tmp_path / "tensorboard").exists()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

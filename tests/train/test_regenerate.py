@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from filelock import FileLock
@@ -197,6 +198,34 @@ def test_a_file_that_was_not_begun_here_is_not_touched(decoder, file, tmp_path):
     with pytest.raises(DataError, match=r"is not of `eagle data regenerate`"):
         regenerate(decoder, talks_of(items(file), "first"), out, GREEDY)
     assert out.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"target": "cut o'])
+def test_a_file_that_came_where_nothing_was_begun_is_not_cut(decoder, file, tmp_path, begun):
+    out = tmp_path / "out.jsonl"
+    (tmp_path / "out.jsonl.progress").write_bytes(begun)  # killed as it began
+    out.write_text('{"mine": 1}\n{"mine": 2}')
+    with pytest.raises(DataError, match="was not begun here"):
+        regenerate(decoder, talks_of(items(file), "all"), out, GREEDY)
+    assert out.read_text() == '{"mine": 1}\n{"mine": 2}'
+
+
+def test_a_file_of_other_settings_keeps_a_last_line_without_an_end(decoder, file, tmp_path):
+    out, talks = tmp_path / "out.jsonl", talks_of(items(file)[:2], "first")
+    regenerate(decoder, talks, out, GREEDY)
+    out.write_text(out.read_text().rstrip("\n"))  # as an editor leaves it
+    before = out.read_text()
+    with pytest.raises(DataError, match="begun with another sampling"):
+        regenerate(decoder, talks_of(items(file)[:2], "first"), out, SAMPLED)
+    assert out.read_text() == before
+
+
+def test_what_is_no_plain_file_is_refused_and_nothing_is_left_beside_it(decoder, file, tmp_path):
+    (tmp_path / "sub").mkdir()
+    os.mkfifo(tmp_path / "sub" / "pipe")
+    with pytest.raises(DataError, match="is no plain file"):
+        regenerate(decoder, talks_of(items(file), "all"), tmp_path / "sub" / "pipe", GREEDY)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["pipe"]
 
 
 def test_two_processes_do_not_write_one_file(decoder, file, tmp_path):

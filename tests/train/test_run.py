@@ -169,8 +169,41 @@ def test_does_not_overwrite_a_run(spec, target):
         train(spec(), target=target)
 
 
+@pytest.mark.parametrize("left", ["head", "best"])
+def test_does_not_overwrite_the_heads_of_a_run_whose_checkpoint_is_gone(spec, target, left):
+    train(spec("steps=4"), target=target)
+    folder = _checkpoint(spec()).parent
+    for name in {"checkpoint.pt", "head", "best"} - {left}:
+        (folder / name).rename(folder / f"{name}.gone")
+    with pytest.raises(SpecError, match="holds a run already"):
+        train(spec(), target=target)
+
+
+def test_the_best_head_of_an_earlier_run_is_not_this_ones(spec, target):
+    train(spec("steps=4"), target=target)
+    _checkpoint(spec()).unlink()
+    unmeasured = ("steps=4", "evaluation.heldout=0", "evaluation.prompts={}")
+    outcome = train(spec(*unmeasured), target=target, resume=True)
+    assert outcome.best == outcome.head
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("text", ["# mine\nsteps: 4\n", "steps: 4\n", "[1", "hello: &x [*x]"])
+def test_a_config_that_no_run_wrote_is_not_replaced(spec, target, resume, text):
+    folder = _checkpoint(spec()).parent
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(SpecError, match=r"config\.yaml is there and was not written by a run"):
+        train(spec("steps=4"), target=target, resume=resume)
+    assert (folder / "config.yaml").read_text() == text
+
+
 @pytest.mark.parametrize(
-    ("change", "named"), [("batch=3", "batch"), ("noise.uniform=0.2", "noise.uniform")]
+    ("change", "named"),
+    [
+        ("batch=3", r"batch \(2 rows a step, .* and here 3\)"),
+        ("noise.uniform=0.2", "noise.uniform"),
+    ],
 )
 def test_does_not_go_on_with_another_run(spec, target, change, named):
     train(spec("steps=4"), target=target)
@@ -181,7 +214,7 @@ def test_does_not_go_on_with_another_run(spec, target, change, named):
 def test_does_not_go_on_with_other_text(spec, target, make_corpus, tmp_path):
     train(spec("steps=4"), target=target)
     make_corpus(seed=1).save(tmp_path / "text.npz")
-    with pytest.raises(SpecError, match="the training text"):
+    with pytest.raises(SpecError, match="with another training text"):
         train(spec(), target=target, resume=True)
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -125,17 +126,21 @@ def test_line_ends_inside_of_strings_end_no_line(tmp_path):
     assert read(path)[0].text == "a\u2028b\x85c"
 
 
-def test_text_that_is_not_utf_8_is_refused(tmp_path):
+def test_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path):
     for name in ("a.txt", "a.jsonl", "a.json"):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(DataError, match=rf"{name}:1: cannot be read: the byte 0xff"):
+            read(tmp_path / name)
+        # Far behind what is read at once.
+        (tmp_path / name).write_bytes(b'{"text": "a"}\n' * 5000 + b'{"text": "a\xfe"}\n')
+        with pytest.raises(DataError, match=rf"{name}:5001: cannot be read: the byte 0xfe"):
             read(tmp_path / name)
 
 
 def test_line_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "talk.jsonl"
-    path.write_text('{"messages": []}\n{"mess')
-    with pytest.raises(DataError, match=r"talk.jsonl:2: not a line of JSON"):
+    path.write_text('{"messages": []}\n{"mess": \n{"messages": []}\n')
+    with pytest.raises(DataError, match=r"talk.jsonl:2: not a line of JSON: Expecting value$"):
         read(path)
 
 
@@ -150,7 +155,13 @@ def test_what_is_nested_too_deep_is_refused(tmp_path, name, message):
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
 @pytest.mark.parametrize(
-    "record", [{"text": "a \ud800"}, {"messages": [*TALK, TALK[0] | {"content": "\ud800"}]}]
+    "record",
+    [
+        {"text": "a \ud800"},
+        {"text": "a", "id": "\ud800_1"},
+        {"messages": [*TALK, TALK[0] | {"content": "\ud800"}]},
+        {"messages": [*TALK, {"role": "\udc00", "content": "a"}]},
+    ],
 )
 def test_half_of_a_surrogate_pair_is_no_text(tmp_path, name, record):
     text = json.dumps([record] if name == "a.json" else record)
@@ -252,6 +263,46 @@ def test_a_list_that_breaks_off_is_said(tmp_path):
     said = []
     assert len(list(read_sources([SourceSpec(path=str(path))], say=said.append))) == 1
     assert said == ["talk.json breaks off in element 1; the 1 before it are used"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        '{"text": oops}',
+        '{"text": "a\nb"}',
+        '{"text": "a\0"}',
+        '{"text": "\\x"}',
+        '{"text" "a"}',
+        ",",
+    ],
+)
+def test_a_list_that_goes_on_behind_what_is_no_json_is_refused_with_its_line(tmp_path, broken):
+    path = tmp_path / "talk.json"
+    path.write_text('[{"text": "a"},\n{"text": "b"},\n' + broken + ',\n{"text": "c"}]')
+    with pytest.raises(DataError, match=r"talk\.json:3: element 2 is not JSON: \w"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    "cut", ["", ",", '{"a', '{"a": "\\', '{"a": "\\ud8', '{"a": fals', '{"a": -']
+)
+def test_a_list_may_break_off_anywhere(tmp_path, cut):
+    path = tmp_path / "talk.json"
+    path.write_text('[{"text": "a"},\n{"text": "b"},\n' + cut)
+    assert [item.text for item in read(path)] == ["a", "b"]
+
+
+def test_a_second_list_behind_the_first_is_not_left_out(tmp_path):
+    path = tmp_path / "talk.json"
+    path.write_text('[{"text": "a"}]\n[{"text": "b"}]\n')
+    with pytest.raises(DataError, match=r"talk\.json:2: there is more behind the list"):
+        read(path)
+
+
+def test_a_files_name_may_be_of_any_bytes(tmp_path):
+    path = tmp_path / os.fsdecode(b"talk\xff.jsonl")
+    path.write_text(json.dumps({"messages": TALK}))
+    assert read(tmp_path)[0].group == "talk\\udcff.jsonl:1"
 
 
 def test_a_number_of_thousands_of_digits_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from eagle.cli import console
 from eagle.cli.data import regenerate
+from eagle.cli.files import check_files, make_folder
 from eagle.cli.options import ConfigOverrides
 
 if TYPE_CHECKING:
@@ -45,18 +46,36 @@ def prepare(
     """Tokenise the conversations of a training config into one file.
 
     It can be carried to another machine and used with --set data.packed=FILE: about one byte for
-    each token. No weight is loaded.
+    each token. No weight is loaded. An earlier such file is replaced, any other is left alone.
     """
-    from eagle.errors import RequestError
     from eagle.train.data import make_corpus
     from eagle.train.run import say
     from eagle.train.spec import load_train_spec
 
-    if out.is_dir():
-        raise RequestError(f"--out {out} is a folder; give the file to write")
-    corpus = make_corpus(load_train_spec(config, set_ or ()), say)
+    spec = load_train_spec(config, set_ or ())
+    _check_out(out)
+    corpus = make_corpus(spec, say)
     corpus.save(out)
     console.out.out(f"{out}: {out.stat().st_size / 1e6:.1f} MB, digest {corpus.digest}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse, before any text is read, a file that could not be written or is somebody's own.
+
+    Raises:
+        RequestError: it is one.
+    """
+    from eagle.errors import RequestError
+    from eagle.train.data import is_packed
+
+    if out.is_dir():
+        raise RequestError(f"--out {out} is a folder; give the file to write")
+    if out.is_file() and out.stat().st_size and not is_packed(out):
+        raise RequestError(
+            f"--out {out} is there and is no packed text, so it is not replaced; give another file"
+        )
+    make_folder(out)
+    check_files(out)
 
 
 @app.command(epilog=console.examples("eagle data inspect tiny --sample 2"))
@@ -91,7 +110,8 @@ def inspect(
     ids, answers = corpus.text(sample)
     text = Text()
     for token, answered in list(zip(ids.tolist(), answers.tolist(), strict=True))[:tokens]:
-        text.append(tokenizer.decode([token]), style="green" if answered else "dim")
+        said = console.harmless(tokenizer.decode([token]))
+        text.append(said, style="green" if answered else "dim")
     console.out.print(text)
 
 

@@ -24,11 +24,12 @@ from eagle.cli.decoding import (
     sampling_params,
     warn_if_lossy,
 )
+from eagle.cli.files import check_files, make_folder
 from eagle.cli.options import Json, Overrides
 
 if TYPE_CHECKING:
-    from eagle.train.data import Report, Talk
-    from eagle.train.spec import TrainSpec
+    from eagle.train.data import Conversation, Passage, Report, Talk
+    from eagle.train.spec import SourceSpec, TrainSpec
 
 __all__ = ["EXAMPLES", "regenerate"]
 
@@ -101,6 +102,8 @@ def regenerate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
     )
     talks, wanted = _talks(data, limit, turns)
+    make_folder(out)
+    check_files(out)
     settings = [*wanted, f"runtime.max_batch={batch}", *(set_ or ())]
     decoder = load_decoder(spec, settings, target)
     warn_if_lossy(decoder)
@@ -131,16 +134,46 @@ def _talks(data: str, limit: int | None, turns: Turns) -> tuple[list[Talk], list
     from itertools import islice
 
     from eagle.train.data import read_sources, talks_of
-    from eagle.train.spec import SourceSpec, load_train_spec, shipped_train_specs
+    from eagle.train.run import say
+    from eagle.train.spec import load_train_spec, shipped_train_specs
 
     if data in shipped_train_specs() or Path(data).suffix in (".yaml", ".yml"):
         config = load_train_spec(data)
-        items = read_sources(config.data.sources, config.path)
+        items = read_sources(config.data.sources, config.path, say)
         limit, wanted = limit or config.data.limit, _target_of(config)
     else:
-        items, wanted = read_sources([SourceSpec(path=data)]), []
+        items, wanted = read_sources([_source(data)], say=say), []
+    read = 0
+
+    def counted() -> Iterator[Conversation | Passage]:
+        nonlocal read
+        for item in islice(items, limit):
+            read += 1
+            yield item
+
     with console.err.status("reading the conversations ..."):
-        return talks_of(islice(items, limit), turns.value), wanted
+        talks = talks_of(counted(), turns.value)
+    if left := read - len(talks):
+        say(f"{left:,} of {read:,} conversations have no question, and are left out")
+    return talks, wanted
+
+
+def _source(data: str) -> SourceSpec:
+    """Return a source that is given by its path or name alone.
+
+    Raises:
+        RequestError: no file has such a name.
+    """
+    from pydantic import ValidationError
+
+    from eagle.errors import RequestError
+    from eagle.plugin import explain_value
+    from eagle.train.spec import SourceSpec
+
+    try:
+        return SourceSpec(path=data)
+    except ValidationError as error:
+        raise RequestError(f"CONFIG|DATA: {explain_value(error)}") from error
 
 
 def _target_of(config: TrainSpec) -> list[str]:

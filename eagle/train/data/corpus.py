@@ -24,7 +24,7 @@ from eagle.errors import DataError
 from eagle.host import replacing
 from eagle.train.data.template import Text
 
-__all__ = ["Corpus", "tokenizer_digest"]
+__all__ = ["Corpus", "is_packed", "tokenizer_digest"]
 
 VERSION = 1
 
@@ -156,7 +156,9 @@ class Corpus:
                     info=np.frombuffer(info, dtype=np.uint8),
                 )
         except OSError as error:
-            raise DataError(f"the packed text could not be written to {path}: {error}") from error
+            raise DataError(
+                f"the packed text could not be written to {path}: {error.strerror or error}"
+            ) from error
 
     @classmethod
     def load(cls, path: Path) -> Corpus:
@@ -206,6 +208,15 @@ def _misfit(
     if int(lengths.sum(dtype=np.int64)) != len(tokens) or len(answers) != -(-len(tokens) // 8):
         return "its parts are of different lengths"
     return None if len(groups) == len(lengths) else "its parts are of different lengths"
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file holds the arrays that `Corpus.save` writes, by their names."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            return {"tokens.npy", "answers.npy", "info.npy"} <= set(file.namelist())
+    except _DAMAGED:
+        return False
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from eagle.errors import DataError
 from eagle.target import Target, loading
 from eagle.train.data.corpus import Corpus, tokenizer_digest
-from eagle.train.data.sources import read_sources
+from eagle.train.data.sources import read_sources, sources_digest
 from eagle.train.data.template import Encoder, Tally
 from eagle.train.spec import TrainSpec
 
@@ -38,11 +38,12 @@ def make_corpus(spec: TrainSpec, say: Callable[[str], None] = print) -> Corpus:
     tally = encoder.tally
     first = next(texts, None)
     if first is None:
+        behind = f", {tally.cut:,} of them cut at {spec.data.max_length:,} tokens" * (tally.cut > 0)
         raise DataError(
             f"nothing can be learned from the {tally.read:,} conversations of data.sources: "
-            f"{_left_out(tally)}"
+            f"{_left_out(tally)}{behind}"
         )
-    info = {"tokenizer": tokenizer_digest(tokenizer)}
+    info = {"tokenizer": tokenizer_digest(tokenizer), "asked": _asked(spec)}
     corpus = Corpus.of(chain((first,), texts), len(tokenizer), info)
     _check_vocabulary(corpus, loading.describe(source)[0].vocab_size, spec, "the text")
     corpus.info["conversations"] = tally.as_dict()
@@ -97,14 +98,22 @@ def load_corpus(
     kept: Path,
     say: Callable[[str], None] = print,
     target: Target | None = None,
+    *,
+    resumed: bool = False,
+    trusted: bool = False,
 ) -> Corpus:
     """Return the text of a spec: packed text that it names, or that was kept, or made now.
+
+    Kept text of other sources, or of a file that has changed since, is not used.
 
     Args:
         spec: the training spec.
         kept: where text that is made now is kept for the next time.
         say: is told what goes on.
         target: the target, if it is loaded already. One without a tokenizer takes any text.
+        resumed: leave kept text alone, which is of the run that goes on: text that is made now is
+            for `check_identity` to compare with it.
+        trusted: take kept text as it is, since another process has just looked at it.
 
     Raises:
         DataError: the packed text is missing, damaged, or of another tokenizer.
@@ -116,6 +125,12 @@ def load_corpus(
         corpus.save(kept)
         return corpus
     corpus = Corpus.load(packed)
+    if spec.data.packed is None and not trusted and _is_other(corpus, spec):
+        say(f"{kept} is of other text than data.sources; tokenising the conversations ...")
+        corpus = make_corpus(spec, say)
+        if not resumed:
+            corpus.save(kept)
+        return corpus
     if target:
         tokenizer, vocabulary = target.tokenizer, target.info.vocab_size
     else:
@@ -129,6 +144,18 @@ def load_corpus(
         )
     _check_vocabulary(corpus, vocabulary, spec, str(packed))
     return corpus
+
+
+def _asked(spec: TrainSpec) -> str | None:
+    """Return what decides a spec's text, beside the tokenizer; None where a source is missing."""
+    held = sources_digest(spec.data.sources, spec.path)
+    return held and f"{held} {spec.data.limit} {spec.data.max_length}"
+
+
+def _is_other(corpus: Corpus, spec: TrainSpec) -> bool:
+    """Whether text was made of other sources than a spec's; not where these are gone since."""
+    before = corpus.info.get("asked")
+    return before is not None and _asked(spec) not in (None, before)
 
 
 def _check_vocabulary(corpus: Corpus, size: int, spec: TrainSpec, what: str) -> None:

@@ -81,9 +81,11 @@ def regenerate(
     """
     beside = out.with_name(f"{out.name}.progress")
     identity = _identity(decoder, talks, params)
+    if out.exists() and not out.is_file():
+        raise DataError(f"{out} is no plain file, and could not be gone on with; choose another")
     with _alone(out), _explained(out):
-        if out.exists() and out.stat().st_size and not beside.exists():
-            raise DataError(f"{out} exists, and was not begun here; choose another file")
+        # Before either is opened, which cuts off a last line that is not whole.
+        _check_begun(out, beside, identity)
         with Ledger(beside) as answers, Ledger(out) as lines:
             first = _resume(talks, answers, lines, identity)
             report = _report(talks, first)
@@ -109,24 +111,48 @@ def _identity(decoder: Decoder, talks: Sequence[Talk], params: SamplingParams) -
     }
 
 
+def _check_begun(out: Path, beside: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse files that were not begun here, or were with other settings; changes neither.
+
+    Raises:
+        DataError: they are such.
+    """
+    first = b""
+    if beside.exists():
+        with beside.open("rb") as file:
+            first = file.readline()
+    if not first.endswith(b"\n"):  # there is none, or it was cut off while it was written
+        if out.exists() and out.stat().st_size:
+            raise DataError(f"{out} exists, and was not begun here; choose another file")
+        return
+    try:
+        begun = json.loads(first)
+        changed = [key for key, value in identity.items() if begun.get(key) != value]
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _foreign(out, beside, error) from error
+    if changed:
+        raise DataError(
+            f"{out} was begun with another {', '.join(changed)}; go on with the same settings, or "
+            "choose another file"
+        )
+
+
+def _foreign(out: Path, beside: Path, error: Exception) -> DataError:
+    return DataError(f"{out} or {beside.name} is not of `eagle data regenerate`: {error}")
+
+
 def _resume(
     talks: Sequence[Talk], answers: Ledger, lines: Ledger, identity: Mapping[str, Any]
 ) -> int:
     """Take in what was answered before, and return the first conversation that is not written.
 
     Raises:
-        DataError: it was answered with other settings, or these files are something else.
+        DataError: these files are something else.
     """
     kept, written = iter(answers), 0
     try:
-        begun = next(kept, None)
-        if begun is None:
+        if next(kept, None) is None:
             answers.add(identity)
-        elif changed := [key for key, value in identity.items() if begun.get(key) != value]:
-            raise DataError(
-                f"{lines.path} was begun with another {', '.join(changed)}; go on with the same "
-                "settings, or choose another file"
-            )
         for line in kept:
             talk = talks[line["number"]]
             if line["turn"] == len(talk.answers):
@@ -135,9 +161,7 @@ def _resume(
         for line in lines:
             written = int(line["id"].rpartition("_")[2]) + 1
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise DataError(
-            f"{lines.path} or {answers.path.name} is not of `eagle data regenerate`: {error}"
-        ) from error
+        raise _foreign(lines.path, answers.path, error) from error
     return written
 
 
@@ -233,7 +257,7 @@ def _alone(out: Path) -> Iterator[None]:
     except Timeout as error:
         raise DataError(f"another process is writing {out}") from error
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error}") from error
+        raise DataError(f"{out} cannot be written: {error.strerror or error}") from error
     try:
         yield
     finally:
@@ -246,8 +270,8 @@ def _explained(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"{out} cannot be written: {error}; what was answered is kept: run the same command "
-            "again to go on"
+            f"{out} cannot be written: {error.strerror or error}; what was answered is kept: run "
+            "the same command again to go on"
         ) from error
 
 

@@ -5,6 +5,7 @@ How records are found in files is `records`' business, and `tables`' for those o
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from eagle.train.data import records, tables
 from eagle.train.data.records import Record
 from eagle.train.spec import SourceSpec
 
-__all__ = ["Conversation", "Passage", "read_sources"]
+__all__ = ["Conversation", "Passage", "read_sources", "sources_digest"]
 
 ROLES = {
     "human": "user",
@@ -98,6 +99,44 @@ def read_sources(
             raise DataError(f"{source.path} holds no conversation and no text")
 
 
+def sources_digest(
+    sources: Iterable[SourceSpec], locate: Callable[[str], Path] = Path
+) -> str | None:
+    """Return a digest of what sources hold, wherever they lie; None where a file is not there.
+
+    A dataset that is embedded or on the Hub is told by its name.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    from eagle.assets import DATASETS
+
+    state = hashlib.sha256()
+    for source in sources:
+        state.update(source.model_dump_json(exclude={"path"}).encode())
+        path = locate(source.path)
+        if source.path not in DATASETS and path.exists():
+            try:
+                for file in tables.files_below(path) if path.is_dir() else [path]:
+                    state.update(str(file.relative_to(path)).encode(errors="surrogateescape"))
+                    with file.open("rb") as content:
+                        state.update(hashlib.file_digest(content, "sha256").digest())
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        elif source.path in DATASETS or _on_hub(source, path):
+            state.update(source.path.encode())
+        else:
+            return None
+    return state.hexdigest()
+
+
+def _on_hub(source: SourceSpec, path: Path) -> bool:
+    """Whether a source that is no file here names a dataset of the Hub."""
+    local = source.format == "auto" and path.suffix in (*tables.READERS, ".json")
+    named = _HUB.fullmatch(source.path) is not None
+    return source.format in ("auto", "dataset") and not local and named
+
+
 def _records(
     source: SourceSpec, locate: Callable[[str], Path], say: Callable[[str], None]
 ) -> Iterator[Record]:
@@ -110,8 +149,7 @@ def _records(
         return tables.folder(path, source.split)
     if path.is_file():
         return _file(path, source.format, say)
-    local = source.format == "auto" and path.suffix in (*tables.READERS, ".json")
-    if source.format in ("auto", "dataset") and not local and _HUB.fullmatch(source.path):
+    if _on_hub(source, path):
         return tables.hub(source)
     raise DataError(
         f"data.sources: there is no file {path} (embedded datasets: {', '.join(DATASETS)}; a "
@@ -141,6 +179,7 @@ def _item(record: Any, place: str, form: str) -> Conversation | Passage:
     if not isinstance(record, Mapping):
         raise mistake
     name = str(record.get("id") or place)
+    _check_text(name, place)
     stem, _, piece = name.rpartition("_")
     group = stem if stem and piece.isdigit() else name
     given = [record[key] for key in ("messages", "conversations") if record.get(key) is not None]
@@ -162,8 +201,8 @@ def _item(record: Any, place: str, form: str) -> Conversation | Passage:
             dropped.append("`system` of records whose turns have one")
         else:
             named.insert(0, ("system", _trimmed(record["system"])))
-    for _, said in named:
-        _check_text(said, place)
+    for role, said in named:
+        _check_text(role + said, place)
     # Turns before the first question are left out.
     first = next((i for i, (role, _) in enumerate(named) if role == "user"), len(named))
     kept = [turn for turn in named[:first] if turn[0] == "system"] + named[first:]

@@ -17,7 +17,7 @@ from eagle.train.data import records
 from eagle.train.data.records import Record
 from eagle.train.spec import SourceSpec
 
-__all__ = ["READERS", "folder", "hub"]
+__all__ = ["READERS", "files_below", "folder", "hub"]
 
 _TEXTS = ("messages", "conversations", "text")
 _COLUMNS = ("id", *_TEXTS, "system", "tools", "functions")
@@ -67,7 +67,7 @@ def _saved(path: Path, split: str | None) -> list[Path]:
 
 def _named(path: Path, split: str | None) -> list[Path]:
     """Return the files of a split; without one, of ``train`` if any is named so, or else all."""
-    files = [file for file in path.rglob("*") if file.suffix in READERS and file.is_file()]
+    files = files_below(path)
     if not files:
         raise DataError(f"{path} holds no file that ends with {', '.join(READERS)}")
     word = re.compile(rf"(?:^|[^a-zA-Z]){re.escape(split or 'train')}(?:$|[^a-zA-Z])")
@@ -75,6 +75,11 @@ def _named(path: Path, split: str | None) -> list[Path]:
     if split is not None and not named:
         raise DataError(f"{path}: no file of it is named for the split {split!r}")
     return sorted(named or files)
+
+
+def files_below(path: Path) -> list[Path]:
+    """Return the files of a folder, at any depth, that could be read, in the order of names."""
+    return sorted(file for file in path.rglob("*") if file.suffix in READERS and file.is_file())
 
 
 def parquet(path: Path) -> Iterator[Record]:
@@ -126,7 +131,10 @@ def _rows(batches: Any, path: Path) -> Iterator[Record]:
         for start in range(0, batch.num_rows, _ROWS):
             for record in batch.slice(start, _ROWS).to_pylist():
                 # A column that another source's rows fill is null here.
-                yield f"{path.name}:{number}", {k: v for k, v in record.items() if v is not None}
+                yield (
+                    f"{records.name_of(path)}:{number}",
+                    {k: v for k, v in record.items() if v is not None},
+                )
                 number += 1
 
 

@@ -54,14 +54,11 @@ def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
     """
     try:
         # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
-        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-        turns = [json.loads(line)["turns"][0] for line in lines[:limit]]
-        if not all(isinstance(turn, str) and half_surrogate(turn) is None for turn in turns):
-            raise ValueError("a turn is no text")
+        rows = enumerate(path.read_text(encoding="utf-8").split("\n"), start=1)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"the prompts {path} cannot be read: {error}") from error
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise DataError(f'{path}: every line should be {{"turns": ["..."]}}: {error}') from error
+    lines = [(number, line) for number, line in rows if line.strip()]
+    turns = [_first_turn(line, f"{path}:{number}") for number, line in lines[:limit]]
     if not turns:
         raise DataError(f"{path} holds no prompt")
     if not getattr(tokenizer, "chat_template", None):
@@ -77,6 +74,16 @@ def file_prompts(path: Path, tokenizer: Any, limit: int) -> list[list[int]]:
         raise DataError(
             f"the target's chat template does not render a prompt of {path}: {reason(error)}"
         ) from error
+
+
+def _first_turn(line: str, place: str) -> str:
+    try:
+        turn = json.loads(line)["turns"][0]
+        if not isinstance(turn, str) or half_surrogate(turn) is not None:
+            raise ValueError("its first turn is no text")
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise DataError(f'{place}: should be {{"turns": ["..."]}}: {reason(error)}') from error
+    return turn
 
 
 def heldout_prompts(corpus: Corpus, numbers: Sequence[int], limit: int) -> list[list[int]]:

@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from eagle.errors import DataError
+from eagle.host import write_text
 from eagle.train.evaluation.answers import Answer
 
 __all__ = ["KeptAnswers", "KeptSet"]
@@ -84,12 +85,12 @@ class KeptAnswers(BaseModel):
         return found
 
     def write(self, path: Path) -> None:
-        """Write the file.
+        """Write the file, whole or not at all.
 
         Raises:
             DataError: it cannot be written.
         """
         try:
-            path.write_text(json.dumps(self.model_dump(mode="json")) + "\n", encoding="utf-8")
+            write_text(path, json.dumps(self.model_dump(mode="json")) + "\n")
         except OSError as error:
             raise DataError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,34 +16,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from eagle.errors import DataError, EagleError, SpecError
+from eagle.errors import DataError, EagleError
 from eagle.host import write_text
+from eagle.train.run.board import explained, opened
 
-__all__ = ["Journal", "read_log", "require_tensorboard", "say"]
-
-_BOARD = "tensorboard"  # the folder of its files
+__all__ = ["Journal", "read_log", "say"]
 
 
 def say(message: str) -> None:
     """Print a line on stderr."""
     console = Console(stderr=True, highlight=False, emoji=False)
     console.print(message, markup=False, soft_wrap=True)
-
-
-def require_tensorboard() -> Any:
-    """Return TensorBoard's writer.
-
-    Raises:
-        SpecError: it is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise SpecError(
-            "tensorboard: true needs TensorBoard, which is not installed; run "
-            "pip install 'eagle-decoding[tensorboard]', or leave it out"
-        ) from error
-    return SummaryWriter
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -94,7 +76,7 @@ class Journal:
         kept = [line for line in read_log(path) if line["step"] <= step] if step else []
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._written = {(line["kind"], line["step"]) for line in kept}
-        self._board = _board(path.parent / _BOARD, step, tensorboard)
+        self._board = opened(path.parent / "tensorboard", step, tensorboard)
         console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -117,7 +99,8 @@ class Journal:
     ) -> None:
         self._progress.stop()
         if self._board is not None:
-            with _explained(self._path.parent / _BOARD):
+            # What already went wrong is what is to be told.
+            with suppress(EagleError) if error else nullcontext():
                 self._board.close()
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -128,13 +111,11 @@ class Journal:
         """
         if (kind, step) in self._written:
             return
-        with _explained(self._path), self._path.open("a") as file:
+        with explained(self._path), self._path.open("a") as file:
             line = {"kind": kind, "step": step, **_finite(values)}
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:
-            with _explained(self._path.parent / _BOARD):
-                for name, value in _scalars(kind, values):
-                    self._board.add_scalar(name, value, step)
+            self._board.write(kind, step, values)
 
     def show(self, step: int, loss: float, accuracy: float, rate: float) -> None:
         """Move the bar.
@@ -154,37 +135,6 @@ class Journal:
     def say(self, message: str) -> None:
         """Print a line above the bar."""
         self._progress.console.print(message, markup=False, soft_wrap=True)
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Say of an error of the file system where it was, and what to do."""
-    try:
-        yield
-    except OSError as error:
-        raise EagleError(
-            f"the run's log could not be written to {path}: {error.strerror or error}. Make room "
-            "and run again with --resume, which goes on from the last checkpoint"
-        ) from error
-
-
-def _board(folder: Path, step: int, wanted: bool | str) -> Any:
-    """Return a writer for TensorBoard that hides what a killed run wrote behind a step."""
-    if not wanted or (wanted == "auto" and find_spec("tensorboard") is None):
-        return None
-    return require_tensorboard()(str(folder), purge_step=step + 1 if step else None)
-
-
-def _scalars(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """Yield every number of a line, by the path to it; levels of a list are counted from 0."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _scalars(f"{name}/{key}", inner)
-    elif isinstance(value, list | tuple):
-        for index, inner in enumerate(value):
-            yield from _scalars(f"{name}/{index}", inner)
-    elif isinstance(value, int | float):
-        yield name, value
 
 
 def _finite(value: Any) -> Any:

@@ -23,12 +23,13 @@ from eagle.plugin import (
     TrainsLevels,
     default_registry,
 )
-from eagle.spec import Resolved, built, dump, follow_layers, resolve
+from eagle.spec import Document, Resolved, built, dump, follow_layers, resolve
 from eagle.target import Target, load_target, loading
 from eagle.train.data import Packer, check_text, load_corpus
 from eagle.train.evaluation import Measure, Measured, fixed_paths
+from eagle.train.run.board import require_tensorboard
 from eagle.train.run.checks import check_head, check_target, memory_explained
-from eagle.train.run.journal import Journal, read_log, require_tensorboard, say
+from eagle.train.run.journal import Journal, read_log, say
 from eagle.train.run.loop import Trainer, compiles
 from eagle.train.run.processes import Processes
 from eagle.train.run.shards import kept_features
@@ -110,7 +111,17 @@ def train(
     state = _previous(spec, folder, resume)
     # Before the target's weights: what is wrong with the text shows at once.
     with processes.main_first():
-        corpus = load_corpus(spec, folder / "text.npz", tell, target)
+        corpus = load_corpus(
+            spec,
+            folder / "text.npz",
+            tell,
+            target,
+            resumed=state is not None,
+            trusted=not processes.main,
+        )
+    identity = spec.identity(processes.shares, settings.model_dump(mode="json"))
+    if state:
+        check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     check_text(spec, corpus, processes.shares)
     target = target or load_target(spec.target, spec.document.folder)
     training, heldout = corpus.split(spec.data.heldout, spec.data.seed)
@@ -124,9 +135,6 @@ def train(
         repack=spec.data.repacked,
     )
     steps = spec.steps or max(1, round(spec.epochs * packer.rows / spec.rows(processes.shares)))
-    identity = spec.identity(processes.shares, settings.model_dump(mode="json"))
-    if state:
-        check_identity(state, identity, corpus.digest, folder / "checkpoint.pt")
     measure = Measure(spec.evaluation, target, parts.features, trees, spec.path)
     if fresh:
         if isinstance(head, ChoosesVocabulary):
@@ -210,7 +218,7 @@ class _Run:
         self._processes.part()
         return Outcome(
             head,
-            best if best.is_dir() else head,
+            best if self._best >= 0 and best.is_dir() else head,  # it may be of an earlier run
             measured,
             trainer.step,
             trainer.finished,
@@ -305,14 +313,34 @@ def _title(name: str, settings: dict[str, object]) -> str:
     return " ".join([name, *values])
 
 
+def _check_config(path: Path) -> None:
+    """Refuse to write the config of a run over a file that no run wrote: a user's own, say.
+
+    Raises:
+        SpecError: it is there.
+    """
+    try:
+        data = Document.read(path).data if path.exists() else {}
+        ours = not data or ("output" in data and dump(data) == path.read_text(encoding="utf-8"))
+    except SpecError:
+        ours = False
+    if not ours:
+        raise SpecError(
+            f"{path} is there and was not written by a run, so it is not replaced; give this run "
+            "another folder with --set output=FOLDER"
+        )
+
+
 def _previous(spec: TrainSpec, folder: Path, resume: bool) -> RunState | None:
     """Return the state to go on from, after making the run's folder."""
     path = folder / "checkpoint.pt"
-    if path.exists() and not resume:
+    # A checkpoint may have been removed to make room, and what the run was for is still there.
+    if not resume and any((folder / name).exists() for name in (path.name, "head", "best")):
         raise SpecError(
             f"{folder} holds a run already; go on with it with --resume, or give this one another "
             "folder with --set output=FOLDER"
         )
+    _check_config(folder / "config.yaml")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eagle.errors import CheckpointError, SpecError
+from eagle.errors import CheckpointError, SpecError, reason
 from eagle.host import disk_error, replacing
 from eagle.train.run.parts import MOMENTS, problem_with
 
@@ -80,9 +80,8 @@ class RunState:
                 warnings.simplefilter("ignore")
                 parts = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle raises any kind
-            reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{path} is not a checkpoint of a training run, or damaged: {reason:.200}"
+                f"{path} is not a checkpoint of a training run, or damaged: {reason(error, 200)}"
             ) from error
         if problem := problem_with(parts):
             raise CheckpointError(f"{path} is not a checkpoint of a training run: {problem}")
@@ -136,8 +135,13 @@ def check_identity(state: RunState, identity: dict[str, Any], text: str, path: P
     """
     old, new = _flat(state.identity), _flat(identity)
     changed = [key for key in sorted(old | new) if old.get(key) != new.get(key)]
+    if "batch" in changed:  # which may be what it was, with another number of processes
+        changed[changed.index("batch")] = (
+            f"batch ({old.get('batch')} rows a step, with accumulate and over all processes, and "
+            f"here {new.get('batch')})"
+        )
     if state.text != text:
-        changed.append("the training text")
+        changed.append("training text")
     if changed:
         raise SpecError(
             f"{path} belongs to a run with another {', '.join(changed)}; give this run an output "
