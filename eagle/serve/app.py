@@ -20,7 +20,6 @@ from starlette.responses import Response
 from eagle import __version__
 from eagle.decoding import Engine, Result
 from eagle.errors import EagleError
-from eagle.plugin import VaryingTree
 from eagle.serve.answering import Events, Whole
 from eagle.serve.bodies import checked
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
@@ -72,9 +71,7 @@ class Service:
         self.taking: set[asyncio.Future[Asked]] = set()
         self.ended = False
         self._one = asyncio.Lock()
-        tree = decoder.resolved.tree
-        self._depth = tree.shape.depth
-        self._drafted = None if isinstance(tree, VaryingTree) else tree.shape.nodes - 1
+        self._depth = len(engine.stats().accepted_per_position)  # of the deepest tree
         said = json.dumps([__version__, decoder.spec.model_dump(mode="json")], sort_keys=True)
         self.fingerprint = f"eagle-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
@@ -183,7 +180,7 @@ class Service:
     def _figures(self, asked: Asked) -> dict[str, Any]:
         results = [handle.result() for handle in asked.handles]
         tokens = sum(result.stats.new_tokens for result in results)
-        told = acceptance(results, self._depth, self._drafted)
+        told = acceptance(results, self._depth)
         return {"usage": usage(asked.prompts, tokens), "metrics": told}
 
     async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
