@@ -160,7 +160,7 @@ class Running(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE,
             )
         )
-        self._service, self._told = service, told
+        self._service, self._told, self._captured = service, told, False
 
     async def on_tick(self, counter: int) -> bool:
         """Say whether to end now: asked ten times a second."""
@@ -171,27 +171,36 @@ class Running(uvicorn.Server):
         service, loop = self._service, asyncio.get_running_loop()
         service.gate.closing = True
         grace = service.settings.grace
-        if waiting := len(service.live) + len(service.taking) + service.watcher.waiting:
+        count = len(service.live) + len(service.taking) + len(service.gate.reading)
+        if count := count + service.watcher.waiting:
             self._told(
-                f"{waiting} requests are under way; they have {grace:g} seconds "
-                "(again, and they are cut off)"
+                f"{count} request{'s' * (count > 1)} under way; what is not answered within "
+                f"{grace:g} seconds is cut off (at once, if this is told to end again)"
             )
         # Also where nothing is seen yet: a body that comes slowly becomes a request later.
         timer = loop.call_later(grace, self._cut_off)
         try:
             await super().shutdown(sockets)
+            await self.lifespan.shutdown()  # which is left out where the end was forced
         finally:
             timer.cancel()
 
     def _cut_off(self) -> None:
         """Let nobody wait any longer, and end whether or not they go."""
         self._service.end()
-        asyncio.get_running_loop().call_later(_LAST_WORDS, setattr, self, "force_exit", True)
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._leave)
+
+    def _leave(self) -> None:
+        """Leave who has not read the last words: Python 3.12 waits for all connections to end."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal when all is answered, at the second at once."""
         if self.should_exit:
-            asyncio.get_running_loop().call_soon_threadsafe(self._cut_off)
+            with contextlib.suppress(RuntimeError):  # nothing runs yet, or any more
+                asyncio.get_running_loop().call_soon_threadsafe(self._cut_off)
         self.should_exit = True
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -205,15 +214,20 @@ class Running(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Have signals end the server, and not be raised once more behind it."""
-        if threading.current_thread() is not threading.main_thread():
+        """Have signals end the server, and not be raised once more behind it.
+
+        uvicorn does so once the loop runs; who listens before that does it before.
+        """
+        if self._captured or threading.current_thread() is not threading.main_thread():
             yield
             return
         kinds = (signal.SIGINT, signal.SIGTERM)
         before = {kind: signal.signal(kind, self.handle_exit) for kind in kinds}
+        self._captured = True
         try:
             yield
         finally:
+            self._captured = False
             for kind, handler in before.items():
                 signal.signal(kind, handler)
 
@@ -236,22 +250,28 @@ def run(
     Raises:
         EagleError: an address cannot be had; or the engine broke, and why.
     """
-    for made in sockets:
-        host, port = made.getsockname()[:2]
-        try:
-            made.listen(_CONNECTIONS)  # several may have reserved a port; only one listens
-        except OSError as error:
-            raise _unavailable(host, port, error) from error
-        shown = f"[{host}]" if ":" in host else host
-        told(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
     service = Service(engine, settings)
     running = Running(service, create_app(engine, service=service), told)
     try:
-        running.run(sockets)
+        with running.capture_signals():
+            for made in sockets:
+                told(_listening(made))
+            running.run(sockets)
     finally:
         engine.close(drain=False)
     if engine.broken is not None:
         raise engine.broken
+
+
+def _listening(made: socket.socket) -> str:
+    """Have a socket listen, and return what is said of it."""
+    host, port = made.getsockname()[:2]
+    try:
+        made.listen(_CONNECTIONS)  # several may have reserved a port; only one listens
+    except OSError as error:
+        raise _unavailable(host, port, error) from error
+    shown = f"[{host}]" if ":" in host else host
+    return f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)"
 
 
 def log_to(stream: Any) -> None:

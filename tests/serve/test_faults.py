@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import random
+import signal
 import socket
 import threading
 import time
@@ -323,7 +324,60 @@ def test_the_end_is_told_to_those_who_look_on(decoder, monkeypatch):
         connection.close()
 
 
-def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started):
+def test_the_end_is_told_to_whose_body_still_comes(decoder, caplog):
+    with Engine(decoder) as engine, serving(engine, grace=0.1) as site:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", "100")
+        connection.endheaders(b"{")
+        until(lambda: site.service.gate.reading)
+        site.running.should_exit = True
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["code"] == "closing"
+        connection.close()
+    assert not site.service.gate.reading
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_who_does_not_read_keeps_no_server_from_its_end(decoder, caplog):
+    with (
+        Engine(decoder) as engine,
+        serving(engine, grace=60, stall=60, buffer=4096) as site,
+        socket.socket() as raw,
+    ):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        raw.connect(("127.0.0.1", site.port))
+        body = json.dumps({"prompt": ["hello"] * 100, "stream": True} | LONG).encode()
+        raw.sendall(head(Content_Length=len(body)) + body)
+        until(lambda: any(one.flow.write_paused for one in site.running.server_state.connections))
+        loop = site.running.servers[0].get_loop()
+        for _ in range(2):
+            loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
+        until(loop.is_closed, patience=5)
+        assert not site.running.server_state.connections
+        assert not site.service.live
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_server_that_is_told_to_end_before_it_serves_ends(decoder):
+    made, said = reserved("127.0.0.1", 0), []
+
+    def told(text):
+        said.append(text)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # for which nothing runs yet
+
+    before = signal.getsignal(signal.SIGTERM)
+    engine = Engine(decoder)
+    running.run(engine, Settings(model="tiny"), [made], told=told)
+    assert [text.partition(" ")[0] for text in said] == ["serving"]
+    assert engine.closed
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started, caplog):
     with Engine(decoder) as engine, serving(engine, grace=60) as site:
         entered = threading.Event()
 
@@ -339,6 +393,7 @@ def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started
         until(lambda: site.service.gate.closing)
         loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
         until(loop.is_closed, patience=5)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_server_ends_with_what_broke_its_engine(decoder, monkeypatch):
