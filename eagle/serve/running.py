@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eagle.decoding import Engine
 from eagle.errors import EagleError
 from eagle.serve.app import Service, create_app
+from eagle.serve.connections import Connection
 from eagle.serve.guard import JsonLines
 from eagle.serve.settings import Settings
 
@@ -64,77 +64,6 @@ def _unavailable(host: str, port: int, error: OSError) -> EagleError:
     return EagleError(f"port {port} of {host} {why}; choose another with --port")
 
 
-class _Connection(H11Protocol):
-    """A connection that is closed unless whole heads of requests come soon, and can be cut off.
-
-    Answers that are streams may be sent `straight`, and are told when the client leaves.
-    """
-
-    _head: asyncio.TimerHandle | None = None
-    _leave: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        ways = {
-            "abort": transport.abort,
-            "straight": self.straight,
-            "flows": lambda: not self.flow.write_paused,
-            "watching": self.watching,
-        }
-        self.app_state = {**self.app_state, **ways}
-        self._await_head()
-
-    def straight(self, piece: bytes) -> bool:
-        """Send a piece of a body that has begun and has no length, past ASGI's layers and h11.
-
-        These take longer than all else that is done for an event, and would do the same: between
-        a body's beginning and its end h11's state does not change.
-
-        Returns:
-            Whether that could be done: not where the client reads too slowly, which has to be
-            waited for, has left, or knows no chunks.
-        """
-        cycle = self.cycle
-        if self.flow.write_paused or cycle.disconnected or self.conn.their_http_version != b"1.1":
-            return False
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        return True
-
-    def watching(self, leave: Callable[[], None] | None) -> bool:
-        """Have something called when the client leaves, or nothing any longer.
-
-        Returns:
-            Whether the client is still there; where it is not, nothing is called.
-        """
-        self._leave = leave
-        return not self.cycle.disconnected
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._cancel_head()
-        if self._leave is not None:
-            self._leave()
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._cancel_head()
-
-    def on_response_complete(self) -> None:
-        self._await_head()  # and where it is closed, that what was sent is read
-        super().on_response_complete()  # which begins the next request, if that has come
-
-    def _await_head(self) -> None:
-        # uvicorn's own timer is for connections without any byte: a single one ends it.
-        self._cancel_head()
-        self._head = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
-
-    def _cancel_head(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-
-
 class Running(uvicorn.Server):
     """A server that lets requests under way end, and says so where it cannot.
 
@@ -148,7 +77,7 @@ class Running(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Connection,
+                http=Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,

@@ -541,3 +541,57 @@ def test_a_client_that_would_rather_have_another_protocol_is_answered(site):
     last = head(Content_Length=len(body), Connection="close")
     got, _ = sent(site, asked + body, last + body)
     assert got.count(b"HTTP/1.1 200") == 2
+
+
+def test_a_client_that_asks_for_a_tunnel_is_refused(site):
+    got, _ = sent(site, b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 400")
+
+
+def test_a_trailer_is_none_of_the_requests_headers(decoder):
+    with Engine(decoder) as engine, serving(engine, api_key="secret") as site:
+        body = b"%x\r\n%b\r\n0\r\n" % (2, b"{}")
+        trailer = b"Authorization: Bearer secret\r\n\r\n"
+        asked = head(Transfer_Encoding="chunked", Connection="close")
+        got, _ = sent(site, asked + body + trailer)
+        assert got.startswith(b"HTTP/1.1 401")
+
+
+def test_a_body_of_many_chunks_is_read(site):
+    body = json.dumps({"prompt": "hello", "max_tokens": 2, "user": "a" * 40_000}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    got, _ = sent(site, head(Transfer_Encoding="chunked", Connection="close") + chunks)
+    assert got.startswith(b"HTTP/1.1 200")
+
+
+def test_requests_without_end_before_an_answer_are_not_kept(decoder):
+    with Engine(decoder) as engine, serving(engine) as site:
+        gate = Gate()
+        handle = engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        body = json.dumps({"prompt": "hello", "max_tokens": 2}).encode()
+        asked = head(Content_Length=len(body)) + body
+        got, gone = sent(site, *[asked * 100] * 1000)
+        assert got == b""
+        assert gone < 8 << 20
+        until(lambda: not site.running.server_state.connections)
+        until(lambda: not site.service.live)
+        gate.opened.set()
+        handle.result(60)
+
+
+def test_who_leaves_with_requests_behind_the_one_that_is_answered_is_noticed(decoder):
+    with Engine(decoder) as engine, serving(engine) as site:
+        gate = Gate()
+        handle = engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        body = json.dumps({"prompt": "hello", "stream": True}).encode()
+        with socket.create_connection(("127.0.0.1", site.port), timeout=20) as raw:
+            raw.sendall((head(Content_Length=len(body)) + body) * 3)
+            until(lambda: engine.stats().waiting == 1)
+        until(lambda: engine.stats().cancelled == 1)
+        until(lambda: not site.service.live)
+        gate.opened.set()
+        handle.result(60)
+        until(lambda: engine.stats().waiting == 0)
+        assert engine.stats().cancelled == 1  # the others were never taken in
