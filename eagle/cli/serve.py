@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,7 +27,31 @@ EXAMPLES = console.examples(
     "torchrun --nproc-per-node 2 -m eagle.cli serve --target ./my-model --set target.tp_plan=auto",
 )
 
+_TERMINATED = 143  # the exit status of what SIGTERM ends, as shells have it
 
+
+@contextmanager
+def _ending() -> Iterator[None]:
+    """Let SIGTERM end what has no way of its own to end, as Ctrl-C does; the next one at once.
+
+    The first process of a container is not ended by a signal that it says nothing of.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(_TERMINATED))
+        raise SystemExit(_TERMINATED)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@_ending()
 def serve(
     spec: SpecOption = "eagle",
     set_: Overrides = None,

@@ -134,10 +134,10 @@ def encode(
     ids = _ids(_listed(prompt), tokenizer, raw=raw, template=_checked_template(template))
     if not ids:
         raise RequestError("the prompt is empty; give at least one word, or token ids")
-    bad = [token for token in ids if not 0 <= token < embeddings]
-    if bad:
+    if min(ids) < 0 or max(ids) >= embeddings:
+        bad = next(token for token in ids if not 0 <= token < embeddings)
         raise RequestError(
-            f"the prompt holds token id {bad[0]}; this target's ids are 0 to {embeddings - 1}"
+            f"the prompt holds token id {bad}; this target's ids are 0 to {embeddings - 1}"
         )
     return ids
 
@@ -171,12 +171,18 @@ def _check_text(text: Any) -> None:
 
 
 def _ids(prompt: Prompt, tokenizer: Any, *, raw: bool, template: Mapping[str, Any]) -> list[int]:
-    if not isinstance(prompt, str) and all(isinstance(token, Integral) for token in prompt):
+    # What a number is takes a while to ask of each; of plain ones, which most are, it need not be.
+    plain = not isinstance(prompt, str) and set(map(type, prompt)) <= {int}
+    if plain or (
+        not isinstance(prompt, str) and all(isinstance(token, Integral) for token in prompt)
+    ):
         if template:
             raise RequestError(
                 f"the chat template's {_names(template)} cannot be used with a prompt of token "
                 "ids, which no template is applied to; give messages"
             )
+        if plain:
+            return list(cast("Sequence[int]", prompt))
         if any(isinstance(token, bool) for token in prompt):
             raise RequestError("the prompt holds True or False, which are no token ids")
         return [int(token) for token in cast("Sequence[int]", prompt)]

@@ -60,6 +60,7 @@ class Loop:
         tokens: tokens that were given.
         verified: verifications, of all requests.
         committed: tokens that these gave.
+        drafted: candidates that these verified.
         accepted: by draft position, in how many verifications its token was accepted.
         prompt_tokens: tokens of the prompts that were read, those found in blocks included.
     """
@@ -90,7 +91,7 @@ class Loop:
         self._read_last = False
         self._together = cycle.target.together
         self._news = News()  # since the pass that is under way began
-        self.tokens = self.verified = self.committed = 0
+        self.tokens = self.verified = self.committed = self.drafted = 0
         self.reading = 0.0
         self.prompt_tokens = 0
         self.accepted = [0] * cycle.depth
@@ -389,7 +390,9 @@ class Loop:
         with roused_together():
             for slot, outcome in failed_last(seated):
                 if slot not in failures and batch.requests[slot] is not None:
-                    self._deliver(slot, outcome, None, logprobs=found)
+                    self._deliver(
+                        slot, outcome, None, candidates=running.candidates, logprobs=found
+                    )
             for slot, failure in failures.items():
                 self._deliver(slot, outcomes[slot], failure)
         behind, self._behind = self._behind, []
@@ -459,12 +462,14 @@ class Loop:
         failure: Exception | None,
         *,
         verified: bool = True,
+        candidates: int = 0,
         logprobs: Logprobs | None = None,
     ) -> None:
         """Give a slot's new tokens to its request, and let the slot idle if that ends it."""
         seats = self.seats
         request = seats.batch.requests[slot] or seats.reader.request(slot)
         ticket = self._tickets[id(request)]
+        request.candidates += candidates
         event = None
         try:
             if failure is None:
@@ -480,10 +485,9 @@ class Loop:
         elif event is not None:
             self.tokens += len(event.tokens)
             if verified:
-                self.verified, self.committed = (
-                    self.verified + 1,
-                    self.committed + len(event.tokens),
-                )
+                self.verified += 1
+                self.committed += len(event.tokens)
+                self.drafted += candidates
                 for place in range(event.drafted):
                     self.accepted[place] += 1
             else:

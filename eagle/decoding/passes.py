@@ -36,6 +36,7 @@ class Running:
         outcome: what comes of it (see `eagle.cycle.Slots.outcome`).
         processing: the logits processors that it asks.
         reports: whether it says what the target gives its tokens.
+        candidates: how many its tree has.
     """
 
     requests: list[Request | None]
@@ -43,6 +44,7 @@ class Running:
     outcome: Arrival
     processing: Processing | None
     reports: bool
+    candidates: int
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class Passes:
             self._runtime.run(part, self._sampling, committed, processing, tree, reports=reports)
             if not self._sampling.greedy:
                 seats.feed.refill(requests)
-        return Running(requests, part, Arrival(part.outcome), processing, reports)
+        candidates = self._cycle.trees[tree].shape.nodes - 1
+        return Running(requests, part, Arrival(part.outcome), processing, reports, candidates)
 
     def _choose(self, width: int) -> int:
         """Return which tree the next cycle drafts, by what has been read back already."""

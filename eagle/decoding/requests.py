@@ -48,6 +48,7 @@ class Stats:
         time_to_first_token: seconds from the request's start to its first token.
         queued: seconds from when the request was made to its start.
         seconds_per_token: seconds between tokens, from the first to the last; 0 if there is one.
+        drafted: candidates that its cycles verified: of each, all nodes of its tree but the root.
     """
 
     new_tokens: int
@@ -60,6 +61,7 @@ class Stats:
     queued: float = 0.0
     accepted_per_position: tuple[int, ...] = ()
     seconds_per_token: float = 0.0
+    drafted: int = 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ class Request:
         key: of the noise of the text's positions, which follows from the seed.
         given: its own logits processors as they were given, which `processors` were made of.
         packed: the same, as other processes can have them.
+        candidates: how many its cycles verified.
     """
 
     index: int
@@ -190,6 +193,7 @@ class Request:
     finish_reason: FinishReason | None = None
     given: Processors = ()
     packed: bytes = b""
+    candidates: int = 0
 
     def __post_init__(self) -> None:
         vocabulary = None if self.tokenizer is None else Vocabulary.of(self.tokenizer)
@@ -298,6 +302,7 @@ class Request:
             queued=self._started - self._made,
             accepted_per_position=_by_position(self.drafted),
             seconds_per_token=(self._last - self._first) / max(len(self.tokens) - 1, 1),
+            drafted=self.candidates,
         )
         reason = self.finish_reason or "length"
         prompt = tuple(self.prompt)

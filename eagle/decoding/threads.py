@@ -48,6 +48,7 @@ class EngineStats:
         accepted_per_position: of draft position 1, 2 and so on, in how many of these its token was
             accepted.
         prompt_tokens: tokens of the prompts that were read.
+        drafted: candidates that were verified, of all requests.
     """
 
     waiting: int
@@ -65,6 +66,7 @@ class EngineStats:
     verified: int
     accepted_per_position: tuple[int, ...]
     prompt_tokens: int
+    drafted: int
 
 
 class EngineThread:
@@ -161,6 +163,7 @@ class EngineThread:
             verified=loop.verified,
             accepted_per_position=tuple(loop.accepted),
             prompt_tokens=loop.prompt_tokens,
+            drafted=loop.drafted,
             **counts,
         )
 

@@ -20,7 +20,6 @@ from starlette.responses import Response
 from eagle import __version__
 from eagle.decoding import Engine, Result
 from eagle.errors import EagleError
-from eagle.plugin import VaryingTree
 from eagle.serve.answering import Events, Whole
 from eagle.serve.bodies import checked
 from eagle.serve.forms import ChatForm, Form, TextForm, acceptance, usage
@@ -28,7 +27,7 @@ from eagle.serve.guard import Gate, Guard
 from eagle.serve.layers import Counted, Direct, Endpoint, Shortcut
 from eagle.serve.metrics import Metrics
 from eagle.serve.pages import page
-from eagle.serve.problems import Problem, encoded, problem_of, response
+from eagle.serve.problems import Problem, encoded, problem_of, response, shut_down
 from eagle.serve.requests import Asked, Intake
 from eagle.serve.schemas import (
     ChatRequest,
@@ -56,7 +55,6 @@ class Service:
         gate: whether requests are let in.
         live: what is with the engine.
         taking: what is on its way there.
-        ended: nobody is answered any more.
     """
 
     def __init__(self, engine: Engine, settings: Settings) -> None:
@@ -70,23 +68,20 @@ class Service:
         self.pool = ThreadPoolExecutor(1, "eagle-intake")
         self.live: set[Asked] = set()
         self.taking: set[asyncio.Future[Asked]] = set()
-        self.ended = False
         self._one = asyncio.Lock()
-        tree = decoder.resolved.tree
-        self._depth = tree.shape.depth
-        self._drafted = None if isinstance(tree, VaryingTree) else tree.shape.nodes - 1
+        self._depth = len(engine.stats().accepted_per_position)  # of the deepest tree
         said = json.dumps([__version__, decoder.spec.model_dump(mode="json")], sort_keys=True)
         self.fingerprint = f"eagle-{hashlib.sha256(said.encode()).hexdigest()[:12]}"
 
     def end(self) -> None:
         """Tell all who still wait, and who come later, that there will be no answer."""
-        self.ended = True
+        self.gate.end()
         self.watcher.close()
         self.pool.shutdown(wait=False, cancel_futures=True)
         for taken in list(self.taking):
             taken.cancel()
         for asked in list(self.live):
-            asked.stop(_closing())
+            asked.stop(shut_down())
 
     async def answer(self, body: SamplingRequest, request: Request) -> Response:
         """Answer a chat or a completion."""
@@ -98,8 +93,8 @@ class Service:
         asked = await (self._taken_in_here(body) if light else self._taken_in(body, late))
         timer = loop.call_at(began + self.settings.timeout, asked.stop, late)
         self.live.add(asked)
-        if self.ended:  # since it was taken in
-            asked.stop(_closing())
+        if self.gate.ended:  # since it was taken in
+            asked.stop(shut_down())
         noted = request.state.log
         noted |= {"prompt_tokens": sum(asked.prompts), "answers": len(asked.handles)}
 
@@ -133,14 +128,14 @@ class Service:
             Problem: a field cannot be honoured, too many requests wait, or the server ends.
         """
         async with self._one:  # in between, what others are answered is sent
-            if self.ended:
-                raise _closing()
+            if self.gate.ended:
+                raise shut_down()
             return self.intake.submit(body)
 
     async def _taken_in(self, body: SamplingRequest, late: Problem) -> Asked:
         """Return what a body became in the engine; whoever gives up on it leaves nothing there."""
-        if self.ended:
-            raise _closing()
+        if self.gate.ended:
+            raise shut_down()
         work = self.pool.submit(self.intake.submit, body)
         taken = asyncio.wrap_future(work)
         self.taking.add(taken)
@@ -152,8 +147,8 @@ class Service:
             raise late from error
         except asyncio.CancelledError as error:
             work.add_done_callback(_dropped)
-            if self.ended:
-                raise _closing() from error
+            if self.gate.ended:
+                raise shut_down() from error
             raise
         finally:
             self.taking.discard(taken)
@@ -183,7 +178,7 @@ class Service:
     def _figures(self, asked: Asked) -> dict[str, Any]:
         results = [handle.result() for handle in asked.handles]
         tokens = sum(result.stats.new_tokens for result in results)
-        told = acceptance(results, self._depth, self._drafted)
+        told = acceptance(results, self._depth)
         return {"usage": usage(asked.prompts, tokens), "metrics": told}
 
     async def look_on(self, body: TraceRequest, *, plain: bool) -> Response:
@@ -315,10 +310,6 @@ def _add_errors(app: FastAPI) -> None:
     app.add_exception_handler(Exception, told)  # which is logged above
     app.add_exception_handler(HTTPException, other)
     app.add_exception_handler(StarletteHTTPException, other)
-
-
-def _closing() -> Problem:
-    return Problem(503, "the server was shut down before the answer", code="closing")
 
 
 def _dropped(work: Future[Asked]) -> None:

@@ -21,14 +21,12 @@ def usage(prompts: Sequence[int], tokens: int) -> dict[str, Any]:
     return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
-def acceptance(results: Sequence[Result], depth: int, each: int | None) -> dict[str, Any]:
+def acceptance(results: Sequence[Result], depth: int) -> dict[str, Any]:
     """Return how well drafting went, as vLLM spells it in an answer's ``metrics``.
 
     Args:
         results: the answers.
-        depth: levels that a step drafts.
-        each: tokens that a step drafts, of which it accepts a path: all nodes of a tree but the
-            root. None where that varies: such trees have no rate.
+        depth: levels that a step drafts, at most.
     """
     steps = sum(result.stats.cycles for result in results)
     # In how many steps a path of at least so many draft tokens was accepted, from none on.
@@ -38,17 +36,17 @@ def acceptance(results: Sequence[Result], depth: int, each: int | None) -> dict[
     reached = [steps, *map(sum, zip(*by_place, strict=True))]
     accepted = sum(reached[1:])
     histogram = [less - more for less, more in zip(reached, [*reached[1:], 0], strict=True)]
-    told: dict[str, Any] = {
+    drafted = sum(result.stats.drafted for result in results)
+    told = {
         "mean_acceptance_length": 1 + accepted / steps if steps else 0.0,
         "acceptance_histogram": histogram,
         "num_spec_steps": steps,
         "num_accepted_draft_tokens": accepted,
         "num_spec_tokens": depth,
+        "num_draft_tokens": drafted,
+        # Of a tree only one path is accepted, so this is a chain's rate for chains alone.
+        "draft_acceptance_rate": accepted / drafted if drafted else 0.0,
     }
-    if each is not None:
-        drafted = steps * each
-        told["num_draft_tokens"] = drafted
-        told["draft_acceptance_rate"] = accepted / drafted if drafted else 0.0
     return {"speculative_decoding": told}
 
 

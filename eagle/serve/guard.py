@@ -17,7 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from eagle.serve.problems import Problem, problem_of, response
+from eagle.serve.problems import Problem, problem_of, response, shut_down
 from eagle.serve.settings import Settings, is_loopback
 
 __all__ = ["Gate", "Guard", "log"]
@@ -35,10 +35,24 @@ _PAGE = ("/page/",)
 
 
 class Gate:
-    """Whether requests are let in, which ends before the server does."""
+    """Whether requests are let in, which ends before the server does.
+
+    Attributes:
+        closing: nobody is let in any more.
+        ended: nobody is answered any more.
+        reading: the bodies on their way, by how long they may take.
+    """
 
     def __init__(self) -> None:
-        self.closing = False
+        self.closing = self.ended = False
+        self.reading: set[asyncio.Timeout] = set()
+
+    def end(self) -> None:
+        """Let nobody in, and wait for no body any longer."""
+        self.closing = self.ended = True
+        for limit in self.reading:
+            if not limit.expired():
+                limit.reschedule(0)
 
 
 class Guard:
@@ -96,6 +110,10 @@ class Guard:
                     await response(problem_of(error))(scope, receive, answer)
                 elif not complete:
                     raise
+            except asyncio.CancelledError:
+                if not self._gate.ended:
+                    raise
+                state["log"]["cut_off"] = True
         finally:
             told = {"method": scope["method"], "path": scope["path"][:200], "status": status}
             seconds = round(time.perf_counter() - began, 4)
@@ -140,8 +158,10 @@ class Guard:
         if declared.isdigit() and (len(declared) > 18 or int(declared) > most):
             raise too_long
         body, more = bytearray(), scope["method"] in ("POST", "PUT", "PATCH")
+        limit, reading = asyncio.timeout(self._settings.stall), self._gate.reading
         try:
-            async with asyncio.timeout(self._settings.stall):
+            async with limit:
+                reading.add(limit)
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -151,9 +171,13 @@ class Guard:
                     if len(body) > most:
                         raise too_long
         except TimeoutError as error:
+            if self._gate.ended:
+                raise shut_down() from error
             raise Problem(
                 408, f"the body did not come within {self._settings.stall:g} seconds"
             ) from error
+        finally:
+            reading.discard(limit)
         return bytes(body)
 
 

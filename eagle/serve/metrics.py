@@ -135,7 +135,17 @@ class _EngineCollector:
             ("eagle_tau", "Tokens committed per verification, of all requests.", stats.tau),
         ):
             yield GaugeMetricFamily(name, text, value=value)
-        yield CounterMetricFamily("eagle_tokens", "Tokens given.", value=stats.tokens)
+        for name, text, value in (
+            ("eagle_tokens", "Tokens given.", stats.tokens),
+            ("eagle_verifications", "Verifications, of all requests.", stats.verified),
+            ("eagle_draft_tokens", "Candidates that were verified.", stats.drafted),
+            (
+                "eagle_accepted_tokens",
+                "Draft tokens that were accepted.",
+                sum(stats.accepted_per_position),
+            ),
+        ):
+            yield CounterMetricFamily(name, text, value=value)
         ends = CounterMetricFamily("eagle_answers", "Answers by how they ended.", labels=["how"])
         for how in ("finished", "failed", "cancelled"):
             ends.add_metric([how], getattr(stats, how))

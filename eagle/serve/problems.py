@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from eagle.errors import CancelledError, ClosedError, QueueFullError, RequestError, clipped
 
-__all__ = ["Problem", "encoded", "problem_of", "response"]
+__all__ = ["Problem", "encoded", "problem_of", "response", "shut_down"]
 
 _WRITER = json.JSONEncoder(separators=(",", ":"))  # `json.dumps` makes one each time
 _INVALID, _SERVER = "invalid_request_error", "server_error"
@@ -77,6 +77,11 @@ def problem_of(error: Exception, *, wait: int = 1, param: str | None = None) -> 
         return Problem(503, "the request was cancelled", code="cancelled")
     # Whatever else there is may name files and modules, which are nobody's business.
     return Problem(500, "the request failed; the server's log says why, under the request's id")
+
+
+def shut_down() -> Problem:
+    """Return what those are told whom the server's end cuts off."""
+    return Problem(503, "the server was shut down before the answer", code="closing")
 
 
 def encoded(value: Any) -> bytes:

@@ -18,11 +18,11 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eagle.decoding import Engine
 from eagle.errors import EagleError
 from eagle.serve.app import Service, create_app
+from eagle.serve.connections import Connection
 from eagle.serve.guard import JsonLines
 from eagle.serve.settings import Settings
 
@@ -64,77 +64,6 @@ def _unavailable(host: str, port: int, error: OSError) -> EagleError:
     return EagleError(f"port {port} of {host} {why}; choose another with --port")
 
 
-class _Connection(H11Protocol):
-    """A connection that is closed unless whole heads of requests come soon, and can be cut off.
-
-    Answers that are streams may be sent `straight`, and are told when the client leaves.
-    """
-
-    _head: asyncio.TimerHandle | None = None
-    _leave: Callable[[], None] | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        ways = {
-            "abort": transport.abort,
-            "straight": self.straight,
-            "flows": lambda: not self.flow.write_paused,
-            "watching": self.watching,
-        }
-        self.app_state = {**self.app_state, **ways}
-        self._await_head()
-
-    def straight(self, piece: bytes) -> bool:
-        """Send a piece of a body that has begun and has no length, past ASGI's layers and h11.
-
-        These take longer than all else that is done for an event, and would do the same: between
-        a body's beginning and its end h11's state does not change.
-
-        Returns:
-            Whether that could be done: not where the client reads too slowly, which has to be
-            waited for, has left, or knows no chunks.
-        """
-        cycle = self.cycle
-        if self.flow.write_paused or cycle.disconnected or self.conn.their_http_version != b"1.1":
-            return False
-        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-        return True
-
-    def watching(self, leave: Callable[[], None] | None) -> bool:
-        """Have something called when the client leaves, or nothing any longer.
-
-        Returns:
-            Whether the client is still there; where it is not, nothing is called.
-        """
-        self._leave = leave
-        return not self.cycle.disconnected
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._cancel_head()
-        if self._leave is not None:
-            self._leave()
-
-    def handle_events(self) -> None:
-        super().handle_events()
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._cancel_head()
-
-    def on_response_complete(self) -> None:
-        self._await_head()  # and where it is closed, that what was sent is read
-        super().on_response_complete()  # which begins the next request, if that has come
-
-    def _await_head(self) -> None:
-        # uvicorn's own timer is for connections without any byte: a single one ends it.
-        self._cancel_head()
-        self._head = self.loop.call_later(self.timeout_keep_alive, self.transport.abort)
-
-    def _cancel_head(self) -> None:
-        if self._head is not None:
-            self._head.cancel()
-            self._head = None
-
-
 class Running(uvicorn.Server):
     """A server that lets requests under way end, and says so where it cannot.
 
@@ -148,7 +77,7 @@ class Running(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=_Connection,
+                http=Connection,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -160,7 +89,7 @@ class Running(uvicorn.Server):
                 timeout_keep_alive=_KEEP_ALIVE,
             )
         )
-        self._service, self._told = service, told
+        self._service, self._told, self._captured = service, told, False
 
     async def on_tick(self, counter: int) -> bool:
         """Say whether to end now: asked ten times a second."""
@@ -171,27 +100,36 @@ class Running(uvicorn.Server):
         service, loop = self._service, asyncio.get_running_loop()
         service.gate.closing = True
         grace = service.settings.grace
-        if waiting := len(service.live) + len(service.taking) + service.watcher.waiting:
+        count = len(service.live) + len(service.taking) + len(service.gate.reading)
+        if count := count + service.watcher.waiting:
             self._told(
-                f"{waiting} requests are under way; they have {grace:g} seconds "
-                "(again, and they are cut off)"
+                f"{count} request{'s' * (count > 1)} under way; what is not answered within "
+                f"{grace:g} seconds is cut off (at once, if this is told to end again)"
             )
         # Also where nothing is seen yet: a body that comes slowly becomes a request later.
         timer = loop.call_later(grace, self._cut_off)
         try:
             await super().shutdown(sockets)
+            await self.lifespan.shutdown()  # which is left out where the end was forced
         finally:
             timer.cancel()
 
     def _cut_off(self) -> None:
         """Let nobody wait any longer, and end whether or not they go."""
         self._service.end()
-        asyncio.get_running_loop().call_later(_LAST_WORDS, setattr, self, "force_exit", True)
+        asyncio.get_running_loop().call_later(_LAST_WORDS, self._leave)
+
+    def _leave(self) -> None:
+        """Leave who has not read the last words: Python 3.12 waits for all connections to end."""
+        self.force_exit = True
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at the first signal when all is answered, at the second at once."""
         if self.should_exit:
-            asyncio.get_running_loop().call_soon_threadsafe(self._cut_off)
+            with contextlib.suppress(RuntimeError):  # nothing runs yet, or any more
+                asyncio.get_running_loop().call_soon_threadsafe(self._cut_off)
         self.should_exit = True
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
@@ -205,15 +143,20 @@ class Running(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Have signals end the server, and not be raised once more behind it."""
-        if threading.current_thread() is not threading.main_thread():
+        """Have signals end the server, and not be raised once more behind it.
+
+        uvicorn does so once the loop runs; who listens before that does it before.
+        """
+        if self._captured or threading.current_thread() is not threading.main_thread():
             yield
             return
         kinds = (signal.SIGINT, signal.SIGTERM)
         before = {kind: signal.signal(kind, self.handle_exit) for kind in kinds}
+        self._captured = True
         try:
             yield
         finally:
+            self._captured = False
             for kind, handler in before.items():
                 signal.signal(kind, handler)
 
@@ -236,22 +179,28 @@ def run(
     Raises:
         EagleError: an address cannot be had; or the engine broke, and why.
     """
-    for made in sockets:
-        host, port = made.getsockname()[:2]
-        try:
-            made.listen(_CONNECTIONS)  # several may have reserved a port; only one listens
-        except OSError as error:
-            raise _unavailable(host, port, error) from error
-        shown = f"[{host}]" if ":" in host else host
-        told(f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)")
     service = Service(engine, settings)
     running = Running(service, create_app(engine, service=service), told)
     try:
-        running.run(sockets)
+        with running.capture_signals():
+            for made in sockets:
+                told(_listening(made))
+            running.run(sockets)
     finally:
         engine.close(drain=False)
     if engine.broken is not None:
         raise engine.broken
+
+
+def _listening(made: socket.socket) -> str:
+    """Have a socket listen, and return what is said of it."""
+    host, port = made.getsockname()[:2]
+    try:
+        made.listen(_CONNECTIONS)  # several may have reserved a port; only one listens
+    except OSError as error:
+        raise _unavailable(host, port, error) from error
+    shown = f"[{host}]" if ":" in host else host
+    return f"serving http://{shown}:{port}/v1 (Ctrl-C ends it)"
 
 
 def log_to(stream: Any) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from eagle.decoding import Decoder, Engine, Event, Trace, TracedCycle
 from eagle.errors import EagleError
 from eagle.plugin import Role, SamplingParams, default_registry
-from eagle.serve.problems import Problem
+from eagle.serve.problems import Problem, shut_down
 from eagle.serve.requests import conversation
 from eagle.serve.schemas import TraceRequest
 from eagle.serve.settings import Settings
@@ -108,14 +108,13 @@ class Watcher:
             self.waiting -= 1
 
     async def _next(self, told: Iterator[dict[str, Any]]) -> dict[str, Any] | None:
-        over = Problem(503, "the server was shut down before the answer", code="closing")
         if self._closed:
-            raise over
+            raise shut_down()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, next, told, None)
         except asyncio.CancelledError as error:
             if self._closed:
-                raise over from error
+                raise shut_down() from error
             raise
 
     def _drop(self, told: Generator[dict[str, Any], None, None]) -> None:

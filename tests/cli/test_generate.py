@@ -26,6 +26,7 @@ STATS = {
     "queued": float,
     "accepted_per_position": list,
     "seconds_per_token": float,
+    "drafted": int,
 }
 FIGURES = re.compile(
     r"^\d+ tokens? · [\d.]+ tokens/s · tau [\d.]+ · \d+ cycles? · first token [\d.]+ s$", re.M

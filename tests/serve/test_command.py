@@ -10,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +72,76 @@ def test_a_process_tells_what_it_loads_answers_and_ends_when_told(home, pair, de
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+@pytest.fixture
+def process(home, pair):
+    """Start ``eagle serve`` as a process."""
+    made = []
+
+    def start(*words):
+        words = [sys.executable, "-m", "eagle.cli", "serve", "--port", "0", *words]
+        made.append(subprocess.Popen(words, stderr=subprocess.PIPE, text=True))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.kill()
+        one.wait()
+        one.stderr.close()
+
+
+@pytest.fixture
+def opened():
+    """Close what a test opens."""
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGINT])
+def test_two_signals_cut_off_who_is_answered_and_who_waits(process, opened, home, pair, kind):
+    server = process(*options(home, pair))
+    serving = next(line for line in server.stderr if line.startswith("serving "))
+    port = int(re.search(r":(\d+)/v1", serving)[1])
+
+    def ask(method, path, body=None):
+        connection = opened.enter_context(
+            closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))
+        )
+        sent = json.dumps({"max_tokens": 400, "ignore_eos": True} | body) if body else None
+        connection.request(method, path, sent, {"content-type": "application/json"})
+        return connection
+
+    path = "/v1/completions"
+    answered = ask("POST", path, {"prompt": ["hello"] * 100, "stream": True}).getresponse()
+    assert answered.readline().startswith(b"data: {")
+    waiting = [ask("POST", path, {"prompt": "hello", "stream": one}) for one in (True, False)]
+    told = ask("GET", "/metrics").getresponse().read().decode()
+    assert float(re.search(r"^eagle_requests_waiting (\S+)", told, re.M)[1]) > 8
+    server.send_signal(kind)
+    assert "3 requests under way" in next(line for line in server.stderr if line[0] != "{")
+    server.send_signal(kind)
+    *events, last = [line[6:] for line in answered.read().decode().split("\n\n") if line]
+    assert events
+    assert json.loads(last)["error"]["code"] == "closing"
+    for connection in waiting:
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["code"] == "closing"
+    assert server.wait(30) == 0
+    *logged, last = server.stderr.read().splitlines()
+    assert last == "ended"
+    assert [json.loads(line)["level"] for line in logged] == ["info"] * 3
+
+
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_start_and_says_so_by_its_status(process, home, pair, kind, status):
+    server = process(*options(home, pair))
+    maps = Path(f"/proc/{server.pid}/maps")
+    until(lambda: "libtorch" in maps.read_text(), patience=60)  # it is being imported
+    server.send_signal(kind)
+    assert server.wait(30) == status
+    assert "Traceback" not in server.stderr.read()
 
 
 def test_a_port_in_use_is_told_before_anything_is_loaded(eagle):

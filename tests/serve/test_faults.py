@@ -6,6 +6,7 @@ import asyncio
 import http.client
 import json
 import random
+import signal
 import socket
 import threading
 import time
@@ -323,7 +324,60 @@ def test_the_end_is_told_to_those_who_look_on(decoder, monkeypatch):
         connection.close()
 
 
-def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started):
+def test_the_end_is_told_to_whose_body_still_comes(decoder, caplog):
+    with Engine(decoder) as engine, serving(engine, grace=0.1) as site:
+        connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=20)
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", "100")
+        connection.endheaders(b"{")
+        until(lambda: site.service.gate.reading)
+        site.running.should_exit = True
+        response = connection.getresponse()
+        assert response.status == 503
+        assert json.loads(response.read())["error"]["code"] == "closing"
+        connection.close()
+    assert not site.service.gate.reading
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_who_does_not_read_keeps_no_server_from_its_end(decoder, caplog):
+    with (
+        Engine(decoder) as engine,
+        serving(engine, grace=60, stall=60, buffer=4096) as site,
+        socket.socket() as raw,
+    ):
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+        raw.connect(("127.0.0.1", site.port))
+        body = json.dumps({"prompt": ["hello"] * 100, "stream": True} | LONG).encode()
+        raw.sendall(head(Content_Length=len(body)) + body)
+        until(lambda: any(one.flow.write_paused for one in site.running.server_state.connections))
+        loop = site.running.servers[0].get_loop()
+        for _ in range(2):
+            loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
+        until(loop.is_closed, patience=5)
+        assert not site.running.server_state.connections
+        assert not site.service.live
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_server_that_is_told_to_end_before_it_serves_ends(decoder):
+    made, said = reserved("127.0.0.1", 0), []
+
+    def told(text):
+        said.append(text)
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # for which nothing runs yet
+
+    before = signal.getsignal(signal.SIGTERM)
+    engine = Engine(decoder)
+    running.run(engine, Settings(model="tiny"), [made], told=told)
+    assert [text.partition(" ")[0] for text in said] == ["serving"]
+    assert engine.closed
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started, caplog):
     with Engine(decoder) as engine, serving(engine, grace=60) as site:
         entered = threading.Event()
 
@@ -339,6 +393,7 @@ def test_the_second_signal_ends_what_would_not_end(decoder, monkeypatch, started
         until(lambda: site.service.gate.closing)
         loop.call_soon_threadsafe(site.running.handle_exit, 15, None)
         until(loop.is_closed, patience=5)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
 def test_a_server_ends_with_what_broke_its_engine(decoder, monkeypatch):
@@ -486,3 +541,57 @@ def test_a_client_that_would_rather_have_another_protocol_is_answered(site):
     last = head(Content_Length=len(body), Connection="close")
     got, _ = sent(site, asked + body, last + body)
     assert got.count(b"HTTP/1.1 200") == 2
+
+
+def test_a_client_that_asks_for_a_tunnel_is_refused(site):
+    got, _ = sent(site, b"CONNECT a:1 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert got.startswith(b"HTTP/1.1 400")
+
+
+def test_a_trailer_is_none_of_the_requests_headers(decoder):
+    with Engine(decoder) as engine, serving(engine, api_key="secret") as site:
+        body = b"%x\r\n%b\r\n0\r\n" % (2, b"{}")
+        trailer = b"Authorization: Bearer secret\r\n\r\n"
+        asked = head(Transfer_Encoding="chunked", Connection="close")
+        got, _ = sent(site, asked + body + trailer)
+        assert got.startswith(b"HTTP/1.1 401")
+
+
+def test_a_body_of_many_chunks_is_read(site):
+    body = json.dumps({"prompt": "hello", "max_tokens": 2, "user": "a" * 40_000}).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    got, _ = sent(site, head(Transfer_Encoding="chunked", Connection="close") + chunks)
+    assert got.startswith(b"HTTP/1.1 200")
+
+
+def test_requests_without_end_before_an_answer_are_not_kept(decoder):
+    with Engine(decoder) as engine, serving(engine) as site:
+        gate = Gate()
+        handle = engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        body = json.dumps({"prompt": "hello", "max_tokens": 2}).encode()
+        asked = head(Content_Length=len(body)) + body
+        got, gone = sent(site, *[asked * 100] * 1000)
+        assert got == b""
+        assert gone < 8 << 20
+        until(lambda: not site.running.server_state.connections)
+        until(lambda: not site.service.live)
+        gate.opened.set()
+        handle.result(60)
+
+
+def test_who_leaves_with_requests_behind_the_one_that_is_answered_is_noticed(decoder):
+    with Engine(decoder) as engine, serving(engine) as site:
+        gate = Gate()
+        handle = engine.submit([3], max_new_tokens=1, processors=[gate])
+        assert gate.entered.wait(60)
+        body = json.dumps({"prompt": "hello", "stream": True}).encode()
+        with socket.create_connection(("127.0.0.1", site.port), timeout=20) as raw:
+            raw.sendall((head(Content_Length=len(body)) + body) * 3)
+            until(lambda: engine.stats().waiting == 1)
+        until(lambda: engine.stats().cancelled == 1)
+        until(lambda: not site.service.live)
+        gate.opened.set()
+        handle.result(60)
+        until(lambda: engine.stats().waiting == 0)
+        assert engine.stats().cancelled == 1  # the others were never taken in

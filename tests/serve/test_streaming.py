@@ -12,9 +12,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eagle import Engine
 from eagle.decoding import Event, Piece
+from eagle.serve.connections import Connection
 from eagle.serve.forms import ChatForm, TextForm
 from eagle.serve.requests import Asked
-from eagle.serve.running import _Connection
 from eagle.serve.streaming import Stream, sse
 from eagle.serve.tokens import TokenTexts
 from tests.serve.conftest import serving, until
@@ -62,13 +62,13 @@ def test_what_is_more_than_text_is_in_every_event(site, decoder, named):
 @pytest.fixture
 def straight(monkeypatch):
     """Note what is sent the short way, and what could not be."""
-    found, own = [], _Connection.straight
+    found, own = [], Connection.straight
 
     def noted(self, piece):
         found.append((piece, own(self, piece)))
         return found[-1][1]
 
-    monkeypatch.setattr(_Connection, "straight", noted)
+    monkeypatch.setattr(Connection, "straight", noted)
     return found
 
 
