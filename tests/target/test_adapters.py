@@ -26,7 +26,9 @@ def folder(tmp_path_factory):
     model = tiny_target("llama-gqa").model
     model.save_pretrained(found / "base")
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
-    tuned = peft.get_peft_model(model, config)
+    with torch.random.fork_rng():  # else an adapter that eight bits suit less is drawn now and then
+        torch.manual_seed(0)
+        tuned = peft.get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:
@@ -82,8 +84,7 @@ def test_what_is_quantized_is_quantized_after_merging(folder):
     target = load("int8", model=str(folder / "base"), adapter=str(folder / "adapter"))
     assert not target.plain
     wanted = torch.load(folder / "logits.pt")
-    # Eight bits of so small a model; 0.068 was seen, as the adapter is drawn anew each time.
-    assert (logits(target) - wanted).norm() / wanted.norm() < 0.1
+    assert (logits(target) - wanted).norm() / wanted.norm() < 0.05
 
 
 def test_a_missing_base_is_named(folder, tmp_path):
