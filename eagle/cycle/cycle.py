@@ -60,6 +60,7 @@ class Cycle(PromptReader):
         drafting: the head, or the part of it that drafts for this tree.
         shape: of its trees.
         depth: D of the deepest trees.
+        nodes: N of the trees that `run` verified last; what replays a captured run leaves it.
         draft_vocab: int64 ``[Vd]``, the target's ids of what the head drafts from, None for all; of
             a head that is loaded.
     """
@@ -87,6 +88,7 @@ class Cycle(PromptReader):
             for one, shape in zip(self.trees, shapes, strict=True)
         )
         self.use(0)
+        self.nodes = self.shape.nodes
         self.draft_vocab: Tensor | None = None
         self._checked: list[TreeBuilder] = []
         self.timer: Callable[[str], None] | None = None
@@ -149,8 +151,9 @@ class Cycle(PromptReader):
             draws.at(slots.keys, slots.lengths)
         tree: TokenTree = self._phase("draft", slots, sampling, span, draws)
         self._check_draft(tree, slots, draws)
+        self.nodes = tree.tokens.shape[1]
         if (agree := self._agree) is not None:
-            agree("nodes to verify", tree.tokens.shape[1])
+            agree("nodes to verify", self.nodes)
         # Of its nodes alone: where the pass is compiled, once, however their siblings were drawn.
         nodes = TokenTree(tree.tokens, tree.parents, tree.depths, tree.ranks, tree.ancestors)
         logits, features = self._phase("verify", slots, nodes, span)

@@ -215,8 +215,10 @@ class Passes:
             self._runtime.run(part, self._sampling, committed, processing, tree, reports=reports)
             if not self._sampling.greedy:
                 seats.feed.refill(requests)
-        candidates = self._cycle.trees[tree].shape.nodes - 1
-        return Running(requests, part, Arrival(part.outcome), processing, reports, candidates)
+        builder = self._cycle.trees[tree]
+        # One that is not captured may leave out nodes; a captured cycle is not run again to tell.
+        nodes = builder.shape.nodes if builder.capturable else self._cycle.nodes
+        return Running(requests, part, Arrival(part.outcome), processing, reports, nodes - 1)
 
     def _choose(self, width: int) -> int:
         """Return which tree the next cycle drafts, by what has been read back already."""

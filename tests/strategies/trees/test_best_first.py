@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, settings
 
+from eagle import Decoder
 from eagle.plugin import (
     BuildContext,
     IncompatibleError,
@@ -232,3 +233,20 @@ def test_draws_by_shared_noise_above_temperature_zero():
     assert tree.law == Law.SHARED_NOISE
     fixed = builder(nodes=8, depth=3, siblings=3, sampling="top-k")
     assert fixed.build(Text(temperature=1.0), NO_DRAWS).law == Law.TOP_K
+
+
+def test_drafted_counts_the_nodes_that_there_were_and_not_those_that_were_declared(spec, pair):
+    given = {"nodes": 20, "depth": 4, "siblings": 3, "width": 4, "least": 0.1}
+    decoder = Decoder.from_spec(spec(tree={"name": "best-first", **given}), target=pair[0])
+    tree, sizes = decoder._cycle.tree, []
+    build = tree.build
+
+    def noted(drafter, draws):
+        made = build(drafter, draws)
+        sizes.append(made.tokens.shape[1] - 1)
+        return made
+
+    tree.build = noted
+    stats = decoder.generate([1, 2, 3], max_new_tokens=24, ignore_eos=True).stats
+    assert stats.cycles == len(sizes)
+    assert stats.drafted == sum(sizes) < 20 * stats.cycles
