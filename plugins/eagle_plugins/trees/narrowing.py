@@ -39,8 +39,8 @@ class NarrowingTree:
     Greedy answers do not depend on trees, so there a cycle's tree follows the slots that it runs
     over. Under the laws by which candidates are drawn apart from the text, a seed says the same
     with the same tree alone: as soon as anybody samples, it is the tree for as many slots as the
-    decoder has. So who shares a batch changes no text, and nobody's request makes those of others
-    slower than without drafting. By `Law.SHARED_NOISE` a text depends on no tree.
+    decoder has. So who shares a batch changes no text, and one request that samples does not give
+    many the trees of few. By `Law.SHARED_NOISE` a text depends on no tree.
 
     Args:
         usual: the tree of few slots.
@@ -52,8 +52,7 @@ class NarrowingTree:
 
     def __init__(self, usual: Topology, law: Law, rates: RankRates) -> None:
         self._greedy, self._sampled, found = [0], [0], [usual]
-        sampled = _GREEDY if law == Law.SHARED_NOISE else _SAMPLED
-        for nodes, least, fewest in zip(_NODES, _GREEDY, sampled, strict=True):
+        for nodes, least, fewest in zip(_NODES, _GREEDY, _SAMPLED, strict=True):
             if nodes < found[-1].nodes:
                 self._greedy.append(least)
                 self._sampled.append(fewest)
@@ -87,8 +86,10 @@ class NarrowingTree:
         return (self._chosen(width, sampled, max(width, slots)),)
 
     def _chosen(self, width: int, sampled: bool, slots: int) -> int:
-        many = slots if sampled and self._fixed else width
-        bounds = self._sampled if sampled else self._greedy
+        if sampled and self._fixed:
+            bounds, many = self._sampled, slots
+        else:
+            bounds, many = self._greedy, width
         return max(number for number, least in enumerate(bounds) if many >= least)
 
 
