@@ -20,6 +20,7 @@ from eagle.kernels import experts
 from eagle.kernels import experts_triton as kernels
 from eagle.kernels.few_rows import block_rows, tiling_of
 from eagle.kernels.few_rows_triton import _few_rows
+from eagle.kernels.int4_triton import _few_rows as _few_rows_int4
 from eagle_plugins.attention.prompt_kernel import _read
 from eagle_plugins.attention.tiling import choose_prompt_tiling, choose_tiling
 from eagle_plugins.attention.triton_kernel import _attend
@@ -34,6 +35,7 @@ PRODUCTS = [
     (120, 64, 12288, 1, "bf16"), (120, 26, 4096, 2, "bf16"), (90, 4, 49152, 1, "i8"),
     (90, 64, 49152, 1, "i8"), (100, 4, 49152, 1, "i8"), (120, 64, 49152, 1, "i8"),
 ]  # fmt: skip
+INT4 = [(90, 1, 128, 3), (90, 26, 64, 3), (90, 64, 64, 2), (120, 26, 64, 3)]
 EXPERTS = [(90, 1, "bf16"), (90, 26, "fp32"), (90, 64, "bf16"), (120, 64, "fp16")]
 TYPES = {"*bf16": ("query", "key", "value", "out"), "*fp32": ("part", "lse"), "*i64": ("length",)}
 
@@ -159,6 +161,21 @@ def mixture(capability, rows, dtype):
     )
 
 
+def product_int4(capability, rows, block_n, stages):
+    """Return the shared memory of the kernel of four bits for a number of rows."""
+    block_m, width = block_rows(rows), 64
+    types = {
+        "x": f"tensordesc<bf16[{block_m},{width}]>",
+        "weight": f"tensordesc<i16[{block_n},{width}]>",
+        "pairs_ptr": "*i32",
+        "out_ptr": "*fp32",
+    }
+    constants = {"GROUP": 128, "NATIVE": True, "SPLITS": 2, "WIDTH": width}
+    constants |= {"BLOCK_M": block_m, "BLOCK_N": block_n}
+    aligned = ("_ptr", "columns", "depth")
+    return compiled(_few_rows_int4, types, constants, aligned, capability, 4, stages)
+
+
 def compiled(kernel, types, constants, aligned, capability, num_warps, num_stages):
     """Compile a kernel whose other arguments are int32, and return its shared memory."""
     names = kernel.arg_names
@@ -181,5 +198,6 @@ if __name__ == "__main__":
     found = [("attention", *case, attention(*case), GPUS[case[0]][1]) for case in ATTENTION]
     found += [("prompts", *case, prompts(*case), GPUS[case[0]][1]) for case in PROMPTS]
     found += [("product", *case, product(*case), GPUS[case[0]][1]) for case in PRODUCTS]
+    found += [("int4", *case, product_int4(*case), GPUS[case[0]][1]) for case in INT4]
     found += [("mixture", *case, mixture(*case), GPUS[case[0]][1]) for case in EXPERTS]
     print(json.dumps(found))

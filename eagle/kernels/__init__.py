@@ -6,11 +6,13 @@ from eagle.kernels.drawing import draw, draw_by_operators, padded, rows_of
 from eagle.kernels.experts import mixes, mixture, mixture_by_operators
 from eagle.kernels.few_rows import MAX_ROWS, always, plan_of, product_parts
 from eagle.kernels.fused_linear import Product, arrange, products
+from eagle.kernels.int4 import Int4Linear, Int4Part, int4_serves, stack_int4
 from eagle.kernels.int8 import Int8Linear, Int8OnGpu, int8_linear, quantize
 from eagle.kernels.prepacked import (
     PackedLinear,
     Switch,
     is_dense,
+    is_wrapped,
     left_alone,
     multiply,
     packs,
@@ -21,6 +23,8 @@ from eagle.kernels.topk import argmax, top_k
 
 __all__ = [
     "MAX_ROWS",
+    "Int4Linear",
+    "Int4Part",
     "Int8Linear",
     "Int8OnGpu",
     "PackedLinear",
@@ -32,8 +36,10 @@ __all__ = [
     "clocks",
     "draw",
     "draw_by_operators",
+    "int4_serves",
     "int8_linear",
     "is_dense",
+    "is_wrapped",
     "left_alone",
     "mixes",
     "mixture",
@@ -49,5 +55,6 @@ __all__ = [
     "race_at",
     "reorder",
     "rows_of",
+    "stack_int4",
     "top_k",
 ]

@@ -8,6 +8,7 @@ weights are packed as well: SmolLM2-135M's projections take 12.3 ms a token then
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -17,14 +18,39 @@ from torch import Tensor, nn
 from eagle.kernels.few_rows import linear, narrow, plan_of
 from eagle.kernels.prepacked import Switch, left_alone, multiply, pack, packs, reorder
 
-__all__ = ["Product", "SharedInput", "arrange", "fuse", "products"]
+__all__ = ["TOGETHER", "Product", "SharedInput", "SharedProduct", "arrange", "fuse", "products"]
 
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names that siblings which read one input have in transformers' models."""
 
 
-class Product:
-    """The product of one input with the stacked weights, kept until the last layer has its part.
+class SharedProduct(ABC):
+    """The product of one input with stacked layers, kept until the last layer has its part.
+
+    Args:
+        sizes: how many columns of it each layer has.
+    """
+
+    def __init__(self, sizes: list[int]) -> None:
+        self._sizes = sizes
+        # Input and parts in one attribute, so that two threads cannot mix theirs.
+        self._latest: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    @abstractmethod
+    def whole(self, x: Tensor, *, traced: bool) -> Tensor:
+        """Return what all layers make of an input, beside one another."""
+
+    def part(self, x: Tensor, index: int, *, traced: bool = False) -> Tensor:
+        """Return what the layer of that index makes of an input; see `Switch` for *traced*."""
+        latest = self._latest
+        if latest is None or latest[0] is not x:
+            latest = (x, torch.split(self.whole(x, traced=traced), self._sizes, dim=-1))
+        self._latest = None if index == len(self._sizes) - 1 else latest
+        return latest[1][index]
+
+
+class Product(SharedProduct):
+    """The product of one input with stacked dense weights.
 
     Attributes:
         weight: the stacked weights.
@@ -35,23 +61,15 @@ class Product:
     def __init__(
         self, weight: Tensor, bias: Tensor | None, sizes: list[int], packed: Tensor | None
     ) -> None:
+        super().__init__(sizes)
         self.weight, self.bias, self.packed = weight, bias, packed
-        self._sizes = sizes
         self._plan = plan_of(weight, shared=True)
-        # Input and parts in one attribute, so that two threads cannot mix theirs.
-        self._latest: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
-    def part(self, x: Tensor, index: int, *, traced: bool) -> Tensor:
-        """Return what the layer of that index makes of an input; see `Switch` for *traced*."""
-        latest = self._latest
-        if latest is None or latest[0] is not x:
-            if self.packed is None:
-                whole = linear(x, self.weight, self.bias, self._plan)
-            else:
-                whole = multiply(x, self.weight if traced else self.packed, self.bias)
-            latest = (x, torch.split(whole, self._sizes, dim=-1))
-        self._latest = None if index == len(self._sizes) - 1 else latest
-        return latest[1][index]
+    def whole(self, x: Tensor, *, traced: bool) -> Tensor:
+        """See `SharedProduct.whole`."""
+        if self.packed is None:
+            return linear(x, self.weight, self.bias, self._plan)
+        return multiply(x, self.weight if traced else self.packed, self.bias)
 
 
 class SharedInput(nn.Linear):
@@ -128,9 +146,9 @@ def fuse(module: nn.Module, switch: Switch, *, packed: bool = False) -> int:
         if isinstance(layer, SharedInput):
             layer.switch = switch  # fused before, for another owner of the same module
     # Not a list of all modules, which would keep every layer that is replaced, and its weight.
-    parents = [m for m in module.modules() if any(hasattr(m, names[0]) for names in _TOGETHER)]
+    parents = [m for m in module.modules() if any(hasattr(m, names[0]) for names in TOGETHER)]
     for parent in parents:
-        for names in _TOGETHER:
+        for names in TOGETHER:
             layers = [getattr(parent, name, None) for name in names]
             linear = [layer for layer in layers if type(layer) is nn.Linear]
             if len(linear) == len(names) and _alike(linear):

@@ -20,6 +20,7 @@ __all__ = [
     "PackedLinear",
     "Switch",
     "is_dense",
+    "is_wrapped",
     "left_alone",
     "multiply",
     "pack",
@@ -136,8 +137,13 @@ def left_alone(layer: nn.Linear) -> bool:
     over devices and compressed-tensors on those that quantize their input, or its weight is no
     plain tensor, as those that torchao quantizes, has too few bits to be one, or is not there.
     """
-    others = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer)
-    return bool(others) or not is_dense(getattr(layer, "weight", None))
+    return is_wrapped(layer) or not is_dense(getattr(layer, "weight", None))
+
+
+def is_wrapped(layer: nn.Module) -> bool:
+    """Whether somebody hooked or replaced a layer's forward."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return bool(hooks) or "forward" in vars(layer)
 
 
 def is_dense(weight: object) -> bool:

@@ -88,7 +88,8 @@ def ahead(
             found.make()
         return found if make and found.load() else None
     except EagleError as error:
-        log.warning("passes run uncompiled: %s", error)
+        # Not the error itself: who keeps records would keep all that its traceback knows.
+        log.warning("passes run uncompiled: %s", str(error))
         return None
 
 

@@ -112,6 +112,8 @@ def load_model(
         model = adapters.apply(model, source.adapter, source.path)
         if quantize is not None:
             quantizing.quantize(model, quantize)
+    else:
+        quantizing.rearrange(model)
     return model.eval().requires_grad_(False)
 
 

@@ -12,10 +12,19 @@ import torch
 from torch import nn
 
 from eagle.errors import TargetError
-from eagle.kernels import is_dense
+from eagle.kernels import Int4Linear, int4_serves, is_dense, is_wrapped, stack_int4
 from eagle.target.formats import method_of, settings_of
 
-__all__ = ["BITS", "Quantize", "is_plain", "kept_bytes", "options", "precision", "quantize"]
+__all__ = [
+    "BITS",
+    "Quantize",
+    "is_plain",
+    "kept_bytes",
+    "options",
+    "precision",
+    "quantize",
+    "rearrange",
+]
 
 Quantize = Literal["int8", "int4"]
 
@@ -68,6 +77,53 @@ def quantize(model: nn.Module, kind: Quantize) -> None:
     from torchao.quantization import quantize_
 
     quantize_(model, config, lambda module, name: type(module) is nn.Linear and module is not head)
+    rearrange(model)
+
+
+_TILED = "Int4TilePackedTo4dTensor"  # torchao's layout for GPUs
+_AT_ONCE = 1024  # columns of a weight that are unpacked by one product
+
+
+@torch.no_grad()
+def rearrange(model: nn.Module) -> None:
+    """Give torchao's layers of four bits on a GPU to kernels that are quick for several rows.
+
+    What the weight is stays as it is, to the bit, and is compared: where it does not come back, the
+    layer is left to torchao.
+    """
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if type(layer) is nn.Linear and (made := _rearranged(layer)) is not None:
+                setattr(parent, name, made)
+    stack_int4(model)
+
+
+def _rearranged(layer: nn.Linear) -> Int4Linear | None:
+    weight: Any = layer.weight
+    if type(weight).__name__ != _TILED or is_wrapped(layer):
+        return None
+    (columns, depth), group = weight.shape, weight.block_size[-1]
+    if getattr(weight, "act_pre_scale", None) is not None or not int4_serves(
+        columns, depth, group, weight.device
+    ):
+        return None
+    pairs = weight.scale_and_zero
+    if pairs.dtype != torch.bfloat16:
+        return None
+    # torchao fills rows and columns up; what is there of them multiplies nothing.
+    width = group * len(pairs)
+    dense = torch.empty(columns, depth, dtype=torch.bfloat16, device=weight.device)
+    for start in range(0, depth, _AT_ONCE):
+        count = min(_AT_ONCE, depth - start)
+        unit = torch.eye(count, dtype=torch.bfloat16, device=weight.device)
+        unit = nn.functional.pad(unit, (start, width - start - count))
+        found = torch.ops.aten._weight_int4pack_mm(unit, weight.qdata, group, pairs)
+        dense[:, start : start + count] = found[:, :columns].T
+    scales, zeros = pairs[: depth // group, :columns].unbind(-1)
+    scale, zero = (part.T.float().repeat_interleave(group, 1) for part in (scales, zeros))
+    whole = ((dense.float() - zero) / scale + 8).round().nan_to_num(8).clamp(0, 15)
+    made = Int4Linear(whole.to(torch.uint8), scales, zeros, layer.bias)
+    return made if torch.equal(made.dense(), dense) else None
 
 
 def _widths(text: Any) -> list[int]:

@@ -29,5 +29,5 @@ def test_kernels_fit_the_gpus_that_they_are_chosen_for(tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout)
-    assert len(found) == 21
+    assert len(found) == 25
     assert [case for *case, needed, room in found if not 0 < needed <= room] == []

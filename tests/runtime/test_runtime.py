@@ -12,7 +12,7 @@ import torch
 from eagle.cache.store import BLOCK
 from eagle.cycle import Cycle
 from eagle.decoding.decoder import Decoder
-from eagle.errors import IncompatibleError
+from eagle.errors import CompileError, IncompatibleError
 from eagle.plugin.sampling import Sampling, SamplingParams
 from eagle.spec import DecoderSpec
 from eagle_plugins.attention.auto import Auto
@@ -360,7 +360,13 @@ def test_a_first_call_in_inference_mode_binds_no_later_one(spec, pair):
     assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == first.tokens
 
 
-def test_a_compiled_decoder_is_freed_with_its_last_reference(spec, pair):
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_compiled_decoder_is_freed_with_its_last_reference(spec, pair, loads, monkeypatch):
+    def refuse(_):
+        raise CompileError("it cannot be loaded")
+
+    if not loads:  # what is said of that is kept, as whoever collects records does
+        monkeypatch.setattr("eagle.runtime.aot.AheadPass.load", refuse)
     decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
     gone = weakref.ref(decoder._cycle)
     gc.disable()

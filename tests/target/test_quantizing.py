@@ -167,3 +167,27 @@ def test_a_target_that_memory_cannot_hold_is_refused_with_what_would_fit(folder,
 def test_adapters_and_spreading_do_not_go_together():
     with pytest.raises(ValueError, match="merge it once"):
         TargetSpec(tp_plan="auto", adapter="x")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.gpu
+def test_torchaos_layers_of_four_bits_are_rearranged_to_the_bit(folder):
+    from torchao.quantization import Int4WeightOnlyConfig, quantize_
+
+    from eagle.kernels import Int4Linear
+
+    layers = torch.nn.Sequential(torch.nn.Linear(1408, 512), torch.nn.Linear(512, 100))
+    layers = layers.to("cuda", torch.bfloat16).requires_grad_(False)
+    config = Int4WeightOnlyConfig(group_size=128, int4_packing_format="tile_packed_to_4d")
+    quantize_(layers, config)
+    unit = torch.eye(1408, dtype=torch.bfloat16, device="cuda")
+    expected = layers[0](unit) - layers[0].bias
+    before = layers[1]
+    quantizing.rearrange(layers)
+    assert isinstance(layers[0], Int4Linear)
+    assert layers[1] is before, "its rows fill no block"
+    assert torch.equal(layers[0].dense().T, torch.nn.functional.linear(unit, layers[0].dense()))
+    assert (layers[0].dense().T - expected).abs().max() < 1e-2
+    x = torch.randn(26, 1408, dtype=torch.bfloat16, device="cuda")
+    want = torch.nn.functional.linear(x, layers[0].dense(), layers[0].bias)
+    assert (layers[0](x) - want).norm() < 1e-2 * want.norm()
