@@ -112,17 +112,22 @@ def _rearranged(layer: nn.Linear) -> Int4Linear | None:
         return None
     # torchao fills rows and columns up; what is there of them multiplies nothing.
     width = group * len(pairs)
-    dense = torch.empty(columns, depth, dtype=torch.bfloat16, device=weight.device)
-    for start in range(0, depth, _AT_ONCE):
-        count = min(_AT_ONCE, depth - start)
-        unit = torch.eye(count, dtype=torch.bfloat16, device=weight.device)
-        unit = nn.functional.pad(unit, (start, width - start - count))
-        found = torch.ops.aten._weight_int4pack_mm(unit, weight.qdata, group, pairs)
-        dense[:, start : start + count] = found[:, :columns].T
     scales, zeros = pairs[: depth // group, :columns].unbind(-1)
-    scale, zero = (part.T.float().repeat_interleave(group, 1) for part in (scales, zeros))
-    whole = ((dense.float() - zero) / scale + 8).round().nan_to_num(8).clamp(0, 15)
-    made = Int4Linear(whole.to(torch.uint8), scales, zeros, layer.bias)
+    dense = torch.empty(columns, depth, dtype=torch.bfloat16, device=weight.device)
+    whole = torch.empty(columns, depth, dtype=torch.uint8, device=weight.device)
+    for start in range(0, depth, _AT_ONCE):
+        end = min(start + _AT_ONCE, depth)
+        unit = torch.eye(end - start, dtype=torch.bfloat16, device=weight.device)
+        unit = nn.functional.pad(unit, (start, width - end))
+        found = torch.ops.aten._weight_int4pack_mm(unit, weight.qdata, group, pairs)
+        dense[:, start:end] = found[:, :columns].T
+        groups = slice(start // group, end // group)
+        scale, zero = (
+            part[groups].T.float().repeat_interleave(group, 1) for part in (scales, zeros)
+        )
+        steps = ((dense[:, start:end].float() - zero) / scale).round() + 8
+        whole[:, start:end] = steps.nan_to_num(8).clamp(0, 15)
+    made = Int4Linear(whole, scales, zeros, layer.bias)
     return made if torch.equal(made.dense(), dense) else None
 
 

@@ -169,6 +169,46 @@ def test_adapters_and_spreading_do_not_go_together():
         TargetSpec(tp_plan="auto", adapter="x")
 
 
+class Int4TilePackedTo4dTensor:
+    """What torchao's tensor of that name says of itself; it is filled up on both sides."""
+
+    def __init__(self, whole, scales, zeros, filled):
+        (rows, depth), (self.device, self.block_size) = whole.shape, (whole.device, [1, 128])
+        self.shape = torch.Size((rows - filled[0], depth - filled[1]))
+        spread = (part.T.float().repeat_interleave(128, 1) for part in (scales, zeros))
+        scale, zero = spread
+        self.qdata = ((whole.float() - 8) * scale + zero).bfloat16()
+        self.scale_and_zero = torch.stack((scales, zeros), -1)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_layers_of_four_bits_are_rearranged_where_all_numbers_come_back(monkeypatch, right):
+    from eagle.kernels import Int4Linear
+
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(0, 16, (136, 2048), generator=generator)
+    scales = torch.rand(16, 136, generator=generator).bfloat16() / 99
+    scales[3, 5] = 0  # a group of equal numbers
+    zeros = torch.randn(16, 136, generator=generator).bfloat16() / 9
+    zeros[2, 4] = 50  # far from zero, as seen by the steps there
+    layer = torch.nn.Linear(1408, 128, dtype=torch.bfloat16).requires_grad_(False)
+    del layer.weight
+    layer.weight = Int4TilePackedTo4dTensor(whole, scales, zeros, (8, 640))
+    off = 0.0 if right else 0.01
+
+    def product(x, weight, group, pairs):
+        assert (group, pairs.shape) == (128, (16, 136, 2))
+        return x @ (weight + off).T
+
+    monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", product)
+    monkeypatch.setattr(quantizing, "int4_serves", lambda *_: True)
+    found = quantizing._rearranged(layer)
+    assert isinstance(found, Int4Linear) == right
+    if right:
+        assert torch.equal(found.dense(), layer.weight.qdata[:128, :1408])
+        assert torch.equal(found.bias, layer.bias)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.gpu
 def test_torchaos_layers_of_four_bits_are_rearranged_to_the_bit(folder):
