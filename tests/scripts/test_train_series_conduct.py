@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from eagle.spec import read_value
 from train_series import conduct
 from train_series.main import main
-from train_series.plan import load_plan
+from train_series.plan import load_plan, read_yaml
 from train_series.results import Found, Results, merged
 
 EAGLE = """
@@ -225,6 +226,12 @@ def test_a_plan_that_is_no_plain_yaml_is_refused_in_one_sentence(write, run, mor
     assert status == 2
     assert message in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("said", ["3e-4", "-3E4", ".5e1", "1.5", "0", "12", "1e", "e1"])
+def test_a_number_in_a_plan_is_what_it_is_in_a_spec(said):
+    ours, theirs = read_yaml(said, "a plan"), read_value(said)
+    assert (ours, type(ours)) == (theirs, type(theirs))
 
 
 def test_a_date_in_a_plan_is_text(write, run):
