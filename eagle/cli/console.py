@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import typer
@@ -30,6 +32,7 @@ __all__ = [
     "following",
     "harmless",
     "help_if_bare",
+    "interrupt",
     "out",
     "run",
 ]
@@ -111,6 +114,22 @@ def harmless(text: str) -> str:
     return _CODES.sub(lambda code: f"\\x{ord(code[0]):02x}", text)
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt what goes on, as Python does; a signal handler.
+
+    While PyTorch is imported the process ends at once: its modules, and those that it imports,
+    lose an interrupt or abort at one, and until it is there no command has begun anything.
+    """
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if spec is None or getattr(spec, "_initializing", False):
+        at = frame
+        while at is not None:
+            if at.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(INTERRUPTED)
+            at = at.f_back
+    signal.default_int_handler(number, frame)
+
+
 def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     """Run a command, explain what goes wrong, and return the exit status.
 
@@ -152,7 +171,8 @@ def end(status: Sequence[int]) -> None:
     if status:
         logging.shutdown()  # registered before, so it would be called later
         for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it
+            # Closed, read by nobody, or being flushed already where a signal came.
+            with suppress(AttributeError, OSError, ValueError, RuntimeError):
                 stream.flush()
         os._exit(status[0])
 

@@ -100,8 +100,8 @@ def _run(options: argparse.Namespace, python: Sequence[str]) -> int:
     given = _pairs(options.set, "--set").items()
     more = {key: read_yaml(value, f"--set {key}") for key, value in given}
     with _alone(work, out), tempfile.TemporaryDirectory(prefix="train-series-") as staged:
-        known = [work / RESULTS, *([options.before] if options.before else [])]
-        before = _before(plan, more, known)
+        files = [work / RESULTS, *([options.before] if options.before else [])]
+        before = _before(plan, more, files)
         paths = [str(stage(_ROOT, Path(staged) / "here")), os.environ.get("PYTHONPATH", "")]
         setting = Setting(
             python=python,

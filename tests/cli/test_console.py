@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from eagle import cli
 from eagle.cli import console
@@ -41,7 +42,7 @@ def commands(command, path=()):
             yield from commands(below, (*path, name))
 
 
-ALL = list(commands(cli.typer.main.get_command(cli.app)))
+ALL = list(commands(typer.main.get_command(cli.app)))
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -185,6 +186,7 @@ PROGRAM = """
 import atexit, sys, threading, time
 from pathlib import Path
 from eagle import cli
+from eagle.cli import console
 
 class Unfreed:
     def __del__(self):
@@ -197,7 +199,7 @@ def command(*_, **__):
     print("its own", end="")
     return 3
 
-cli.console.run = command
+console.run = command
 cli.program()
 """
 
