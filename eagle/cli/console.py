@@ -37,6 +37,9 @@ __all__ = [
     "run",
 ]
 
+if os.environ.get("COLUMNS") == "0":  # set where there is no terminal; Rich would print nothing
+    del os.environ["COLUMNS"]
+
 out = Console(highlight=False, emoji=False)
 """For results."""
 
@@ -61,6 +64,10 @@ _CODES = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|not enough memory|size calculation overflowed", re.I
 )
+
+# What PyTorch says, as a TypeError, of a number of more than 64 bits; and such a number.
+_NO_WORD = re.compile("Overflow when unpacking long")
+_HUGE = re.compile(r"(?<![\w.])\d{19,4000}(?![\w.])")
 
 # Where torchao is installed transformers imports it, which tells of kernels that nobody asked for.
 _CHATTY = ("torchao", "torch.utils._pytree")
@@ -157,9 +164,14 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return _explain(error)
+        with suppress(OSError):  # nobody reads what goes wrong, or there is no room for it
+            if debug:
+                traceback.print_exc()
+            if (number := _too_large(error, arguments)) is not None:
+                fail(f"{number} is too large a number")
+                return USER_ERROR
+            return _explain(error)
+        return USER_ERROR
     return status if isinstance(status, int) else 0
 
 
@@ -189,6 +201,14 @@ def _of_option(error: Exception) -> str | None:
     if not isinstance(cause, ValidationError) or not options:
         return None
     return f"{options[0]}: {explain_value(cause)}"
+
+
+def _too_large(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Return the number among the arguments that is none for the machine, if that is the error."""
+    if not isinstance(error, OverflowError) and not _NO_WORD.search(str(error)):
+        return None
+    found = (_HUGE.search(word) for word in arguments)
+    return next((each[0] for each in found if each and int(each[0]) >= 2**63), None)
 
 
 def _explain(error: Exception) -> int:
