@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from eagle.decoding import (
         Decoder,
         Engine,
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from eagle.errors import EagleError
     from eagle.plugin import SamplingParams
     from eagle.spec import DecoderSpec, load_spec
+
+    __version__: str
 
 __all__ = [
     "Decoder",
@@ -35,11 +37,6 @@ __all__ = [
     "__version__",
     "load_spec",
 ]
-
-try:
-    __version__ = version("eagle-decoding")
-except PackageNotFoundError:  # a source tree that was not installed
-    __version__ = "0+unknown"
 
 _HOMES = {
     "Decoder": "eagle.decoding",
@@ -59,8 +56,20 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: the command line's help needs no torch."""
+    if name == "__version__":
+        globals()[name] = _version()  # looked up once
+        return globals()[name]
     if name not in _HOMES:
         raise AttributeError(f"module 'eagle' has no attribute {name!r}")
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("eagle-decoding")
+    except PackageNotFoundError:  # a source tree that was not installed
+        return "0+unknown"

@@ -212,13 +212,16 @@ def listed(things: Sequence[Any], most: int = 5) -> str:
 def reason(error: BaseException, most: int = 300) -> str:
     """Return what another library's exception says, in one line; its class if that says nothing.
 
+    That is its first line, and the one that is announced there by a colon.
+
     >>> reason(ValueError("no such thing\\n\\nTraceback ..."))
     'no such thing'
     >>> reason(KeyError("model"))
     "KeyError: 'model'"
     """
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
-    said = next(filter(None, lines), "")
+    lines = [line for line in lines if line]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if " " not in said:  # a key, a number or nothing, which its class explains
         said = f"{type(error).__name__}: {said}".removesuffix(": ")
     return clipped(said, most)

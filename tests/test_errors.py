@@ -29,6 +29,10 @@ def test_errors_can_be_copied():
     [
         (ValueError("no such thing\nin 3 lines\nof text"), "no such thing"),
         (ValueError("\n  two   words\n"), "two words"),
+        (
+            ValueError("Wrong field 'x':\n    TypeError: no int\nmore"),
+            "Wrong field 'x': TypeError: no int",
+        ),
         (KeyError("model"), "KeyError: 'model'"),
         (ValueError(), "ValueError"),
     ],

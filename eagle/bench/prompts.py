@@ -10,6 +10,8 @@ from eagle.errors import DataError
 
 __all__ = ["read_conversations", "read_prompts"]
 
+_MOST = 2**28  # a device never ends
+
 
 def read_prompts(path: Path) -> list[str]:
     """Return the prompts of a file; of a conversation, its first turn.
@@ -27,19 +29,25 @@ def read_conversations(path: Path) -> list[list[str]]:
             it, or any other text file with one prompt on each line. Empty lines are skipped.
 
     Raises:
-        DataError: it cannot be read, holds no prompt, or a line is not what it should be.
+        DataError: it cannot be read, is too long, holds no prompt, or a line is not what it should
+            be.
     """
     return _read(path, every=True)
 
 
 def _read(path: Path, *, every: bool) -> list[list[str]]:
     try:
-        # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        with path.open("rb") as file:
+            content = file.read(_MOST + 1)
+        if len(content) > _MOST:
+            raise DataError(f"{path} is longer than the {_MOST:,} bytes that are read")
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    # Not `splitlines`: JSON's strings may hold what that takes for the end of a line.
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if path.suffix == ".jsonl":
         prompts = [_turns(line, f"{path}:{number}", every=every) for number, line in numbered]

@@ -1,100 +1,32 @@
-"""The command line: puts the commands together; each lives in the module of its name.
+"""The command line's face: it imports nothing, so that an interrupt finds it soon.
 
-A module of this package imports nothing heavy at its top, so that ``--help`` is quick: what needs
-torch is imported inside the command. To add a command, write its function in a module of its own
-and add a line to `_commands`. A group of several files has a room of its own, with a face; what
-rooms share are the modules beside them.
+Its commands are put together in `eagle.cli.root`, which takes a tenth of a second to import.
 """
 
 from __future__ import annotations
 
 import atexit
+import os
 import sys
-from collections.abc import Sequence
-from typing import Annotated
 
-import typer
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
-from eagle import __version__
-from eagle.cli import (
-    bench,
-    chat,
-    compiling,
-    console,
-    data,
-    export,
-    generate,
-    plugins,
-    serve,
-    spec,
-    train,
-    tree,
-    verify,
-)
+    from eagle.cli.root import app, main
 
-__all__ = ["main", "program"]
+__all__ = ["app", "main", "program"]
 
-app = typer.Typer(
-    **console.GROUP,
-    epilog=console.examples(
-        'eagle generate "Why is the sky blue?"', "eagle chat", "eagle spec list"
-    ),
-)
+_INTERRUPTED = 130
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"eagle-decoding {__version__}")
-        raise typer.Exit
+def __getattr__(name: str) -> Any:
+    """Return what puts the commands together, when it is first used."""
+    if name not in ("app", "main"):
+        raise AttributeError(f"module 'eagle.cli' has no attribute {name!r}")
+    from eagle.cli import root
 
-
-@app.callback()
-def _root(
-    context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")
-    ] = False,
-) -> None:
-    """Make a language model faster without changing what it says (EAGLE speculative decoding)."""
-    console.help_if_bare(context)
-
-
-def _commands() -> None:
-    app.command(epilog=generate.EXAMPLES)(generate.generate)
-    app.command(epilog=chat.EXAMPLES)(chat.chat)
-    app.command(epilog=serve.EXAMPLES)(serve.serve)
-    app.command(epilog=tree.EXAMPLES)(tree.tree)
-    app.command(epilog=verify.EXAMPLES)(verify.verify)
-    app.command("compile", epilog=compiling.EXAMPLES)(compiling.compile_)
-    app.command(epilog=export.EXAMPLES)(export.export)
-    app.command(epilog=plugins.EXAMPLES)(plugins.plugins)
-    app.add_typer(spec.app, name="spec")
-    app.add_typer(train.app, name="train")
-    app.add_typer(data.app, name="data")
-    app.add_typer(bench.app, name="bench")
-
-
-_commands()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit.
-
-    Exit status: 0 on success, 2 on a user's mistake or a failing plug-in, 130 when interrupted,
-    1 on a mistake of this library's.
-
-    Args:
-        arguments: without the program's name; by default those of the process.
-    """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    # Taken out here so that it may stand anywhere, which a parser of subcommands would not allow.
-    options = given[: given.index("--")] if "--" in given else given
-    debug = "--debug" in options
-    rest = [word for word in options if word != "--debug"] + given[len(options) :]
-    sys.exit(console.run(typer.main.get_command(app), rest, debug=debug))
+    return getattr(root, name)
 
 
 def program() -> None:
@@ -102,11 +34,34 @@ def program() -> None:
 
     To free a million objects one by one, those of PyTorch and transformers, takes most of a second.
     Whoever calls `main` from Python goes on living, so nothing of that is done there.
+
+    Interrupted, the process ends without a word: at once while there is nothing to tidy up, which
+    is as long as modules are imported and once the command has ended; what it said by then is kept.
     """
     ended: list[int] = []
-    atexit.register(console.end, ended)  # the first that registers is called last
     try:
-        main()
-    except SystemExit as exit_:
-        ended.append(exit_.code if isinstance(exit_.code, int) else console.OWN_ERROR)
-        raise
+        import signal
+
+        listens = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+        def interrupted_by(handler: Any) -> None:
+            if listens:  # a shell has what it starts in the background ignore interrupts
+                signal.signal(signal.SIGINT, handler)
+
+        interrupted_by(_leave)
+        from eagle.cli import console, root
+
+        atexit.register(console.end, ended)  # the first that registers is called last
+        interrupted_by(console.interrupt)
+        try:
+            root.main()
+        except SystemExit as exit_:
+            interrupted_by(lambda *_: console.end([_INTERRUPTED]))
+            ended.append(exit_.code if isinstance(exit_.code, int) else console.OWN_ERROR)
+            raise
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
+
+
+def _leave(*_: object) -> None:
+    os._exit(_INTERRUPTED)

@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from types import FrameType
 from typing import Any
 
 import typer
@@ -30,9 +32,13 @@ __all__ = [
     "following",
     "harmless",
     "help_if_bare",
+    "interrupt",
     "out",
     "run",
 ]
+
+if os.environ.get("COLUMNS") == "0":  # set where there is no terminal; Rich would print nothing
+    del os.environ["COLUMNS"]
 
 out = Console(highlight=False, emoji=False)
 """For results."""
@@ -58,6 +64,10 @@ _CODES = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _NO_MEMORY = re.compile(
     "out of memory|can't allocate memory|not enough memory|size calculation overflowed", re.I
 )
+
+# What PyTorch says, as a TypeError, of a number of more than 64 bits; and such a number.
+_NO_WORD = re.compile("Overflow when unpacking long")
+_HUGE = re.compile(r"(?<![\w.])\d{19,4000}(?![\w.])")
 
 # Where torchao is installed transformers imports it, which tells of kernels that nobody asked for.
 _CHATTY = ("torchao", "torch.utils._pytree")
@@ -111,6 +121,22 @@ def harmless(text: str) -> str:
     return _CODES.sub(lambda code: f"\\x{ord(code[0]):02x}", text)
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Interrupt what goes on, as Python does; a signal handler.
+
+    While PyTorch is imported the process ends at once: its modules, and those that it imports,
+    lose an interrupt or abort at one, and until it is there no command has begun anything.
+    """
+    spec = getattr(sys.modules.get("torch"), "__spec__", None)
+    if spec is None or getattr(spec, "_initializing", False):
+        at = frame
+        while at is not None:
+            if at.f_code.co_filename.startswith("<frozen importlib"):
+                os._exit(INTERRUPTED)
+            at = at.f_back
+    signal.default_int_handler(number, frame)
+
+
 def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     """Run a command, explain what goes wrong, and return the exit status.
 
@@ -138,9 +164,14 @@ def run(command: Any, arguments: Sequence[str], *, debug: bool = False) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except Exception as error:
-        if debug:
-            traceback.print_exc()
-        return _explain(error)
+        with suppress(OSError):  # nobody reads what goes wrong, or there is no room for it
+            if debug:
+                traceback.print_exc()
+            if (number := _too_large(error, arguments)) is not None:
+                fail(f"{number} is too large a number")
+                return USER_ERROR
+            return _explain(error)
+        return USER_ERROR
     return status if isinstance(status, int) else 0
 
 
@@ -152,7 +183,8 @@ def end(status: Sequence[int]) -> None:
     if status:
         logging.shutdown()  # registered before, so it would be called later
         for stream in (sys.stdout, sys.stderr):
-            with suppress(AttributeError, OSError, ValueError):  # closed, or nobody reads it
+            # Closed, read by nobody, or being flushed already where a signal came.
+            with suppress(AttributeError, OSError, ValueError, RuntimeError):
                 stream.flush()
         os._exit(status[0])
 
@@ -169,6 +201,14 @@ def _of_option(error: Exception) -> str | None:
     if not isinstance(cause, ValidationError) or not options:
         return None
     return f"{options[0]}: {explain_value(cause)}"
+
+
+def _too_large(error: Exception, arguments: Sequence[str]) -> str | None:
+    """Return the number among the arguments that is none for the machine, if that is the error."""
+    if not isinstance(error, OverflowError) and not _NO_WORD.search(str(error)):
+        return None
+    found = (_HUGE.search(word) for word in arguments)
+    return next((each[0] for each in found if each and int(each[0]) >= 2**63), None)
 
 
 def _explain(error: Exception) -> int:

@@ -12,13 +12,19 @@ def check_files(*files: Path | None) -> None:
     """Refuse, before anything is measured, files that could not be written afterwards.
 
     Raises:
-        RequestError: one is a folder, or its folder is missing or cannot be written to.
+        RequestError: one is a folder, its folder is missing or cannot be written to, or the same
+            file is to be written twice.
     """
     from eagle.errors import RequestError
 
+    seen: set[str] = set()
     for file in files:
         if file is None:
             continue
+        place = os.path.realpath(file)
+        if place in seen and (file.is_file() or not file.exists()):  # pipes and devices go on
+            raise RequestError(f"{file} is to be written twice; give two files")
+        seen.add(place)
         if file.is_dir() or not file.parent.is_dir():
             raise RequestError(
                 f"{file} cannot be written: it is a folder, or its folder is missing"

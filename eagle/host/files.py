@@ -43,22 +43,22 @@ def replacing(path: Path, *, shared: bool = False) -> Iterator[Path]:
         OSError: the file cannot be written; it names the path that is meant.
     """
     final = Path(os.path.realpath(path))
-    if final.exists() and not final.is_file() and not final.is_dir():
-        yield final
-        return
+    itself = final.exists() and not final.is_file() and not final.is_dir()
     mark = f".{os.getpid()}" if shared else ""
-    staged = final.with_name(f".{final.name}{mark}.writing")
+    staged = final if itself else final.with_name(f".{final.name}{mark}.writing")
     try:
         yield staged
-        os.replace(staged, final)
+        if not itself:
+            os.replace(staged, final)
     except Exception as error:
         found = disk_error(error)
         if found is None:
             raise
         raise OSError(found.errno, found.strerror or str(found), str(path)) from error
     finally:
-        with suppress(OSError):
-            staged.unlink(missing_ok=True)
+        if not itself:
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
 
 
 def disk_error(error: BaseException) -> OSError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from eagle.errors import RemoteError, clipped, reason
 
 __all__ = ["Server"]
 
+_WHOLE = re.compile("[!-~]+")  # spaces and codes would part a request
 _LINE = 1 << 20  # bytes of an event, at most
 
 
@@ -35,7 +37,7 @@ class Server:
             host, port = parts.hostname, parts.port
         except ValueError as error:
             raise RemoteError(f"{clipped(url)!r} is no URL: {error}") from error
-        if parts.scheme not in ("http", "https") or not host or not url.isascii():
+        if parts.scheme not in ("http", "https") or not host or not _WHOLE.fullmatch(url):
             raise RemoteError(
                 f"a server is given as in http://127.0.0.1:8000, not as {clipped(url)!r}"
             )

@@ -9,9 +9,12 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from check_gpu.staging import commit_of, stage
 from train_series.conduct import RESULTS, Series, SeriesError, Setting
@@ -96,8 +99,9 @@ def _run(options: argparse.Namespace, python: Sequence[str]) -> int:
         folder.mkdir(parents=True, exist_ok=True)
     given = _pairs(options.set, "--set").items()
     more = {key: read_yaml(value, f"--set {key}") for key, value in given}
-    before = _before(plan, more, [work / RESULTS, *([options.before] if options.before else [])])
-    with tempfile.TemporaryDirectory(prefix="train-series-") as staged:
+    with _alone(work, out), tempfile.TemporaryDirectory(prefix="train-series-") as staged:
+        files = [work / RESULTS, *([options.before] if options.before else [])]
+        before = _before(plan, more, files)
         paths = [str(stage(_ROOT, Path(staged) / "here")), os.environ.get("PYTHONPATH", "")]
         setting = Setting(
             python=python,
@@ -125,6 +129,25 @@ def _run(options: argparse.Namespace, python: Sequence[str]) -> int:
         series.write()
     print(out / RESULTS, flush=True)
     return int(not series.complete)
+
+
+@contextmanager
+def _alone(work: Path, out: Path) -> Iterator[None]:
+    """Keep a second series out of the folders of this one, for as long as its process lives.
+
+    Raises:
+        SeriesError: another one is at work in one of them.
+    """
+    with ExitStack() as held:
+        for folder, option in {out.resolve(): "--out", work.resolve(): "--work"}.items():
+            try:
+                held.enter_context(FileLock(folder / ".lock", timeout=0))
+            except Timeout as error:
+                raise SeriesError(
+                    f"another train-series is at work in {folder}; wait for its end, or give "
+                    f"another {option}"
+                ) from error
+        yield
 
 
 async def _until_stopped(series: Series) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from pathlib import Path
 from string import Template
@@ -181,7 +182,13 @@ def _text_of(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without dates, which no setting takes, and without keys that are given twice."""
+    """YAML without dates, which no setting takes, and without keys that are given twice.
+
+    It is not `eagle.spec`'s: that refuses aliases and merged keys, which a spec does not need and
+    a plan is made of. And to import it takes seconds and PyTorch's memory, which this process has
+    no use for: it starts those that know `eagle`, from a copy that is made later. Numbers are read
+    alike, since a plan's settings end up in specs.
+    """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, form) for tag, form in forms if not tag.endswith(":timestamp")]
@@ -198,6 +205,14 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key.value if isinstance(key.value, str) else id(key))
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 wants a point and a sign in ``1.0e+3``, and takes ``1e3`` for text.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 def read_yaml(text: str, label: str) -> Any:

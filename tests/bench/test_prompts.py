@@ -50,3 +50,13 @@ def test_another_encoding_is_refused_with_its_byte(tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"caf\xe9")
     with pytest.raises(DataError, match=r"is not UTF-8 text \(byte 3\)"):
         read_prompts(tmp_path / "prompts.txt")
+
+
+def test_what_never_ends_is_refused(tmp_path, monkeypatch):
+    file = tmp_path / "prompts.txt"
+    monkeypatch.setattr("eagle.bench.prompts._MOST", 10)
+    file.write_text("é" * 5)
+    assert read_prompts(file) == ["é" * 5]
+    file.write_text("é" * 6)
+    with pytest.raises(DataError, match="is longer than the 10 bytes that are read"):
+        read_prompts(file)

@@ -138,6 +138,8 @@ def test_passes_prints_a_row_for_each_number_of_nodes(bench, tmp_path):
         (("--batch", "2", "--baseline", "hf-assisted-ngram"), "one prompt at a time"),
         (("--prompts", "nowhere.txt"), "nowhere.txt cannot be read"),
         (("--json", "no-such-folder/a.json"), "cannot be written"),
+        (("--json", "same", "--markdown", "./same"), "same is to be written twice; give two files"),
+        (("--plots", "/dev/null/x"), "x/cycle.png cannot be written, since its folder"),
         (("--temperature", "-1"), "--temperature"),
         (("--shape", "tiny-huge"), "its weights take"),
     ],
@@ -277,6 +279,7 @@ def test_a_leaderboard_says_what_is_wrong_before_anything_is_loaded(bench, tmp_p
         (("--prompts", "chat=nowhere.txt"), "nowhere.txt cannot be read"),
         (("--temperature", "-1"), "at least 0"),
         (("--out", "no-such-folder/a.md"), "cannot be written"),
+        (("--out", "page.json"), "page.json is to be written twice"),
         ((), "nobody can run: stranger: no spec is named 'stranger'"),
     ):
         ran = bench("stranger", *arguments, command="leaderboard", specs=())

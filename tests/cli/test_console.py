@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import typer
 
 from eagle import cli
 from eagle.cli import console
@@ -41,7 +44,7 @@ def commands(command, path=()):
             yield from commands(below, (*path, name))
 
 
-ALL = list(commands(cli.typer.main.get_command(cli.app)))
+ALL = list(commands(typer.main.get_command(cli.app)))
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)
@@ -185,6 +188,7 @@ PROGRAM = """
 import atexit, sys, threading, time
 from pathlib import Path
 from eagle import cli
+from eagle.cli import console
 
 class Unfreed:
     def __del__(self):
@@ -197,7 +201,7 @@ def command(*_, **__):
     print("its own", end="")
     return 3
 
-cli.console.run = command
+console.run = command
 cli.program()
 """
 
@@ -260,3 +264,38 @@ def test_what_was_given_is_not_repeated_without_end(eagle):
     ran = eagle("spec", "check", "x" * 100_000)
     assert ran.status == 2
     assert len(ran.err) < 2000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OverflowError("cannot fit 'int' into an index-sized integer"),
+        TypeError("randn(): argument 'size' failed: Overflow when unpacking long long"),
+    ],
+)
+def test_a_number_that_no_machine_holds_is_no_mistake_of_ours(error, capsys):
+    class Command:
+        def main(self, **_):
+            raise error
+
+    assert console.run(Command(), ["--rows", "9" * 25]) == 2
+    assert capsys.readouterr().err == f"error: {'9' * 25} is too large a number\n"
+    assert console.run(Command(), ["--rows", "9", "x" + "9" * 25]) == 1
+    assert "a mistake in this library" in capsys.readouterr().err
+
+
+def _program(words, **given):
+    run = [sys.executable, "-m", "eagle.cli", *words]
+    return subprocess.run(run, text=True, check=False, **given)
+
+
+def test_columns_that_are_none_leave_something_to_read():
+    ran = _program(["spec", "list"], stdout=subprocess.PIPE, env=os.environ | {"COLUMNS": "0"})
+    assert ran.returncode == 0
+    assert "The EAGLE head" in ran.stdout
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_mistake_that_cannot_be_told_is_one_all_the_same():
+    with open("/dev/full", "w") as full:
+        assert _program(["spec", "check", "nowhere"], stderr=full).returncode == 2

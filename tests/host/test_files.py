@@ -5,6 +5,7 @@ import os
 import resource
 import signal
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +86,13 @@ def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
     finally:
         os.close(reader)
     assert path.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_device_without_room_is_named_and_stays():
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_text(Path("/dev/full"), "x")
+    assert Path("/dev/full").exists()
 
 
 def test_what_a_killed_process_left_is_written_over(tmp_path):

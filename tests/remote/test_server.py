@@ -90,8 +90,8 @@ def test_a_stream_that_breaks_says_so(other, content, told):
 def test_nobody_there_and_no_url():
     with pytest.raises(RemoteError, match="does not answer"):
         Server("http://127.0.0.1:9").get("/models")
-    for url in ("ftp://x", "", "http://", "http://x:y"):
-        with pytest.raises(RemoteError):
+    for url in ("ftp://x", "", "http://", "http://x:y", "http://a b", "http://x/\x7f"):
+        with pytest.raises(RemoteError, match=r"a server is given as in|is no URL"):
             Server(url)
 
 

@@ -1,14 +1,20 @@
 """What fails is named, what there is no time for is not begun, and bad input is one sentence."""
 
+import json
+import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
 
+from eagle.spec import read_value
 from train_series import conduct
 from train_series.main import main
-from train_series.plan import load_plan
+from train_series.plan import load_plan, read_yaml
 from train_series.results import Found, Results, merged
 
 EAGLE = """
@@ -222,10 +228,59 @@ def test_a_plan_that_is_no_plain_yaml_is_refused_in_one_sentence(write, run, mor
     assert said.count("\n") == 1
 
 
+@pytest.mark.parametrize("said", ["3e-4", "-3E4", ".5e1", "1.5", "0", "12", "1e", "e1"])
+def test_a_number_in_a_plan_is_what_it_is_in_a_spec(said):
+    ours, theirs = read_yaml(said, "a plan"), read_value(said)
+    assert (ours, type(ours)) == (theirs, type(theirs))
+
+
 def test_a_date_in_a_plan_is_text(write, run):
     status, found, _ = run(write(("a", "good")), "--set", "a=2024-01-01")
     assert status == 0
     assert found.runs["a"].overrides["a"] == "2024-01-01"
+
+
+@pytest.fixture
+def begun(write, python, tmp_path):
+    """Begin a series that takes long, in a process of its own, and return that."""
+    program = "import json, sys; sys.path.insert(0, sys.argv[1]); from train_series import main\n"
+    program += "sys.exit(main.main(json.loads(sys.argv[2]), json.loads(sys.argv[3])))"
+    words = ["run", str(write(("a", "slow"))), "--device", "cpu"]
+    words += ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    scripts = str(Path(conduct.__file__).parents[1])
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, scripts, json.dumps(words), json.dumps(python)]
+    )
+    until = time.monotonic() + 60
+    while not (tmp_path / "work" / "a" / "log.jsonl").exists():
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.parametrize(
+    ("folders", "option"),
+    [(["--work", "work"], "--work"), (["--work", "new", "--out", "out"], "--out")],
+)
+def test_a_second_series_in_a_folder_is_refused_until_the_first_is_gone(
+    begun, write, python, tmp_path, capsys, folders, option
+):
+    there = [word if word.startswith("--") else str(tmp_path / word) for word in folders]
+    words = ["run", str(write(("a", "good"))), "--device", "cpu", *there]
+    assert main(words, python) == 2
+    said = capsys.readouterr().err
+    assert f"another train-series is at work in {there[-1]}" in said
+    assert said.endswith(f"or give another {option}\n")
+    assert said.count("\n") == 1
+    begun.send_signal(signal.SIGKILL)
+    begun.wait()
+    asked = [tmp_path / "work" / "results.json", tmp_path / "out" / "results.json"]
+    for file in asked:  # of the same run by another config, which is not gone on with
+        file.unlink()
+    assert main(words, python) == 0
 
 
 def test_a_note_that_was_cut_off_when_the_machine_went_down_is_made_again(write, run, tmp_path):

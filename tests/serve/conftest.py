@@ -19,6 +19,7 @@ from eagle.serve.app import Service
 from eagle.serve.running import Running
 from eagle.target import load_target
 from tests.docs.conftest import letters_tokenizer
+from tests.serve.wire import LONG, Gate
 
 
 @dataclass
@@ -133,6 +134,55 @@ def decoder(home, pair, spec):
 def site(decoder):
     with Engine(decoder, queue=64) as engine, serving(engine) as made:
         yield made
+
+
+@pytest.fixture
+def held(site):
+    """Keep the engine busy with a request of its own."""
+    gate = Gate()
+    handle = site.engine.submit([3], max_new_tokens=1, processors=[gate])
+    assert gate.entered.wait(60)
+    yield gate
+    gate.opened.set()
+    handle.result(60)
+    until(lambda: site.engine.stats().active == site.engine.stats().waiting == 0)
+
+
+@pytest.fixture
+def started():
+    """Send requests and return their connections, which are closed in the end."""
+    made = []
+
+    def start(port, **fields):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        made.append(connection)
+        body = json.dumps({"prompt": "hello"} | LONG | fields)
+        connection.request("POST", "/v1/completions", body, {"content-type": "application/json"})
+        return connection
+
+    yield start
+    for connection in made:
+        connection.close()
+
+
+@pytest.fixture
+def stuck(monkeypatch):
+    """Return what has a server's intake wait, as behind a text of many megabytes."""
+    opened = threading.Event()
+
+    def stick(site):
+        submit = site.service.intake.submit
+
+        def slow(body):
+            assert opened.wait(60)
+            return submit(body)
+
+        monkeypatch.setattr(site.service.intake, "submit", slow)
+        monkeypatch.setattr(site.service.intake, "is_light", lambda body, size: False)
+        return opened
+
+    yield stick
+    opened.set()
 
 
 @pytest.fixture(autouse=True)

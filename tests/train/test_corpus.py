@@ -46,15 +46,16 @@ def test_no_text_is_an_empty_dataset():
         Corpus.of([], 64)
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"hello", None])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"hello", b"\x93NUMPY", None])
 def test_something_else_is_refused(tmp_path, content):
     path = tmp_path / "text.npz"
     if content is None:
         np.savez(path, other=np.zeros(3))
     else:
         path.write_bytes(content)
-    with pytest.raises(DataError, match="not packed text"):
+    with pytest.raises(DataError, match="not packed text") as refused:
         Corpus.load(path)
+    assert "pickle" not in str(refused.value), "nobody is told how to run what is in a file"
 
 
 def test_cut_off_file_is_refused(tmp_path, corpus):

@@ -19,7 +19,7 @@ from eagle.cli.decoding import (
     Temperature,
     sampling_params,
 )
-from eagle.cli.files import check_files
+from eagle.cli.files import check_files, make_folder
 from eagle.cli.options import Overrides, Shapes, SpecName, numbers, shape_of
 from eagle.cli.progress import progress_bar
 
@@ -126,8 +126,10 @@ def speed(
         from eagle.bench import require_matplotlib
 
         require_matplotlib()
-        check_files(plots / "cycle.png" if plots.exists() else None)
     check_files(as_json, as_markdown)
+    if plots is not None:
+        make_folder(plots / "cycle.png")
+        check_files(plots / "cycle.png")
     settings = [*(set_ or ()), f"runtime.max_batch={batch}"]
     loaded = load_all(specs, settings, target)
     check_baselines(baselines, batch, [spec.name for spec in loaded])

@@ -168,9 +168,14 @@ class Corpus:
             DataError: it is missing, damaged, or something else.
         """
         try:
-            with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-                info = json.loads(file["info"].tobytes())
-                arrays = [file[name] for name in ("tokens", "answers", "lengths", "groups")]
+            with path.open("rb") as raw:
+                # Of anything else NumPy says how to load it unsafely.
+                if not zipfile.is_zipfile(raw):
+                    raise zipfile.BadZipFile("it is no ZIP archive")
+                raw.seek(0)
+                with np.load(raw, allow_pickle=False) as file:
+                    info = json.loads(file["info"].tobytes())
+                    arrays = [file[name] for name in ("tokens", "answers", "lengths", "groups")]
         except FileNotFoundError as error:
             raise DataError(f"there is no packed text {path}") from error
         except _DAMAGED as error:

@@ -1,7 +1,7 @@
 """From a conversation to tokens, and which of them the target would have said itself.
 
 It knows the tokenizer's chat template only by what it renders: where an assistant's turn begins
-and ends follows from rendering the conversation up to it, with and without it. Of a plain text,
+and ends follows from what the conversation up to it becomes, with and without it. Of a plain text,
 which no template touches, every token counts.
 """
 
@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eagle.errors import DataError, reason
+from eagle.errors import DataError, RequestError, reason
 from eagle.target import template_text
+from eagle.train.data.beginnings import beginnings
 from eagle.train.data.sources import Conversation, Passage
 
 __all__ = ["Encoder", "Tally", "Text"]
 
+Span = tuple[int, int]
+
+_MANY = 8  # answers, from which on it is quicker to find where they lie all at once
 _SHORTEST = 3  # tokens: a feature, the one it predicts, and the token behind that
 
 
@@ -184,7 +188,7 @@ class Encoder:
             else:
                 self.tally.silent += 1
 
-    def _render(self, one: Conversation) -> tuple[str, str, list[tuple[int, int]]] | None:
+    def _render(self, one: Conversation) -> tuple[str, str, list[Span]] | None:
         """Return group, text and spans of answers; None if there is no answer to learn from."""
         self.tally.dropped.update(one.dropped)
         if not any(role == "assistant" and text for role, text in one.messages):
@@ -204,7 +208,7 @@ class Encoder:
         self.tally.changed += len(answers) - wordless - len(spans)
         return one.group, text, spans
 
-    def _spans(self, messages: Sequence[tuple[str, str]]) -> tuple[str, list[tuple[int, int]]]:
+    def _spans(self, messages: Sequence[tuple[str, str]]) -> tuple[str, list[Span]]:
         """Return the rendered conversation and the characters ``[start, end)`` of its answers.
 
         An answer is what follows the prompt that asks for it. Where that cannot be told (some
@@ -212,21 +216,63 @@ class Encoder:
         is one without a word: the target would have called a tool there, or said something.
         """
         full = self._template(messages)
-        spans = []
-        for i, (role, said) in enumerate(messages):
-            if role == "assistant" and said:
-                prompt = self._template(messages[:i], prompt=True)
-                ended = self._template(messages[: i + 1])
-                if ended.startswith(prompt) and full.startswith(ended) and prompt != ended:
-                    spans.append((len(prompt), len(ended)))
-        return full, spans
+        told = [i for i, (role, said) in enumerate(messages) if role == "assistant" and said]
+        spans = self._together(messages, full, told) if len(told) >= _MANY else {}
+        for i in told:
+            if i not in spans:
+                spans[i] = self._span(messages, full, i)
+        return full, [span for i in told if (span := spans[i]) is not None]
+
+    def _span(self, messages: Sequence[tuple[str, str]], full: str, i: int) -> Span | None:
+        """Return where an answer lies, by rendering what leads to it, and that with it."""
+        prompt = self._template(messages[:i], prompt=True)
+        ended = self._template(messages[: i + 1])
+        if ended.startswith(prompt) and full.startswith(ended) and prompt != ended:
+            return len(prompt), len(ended)
+        return None
+
+    def _together(
+        self, messages: Sequence[tuple[str, str]], full: str, told: Sequence[int]
+    ) -> dict[int, Span | None]:
+        """Return what `_span` does of all answers, as far as the template lets it be known at once.
+
+        To render each beginning takes time with the square of how many there are.
+        """
+        if not hasattr(self._tokenizer, "get_chat_template"):
+            return {}
+        source = self._tokenizer.get_chat_template(tools=None)
+        values = {**self._tokenizer.special_tokens_map, "tools": None, "documents": None}
+        values["messages"] = [{"role": role, "content": text} for role, text in messages]
+        try:
+            whole = self._template(messages, prompt=True)
+        except RequestError:  # which says nothing of what leads to an answer
+            return {}
+        values["add_generation_prompt"] = True
+        prompts = beginnings(source, values, whole, told)
+        values["add_generation_prompt"] = False
+        endings = beginnings(source, values, full, [i + 1 for i in told])
+        endings[len(messages)] = len(full), ""
+        same = len(full) if whole.startswith(full) else _alike(full, whole)
+        spans: dict[int, Span | None] = {}
+        for i in told:
+            if i in prompts and i + 1 in endings:
+                (shared, added), (reached, closed) = prompts[i], endings[i + 1]
+                start, end = shared + len(added), reached + len(closed)
+                fits = shared <= same and full.startswith(added, shared)
+                fits = fits and start < end and full.startswith(closed, reached)
+                spans[i] = (start, end) if fits else None
+        for i in (told[0], told[len(told) // 2], told[-1]):
+            # A program of anybody's is not proved by its looks, so that some are held to the rest.
+            if i in spans and spans[i] != self._span(messages, full, i):
+                return {}
+        return spans
 
     def _template(self, messages: Sequence[tuple[str, str]], prompt: bool = False) -> str:
         dicts = [{"role": role, "content": text} for role, text in messages]
         return template_text(self._tokenizer, dicts, add_generation_prompt=prompt)
 
     def _mark(
-        self, tokens: NDArray[np.int64], encoding: Any, size: int, spans: list[tuple[int, int]]
+        self, tokens: NDArray[np.int64], encoding: Any, size: int, spans: list[Span]
     ) -> NDArray[np.bool_]:
         """Return which tokens lie in the spans, up to the end-of-turn token of each."""
         answers = np.zeros(len(tokens), dtype=np.bool_)
@@ -236,6 +282,12 @@ class Encoder:
             closing = np.flatnonzero(ends[first:last])
             answers[first : first + closing[-1] + 1 if len(closing) else last] = True
         return answers
+
+
+def _alike(one: str, other: str) -> int:
+    """Return how many characters two texts begin with alike."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def _token_at(encoding: Any, size: int, character: int, count: int) -> int:
