@@ -6,8 +6,7 @@ It differs from the paper in four ways:
 
 - The paper keeps candidates for each token of the vocabulary, here they are kept for each place of
   a text. Rows are written again as a text goes on, prefixes are shared and requests end: memory by
-  place is then that of the text, whoever had the slot before. The row of a token that was written
-  twice would depend on what was tried in between.
+  place is that of the text all the same, whoever had the slot before and whatever was tried.
 - So several last tokens can be matched, not the last one alone, and what was said behind a place
   in fact is a candidate beside what the target held likely there.
 - The paper also learns from candidates that were rejected, of which a head is not told. It keeps
@@ -106,7 +105,7 @@ class Recycling(Told[Index]):
 
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate what is kept of every place: as keys, its own token and its candidates."""
-        self._read = self._target.draft_logits()
+        self._read, self._rows = self._target.draft_logits(), rows
         self._cache = TreeCache(
             layers=1,
             slots=slots,
@@ -117,6 +116,9 @@ class Recycling(Told[Index]):
             device=self._target.device,
             pages=pages,
         )
+        # All rows of all slots, as the cache locates them.
+        self._places = self._cache.keys[0].flatten(0, 2)
+        self._chances = self._cache.values[0].flatten(0, 2)
 
     def absorb(self, committed: Committed) -> Tensor:
         """Write down each place; what is no text lies behind it, where nobody looks."""
@@ -131,7 +133,7 @@ class Recycling(Told[Index]):
             before = step.rows - back
             where = self._cache.locate(replace(step, rows=before.clamp(min=0))).place
             assert where is not None
-            said = self._cache.stores[0][0, where, 0].view(before.shape)
+            said = self._places[where, 0].view(before.shape)
             numbers.append(said.long().where(before >= 0, self._vocab))
         return pack_integers(torch.stack(numbers, -1), self._target.dtype)
 
@@ -157,9 +159,8 @@ class Recycling(Told[Index]):
     def logits(self, states: Tensor) -> Tensor:
         """Return logits of candidates alone; of a token that is not known, of anything alike."""
         end, *last = unpack_integers(states)[..., None].unbind(-2)
-        place = self._places(len(states))
-        tokens, chances = self._cache.stores[0][0], self._cache.stores[1][0]
-        said = tokens[place, 0]
+        place = self._located(len(states))
+        said = self._places[place, 0]
         row = torch.arange(place.shape[1], dtype=torch.int32, device=states.device)
         alive, length = row < end, torch.zeros((), dtype=torch.uint8, device=states.device)
         for back, token in enumerate(last):
@@ -171,8 +172,8 @@ class Recycling(Told[Index]):
 
         # Rows that nobody wrote may hold any number.
         where = place.gather(1, found.flatten(1)).view(found.shape[:2])
-        likely = tokens[where, 1:].long().where(known, 0)
-        chance = (chances[where, 1:] * _UNIT).where(known, -torch.inf)
+        likely = self._places[where, 1:].long().where(known, 0)
+        chance = (self._chances[where, 1:] * _UNIT).where(known, -torch.inf)
         if self._config.said:
             ahead = (found + 1).clamp(max=len(row) - 1)
             real = known & (found + 1 < end)
@@ -185,9 +186,9 @@ class Recycling(Told[Index]):
         rest = rest.expand(-1, -1, self._vocab)
         return rest.scatter_reduce(2, likely, chance, "amax")
 
-    def _places(self, slots: int) -> Tensor:
-        """Return where in the stores the rows of the first slots are, int64 ``[slots, rows]``."""
-        row = torch.arange(self._cache.rows, device=self._target.device).expand(slots, -1)
+    def _located(self, slots: int) -> Tensor:
+        """Return where among all rows those of the first slots are, int64 ``[slots, rows]``."""
+        row = torch.arange(self._rows, device=self._target.device).expand(slots, -1)
         place = self._cache.locate(Step(row, row, row[:, 0], row.new_zeros(0), 0)).place
         assert place is not None
         return place.view(slots, -1)
