@@ -168,7 +168,8 @@ class DraftHead(Component, Protocol):
 
     A head may declare more than this. One with ``paged = True`` remembers nothing of a text but by
     rows of an `eagle.plugin.TreeCache`, so that rows may lie in blocks and texts share them: what
-    one has absorbed, another that begins alike is not told again. It is also given packed entries
+    one has absorbed, another that begins alike is not told again. Rows that are no text's of a slot
+    hold anything. It is also given packed entries
     (`eagle.plugin.Committed`), as is one with ``packs = True``, which keeps more than that and
     finds by ``step.slots`` whose entries are whose. All others are told of one prompt at a time.
     """
@@ -220,7 +221,7 @@ class DraftHead(Component, Protocol):
         ...
 
     def logits(self, states: Tensor) -> Tensor:
-        """Return the draft logits ``[B, W, V]`` of states ``[B, W, S]``.
+        """Return the draft logits ``[B, W, V]`` of states ``[B, W, S]``, in the target's dtype.
 
         With a vocabulary of its own (`eagle.plugin.OwnVocabulary`), ``[B, W, Vd]``.
         """

@@ -10,6 +10,7 @@ from eagle_strategies.drafters.medusa import MedusaConfig, MedusaHead
 from eagle_strategies.drafters.parallel import parallel_drafter
 from eagle_strategies.drafters.parallel_settings import ParallelConfig
 from eagle_strategies.drafters.prompt_lookup import PROMPT_LOOKUP
+from eagle_strategies.drafters.recycling import RECYCLING
 from eagle_strategies.drafters.suffix import SUFFIX
 
 __all__ = ["STRATEGIES", "BlockDrafter", "MedusaConfig", "MedusaHead", "ParallelConfig"]
@@ -17,6 +18,7 @@ __all__ = ["STRATEGIES", "BlockDrafter", "MedusaConfig", "MedusaHead", "Parallel
 STRATEGIES: list[Strategy[DraftHead]] = [
     PROMPT_LOOKUP,
     SUFFIX,
+    RECYCLING,
     DRAFT_MODEL,
     CASCADE,
     Strategy(

@@ -5,7 +5,7 @@ Which one that is follows on the host from committed text alone, so what is draw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -89,12 +89,23 @@ class Cascade:
         return all(getattr(head, "packs", getattr(head, "paged", False)) for head in self._heads)
 
     def feature_size(self, target: TargetInfo) -> int:
-        """Return what the last drafter consumes; the others look text up."""
-        return self._last.feature_size(target)
+        """Return what the last drafter consumes; where layers are named, what all of them do."""
+        sizes = [head.feature_size(target) for head in self._heads]
+        layers = self.feature_layers(target)
+        return sizes[-1] if layers is None else len(layers) * target.hidden_size
 
     def feature_layers(self, target: TargetInfo) -> tuple[int, ...] | None:
-        """Return the layers that the last drafter names, if it does."""
-        return self._last.feature_layers(target) if isinstance(self._last, NamesLayers) else None
+        """Return the layers that drafters name, and the last hidden state for those without any."""
+        asked = self._asked(target)
+        if not any(asked):
+            return None
+        return tuple(dict.fromkeys(layer for own in asked for layer in own or (target.layers,)))
+
+    def _asked(self, target: TargetInfo) -> list[tuple[int, ...] | None]:
+        return [
+            head.feature_layers(target) if isinstance(head, NamesLayers) else None
+            for head in self._heads
+        ]
 
     def state_size(self, target: TargetInfo) -> int:
         """Return the size of all drafters' states together."""
@@ -106,6 +117,8 @@ class Cascade:
             head.load(target, attention)
         self._sizes = [head.state_size(target.info) for head in self._heads]
         self._vocab, self._device = target.info.vocab_size, target.device
+        self._layers = self.feature_layers(target.info)
+        self._named = [own or (target.info.layers,) for own in self._asked(target.info)]
 
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate all drafters' caches, and who drafts in which slot."""
@@ -122,7 +135,20 @@ class Cascade:
 
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
-        return torch.cat([head.absorb(committed) for head in self._heads], 2)
+        told = (replace(committed, features=own) for own in self._seen(committed.features))
+        pairs = zip(self._heads, told, strict=True)
+        return torch.cat([head.absorb(own) for head, own in pairs], 2)
+
+    def _seen(self, features: Tensor) -> Iterator[Tensor]:
+        """Yield what each drafter sees of the features: what it would see by itself."""
+        layers = self._layers
+        if layers is None:
+            yield from (features for _ in self._heads)
+            return
+        parts = features.chunk(len(layers), -1)
+        for named in self._named:
+            own = [parts[layers.index(layer)] for layer in named]
+            yield own[0] if len(own) == 1 else torch.cat(own, -1)
 
     def extend(self, drafted: Drafted) -> Tensor:
         """See `eagle.plugin.DraftHead.extend`: all drafters take in what any of them drafted."""

@@ -32,7 +32,7 @@ from eagle.plugin import (
 )
 from eagle_strategies.drafters.confidence import Told
 
-__all__ = ["PROMPT_LOOKUP", "PromptLookup", "PromptLookupConfig"]
+__all__ = ["PROMPT_LOOKUP", "Index", "PromptLookup", "PromptLookupConfig"]
 
 _LATER = 0.7  # by how much the logit of each further continuation is lower: half as likely
 
@@ -59,7 +59,7 @@ class PromptLookupConfig(StrategyConfig):
         return self
 
 
-class PromptLookup(Told["_Index"]):
+class PromptLookup(Told["Index"]):
     """Reads on from where the last tokens occurred before: longest match first, then the latest.
 
     A state is where the text ends, how many tokens were drafted since, and the place behind each
@@ -152,16 +152,22 @@ class PromptLookup(Told["_Index"]):
         """See `eagle.plugin.OfferingHead`."""
         return [self.levels(slot) for slot in range(slots)]
 
-    def reader(self, slot: int, prompt: Sequence[int]) -> _Index:
+    def reader(self, slot: int, prompt: Sequence[int]) -> Index:
         """See `Told`."""
-        return _Index(self._config, prompt)
+        config = self._config
+        return Index(range(config.longest, config.shortest - 1, -1), prompt)
 
 
-class _Index:
-    """Where each n-gram of a text was last followed by something, as the device finds it."""
+class Index:
+    """Where each n-gram of a text was last followed by something, as the device finds it.
 
-    def __init__(self, config: PromptLookupConfig, prompt: Sequence[int]) -> None:
-        self._lengths = range(config.longest, config.shortest - 1, -1)
+    Args:
+        lengths: of n-grams, in the order in which they are tried.
+        prompt: what the text begins with.
+    """
+
+    def __init__(self, lengths: Sequence[int], prompt: Sequence[int]) -> None:
+        self._lengths = lengths
         self._behind: dict[tuple[int, ...], int] = {}
         self._text: list[int] = []
         for token in prompt:

@@ -1,0 +1,210 @@
+"""Token recycling: what the target itself held likely where the last tokens occurred before.
+
+It knows the text of each slot and the target's likeliest tokens at each of its places, on the
+device, in rows that texts share as they share keys and values (Token Recycling, arXiv 2408.08696).
+It differs from the paper in four ways:
+
+- The paper keeps candidates for each token of the vocabulary, here they are kept for each place of
+  a text. Rows are written again as a text goes on, prefixes are shared and requests end: memory by
+  place is that of the text all the same, whoever had the slot before and whatever was tried.
+- So several last tokens can be matched, not the last one alone, and what was said behind a place
+  in fact is a candidate beside what the target held likely there.
+- The paper also learns from candidates that were rejected, of which a head is not told. It keeps
+  its matrix from one request to the next, which would tell each of them about the others.
+- The paper reads the logits of the verification. A head is given features, so the LM head is
+  read once more, over prompts too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from eagle.plugin import (
+    INTEGER,
+    AttentionBackend,
+    BuildContext,
+    Committed,
+    Drafted,
+    DraftHead,
+    Pages,
+    Step,
+    Strategy,
+    StrategyConfig,
+    TargetInfo,
+    TargetModel,
+    TreeCache,
+    pack_integers,
+    unpack_integers,
+)
+from eagle_strategies.drafters.confidence import Told
+from eagle_strategies.drafters.prompt_lookup import Index
+
+__all__ = ["RECYCLING", "Recycling", "RecyclingConfig"]
+
+_PIECE = (
+    64  # entries of a prompt whose logits are held at a time: as many as are read by eight bits
+)
+_UNIT = 1 / 1024  # in which logarithms of chances are kept, beside tokens, as whole numbers
+_LOWEST = -64.0  # a logarithm no lower than this is kept
+
+
+class RecyclingConfig(StrategyConfig):
+    """Settings of `recycling`."""
+
+    candidates: Annotated[
+        int, Field(ge=1, le=64, description="tokens that are kept for each place, at most")
+    ] = 8
+    longest: Annotated[
+        int, Field(ge=1, le=8, description="last tokens that are matched, at most; 1 in the paper")
+    ] = 3
+    said: Annotated[
+        float,
+        Field(
+            ge=0, lt=1, description="least chance of what was said at a place; 0 as in the paper"
+        ),
+    ] = 0.5
+    sure: Annotated[
+        float, Field(ge=0, le=1, description="share of right guesses of late to offer any")
+    ] = 0.4
+
+
+class Recycling(Told[Index]):
+    """Drafts what the target held likely where the longest match with the last tokens ended.
+
+    Of places with matches alike it is the latest. A state is where the text ends, and the last
+    tokens, drafted ones included, the latest first.
+    """
+
+    capturable = True
+    paged = True
+
+    def __init__(self, config: RecyclingConfig, context: BuildContext) -> None:
+        super().__init__(config.sure)
+        self._config = config
+
+    def feature_size(self, target: TargetInfo) -> int:
+        """Return H: the LM head reads the last hidden state again."""
+        return target.hidden_size
+
+    def state_size(self, target: TargetInfo) -> int:
+        """Return the size of its numbers."""
+        return INTEGER * (1 + self._config.longest)
+
+    def load(self, target: TargetModel, attention: AttentionBackend) -> None:
+        """Keep the target's LM head; there are no weights."""
+        self._target, self._vocab = target, target.info.vocab_size
+        self._kept = min(self._config.candidates, self._vocab)
+
+    def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
+        """Allocate what is kept of every place: as keys, its own token and its candidates."""
+        self._read, self._rows = self._target.draft_logits(), rows
+        self._cache = TreeCache(
+            layers=1,
+            slots=slots,
+            kv_heads=1,
+            rows=rows,
+            head_dim=1 + self._kept,
+            dtype=torch.int32,
+            device=self._target.device,
+            pages=pages,
+        )
+        # All rows of all slots, as the cache locates them.
+        self._places = self._cache.keys[0].flatten(0, 2)
+        self._chances = self._cache.values[0].flatten(0, 2)
+
+    def absorb(self, committed: Committed) -> Tensor:
+        """Write down each place; what is no text lies behind it, where nobody looks."""
+        step = self._cache.locate(committed.step)
+        tokens, chances = self._likeliest(committed.features)
+        own = committed.own[..., None]
+        place = torch.stack((torch.cat((own, tokens), -1), torch.cat((own, chances), -1))).int()
+        self._cache.write(0, place[0, :, None], place[1, :, None], step)
+
+        numbers = [step.rows + 1, committed.tokens]
+        for back in range(self._config.longest - 1):
+            before = step.rows - back
+            where = self._cache.locate(replace(step, rows=before.clamp(min=0))).place
+            assert where is not None
+            said = self._places[where, 0].view(before.shape)
+            numbers.append(said.long().where(before >= 0, self._vocab))
+        return pack_integers(torch.stack(numbers, -1), self._target.dtype)
+
+    def _likeliest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the likeliest tokens and the logarithms of their chances, ``[B, T, K]``."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for piece in torch.split(features, _PIECE, 1):
+            logits = self._read(piece).float()
+            best, tokens = logits.topk(self._kept)
+            chances = (best - logits.logsumexp(-1, keepdim=True)).clamp(min=_LOWEST) / _UNIT
+            found.append((tokens, chances.round().long()))
+        every, shares = zip(*found, strict=True)
+        return torch.cat(every, 1), torch.cat(shares, 1)
+
+    def extend(self, drafted: Drafted) -> Tensor:
+        """Go on to the drafted tokens, in the same text."""
+        numbers = unpack_integers(drafted.states)
+        end, before = numbers[..., :1], numbers[..., 1:-1]
+        return pack_integers(
+            torch.cat((end, drafted.tokens[..., None], before), -1), self._target.dtype
+        )
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return logits of candidates alone; of a token that is not known, of anything alike."""
+        end, *last = unpack_integers(states)[..., None].unbind(-2)
+        place = self._located(len(states))
+        said = self._places[place, 0]
+        row = torch.arange(place.shape[1], dtype=torch.int32, device=states.device)
+        alive, length = row < end, torch.zeros((), dtype=torch.uint8, device=states.device)
+        for back, token in enumerate(last):
+            earlier = F.pad(said[:, : len(row) - back], (back, 0), value=-1)
+            alive = alive & (earlier[:, None] == token)
+            length = length + alive
+        best = (length.int() * len(row) + row).where(length > 0, -1).amax(2, keepdim=True)
+        known, found = best >= 0, best.clamp(min=0) % len(row)
+
+        # Rows that nobody wrote may hold any number.
+        where = place.gather(1, found.flatten(1)).view(found.shape[:2])
+        likely = self._places[where, 1:].long().where(known, 0)
+        chance = (self._chances[where, 1:] * _UNIT).where(known, -torch.inf)
+        if self._config.said:
+            ahead = (found + 1).clamp(max=len(row) - 1)
+            real = known & (found + 1 < end)
+            followed = said.gather(1, ahead.flatten(1)).view(found.shape).long().where(real, 0)
+            least = torch.full_like(chance[..., :1], math.log(self._config.said))
+            likely = torch.cat((likely, followed), -1)
+            chance = torch.cat((chance, least.where(real, -torch.inf)), -1)
+        chance = chance.to(self._target.dtype)
+        rest = torch.zeros_like(chance[..., :1]).where(~known, -torch.inf)
+        rest = rest.expand(-1, -1, self._vocab)
+        return rest.scatter_reduce(2, likely, chance, "amax")
+
+    def _located(self, slots: int) -> Tensor:
+        """Return where among all rows those of the first slots are, int64 ``[slots, rows]``."""
+        row = torch.arange(self._rows, device=self._target.device).expand(slots, -1)
+        place = self._cache.locate(Step(row, row, row[:, 0], row.new_zeros(0), 0)).place
+        assert place is not None
+        return place.view(slots, -1)
+
+    def offer(self, slots: int) -> Sequence[int]:
+        """See `eagle.plugin.OfferingHead`: by how often what was said then was said again."""
+        return [self.levels(slot) for slot in range(slots)]
+
+    def reader(self, slot: int, prompt: Sequence[int]) -> Index:
+        """See `Told`."""
+        return Index(range(self._config.longest, 0, -1), prompt)
+
+
+RECYCLING: Strategy[DraftHead] = Strategy(
+    name="recycling",
+    config=RecyclingConfig,
+    build=Recycling,
+    description="what the target held likely where the last tokens occurred before; no weights",
+)
