@@ -49,9 +49,7 @@ from eagle_strategies.drafters.prompt_lookup import Index
 
 __all__ = ["RECYCLING", "Recycling", "RecyclingConfig"]
 
-_PIECE = (
-    64  # entries of a prompt whose logits are held at a time: as many as are read by eight bits
-)
+_PIECE = 64  # entries whose logits are held at a time: as many as the LM head reads by eight bits
 _UNIT = 1 / 1024  # in which logarithms of chances are kept, beside tokens, as whole numbers
 _LOWEST = -64.0  # a logarithm no lower than this is kept
 
