@@ -55,10 +55,11 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = whole.shape
         self.width = width_of(self.in_features, self.in_features // len(scales))
-        steps = whole.view(len(whole), -1, _PLANES, self.width).int()
-        shifts = 4 * torch.arange(_PLANES, device=whole.device)[:, None]
-        words = (steps << shifts).sum(2).to(torch.int16)
-        self.register_buffer("qweight", words.flatten(1).contiguous())
+        first, *others = whole.view(len(whole), -1, _PLANES, self.width).unbind(2)
+        words = first.to(torch.int16)
+        for plane, numbers in enumerate(others, 1):
+            words |= numbers.to(torch.int16) << 4 * plane
+        self.register_buffer("qweight", words.flatten(1))
         low, high = (part.contiguous().view(torch.int16).int() for part in (scales, zeros))
         self.register_buffer("pairs", ((low & 0xFFFF) | (high << 16)).contiguous())
         self.register_buffer("bias", None if bias is None else bias.detach())
