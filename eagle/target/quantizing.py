@@ -95,6 +95,8 @@ def rearrange(model: nn.Module) -> None:
         for name, layer in list(parent.named_children()):
             if type(layer) is nn.Linear and (made := _rearranged(layer)) is not None:
                 setattr(parent, name, made)
+                # torchao's layers refer to themselves: their memory would wait for the collector.
+                del layer.weight
     stack_int4(model)
 
 

@@ -1,7 +1,10 @@
 """Targets whose weights are no plain tensors: what is served is the quantized model, exactly."""
 
+import gc
 import logging
 import sys
+import types
+import weakref
 
 import pytest
 import torch
@@ -202,11 +205,20 @@ def test_layers_of_four_bits_are_rearranged_where_all_numbers_come_back(monkeypa
 
     monkeypatch.setattr(torch.ops.aten, "_weight_int4pack_mm", product)
     monkeypatch.setattr(quantizing, "int4_serves", lambda *_: True)
-    found = quantizing._rearranged(layer)
+    parent, kept = torch.nn.Sequential(layer), weakref.ref(layer.weight)
+    layer.extra_repr = types.MethodType(lambda self: "", layer)  # torchao's: a circle
+    expected, bias = layer.weight.qdata[:128, :1408], layer.bias
+    gc.disable()
+    try:
+        quantizing.rearrange(parent)
+        assert (kept() is None) == right, "what is rearranged waits for no collector"
+    finally:
+        gc.enable()
+    found = parent[0]
     assert isinstance(found, Int4Linear) == right
     if right:
-        assert torch.equal(found.dense(), layer.weight.qdata[:128, :1408])
-        assert torch.equal(found.bias, layer.bias)
+        assert torch.equal(found.dense(), expected)
+        assert torch.equal(found.bias, bias)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
