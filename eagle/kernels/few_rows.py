@@ -31,10 +31,12 @@ __all__ = [
     "Plan",
     "SkinnyLinear",
     "Tiling",
+    "aligned",
     "always",
     "block_rows",
     "linear",
     "narrow",
+    "on_device",
     "plan_of",
     "product",
     "product_by_rows",
@@ -119,13 +121,16 @@ def reads_bytes(weight: Tensor) -> bool:
 
 
 def _measured(weight: Tensor) -> bool:
-    """Whether the kernels of this module run on a weight's device: timed on H100 and H200."""
+    return weight.dtype in _DTYPES and on_device(weight.device)
+
+
+def on_device(device: torch.device) -> bool:
+    """Whether kernels of few rows run on a device: timed on H100 and H200."""
     return (
-        weight.is_cuda
+        device.type == "cuda"
         and torch.version.hip is None
-        and weight.dtype in _DTYPES
         and find_spec("triton") is not None
-        and torch.cuda.get_device_capability(weight.device) >= _OLDEST
+        and torch.cuda.get_device_capability(device) >= _OLDEST
     )
 
 
@@ -323,9 +328,7 @@ def _multiply(
     """Write ``x W^T`` to ``[S, M, N]`` by the kernel of few rows, and return that."""
     from eagle.kernels.few_rows_triton import multiply_rows
 
-    x = x.contiguous()
-    if x.data_ptr() % _ALIGNED:
-        x = x.clone()
+    x = aligned(x)
     tiling = tiling_of(
         x.shape[0],
         weight.shape[0],
@@ -337,6 +340,12 @@ def _multiply(
     )
     multiply_rows(x, weight, out, scales, tiling)
     return out
+
+
+def aligned(x: Tensor) -> Tensor:
+    """Return rows in order, from where the copy engine of the device may begin to read."""
+    x = x.contiguous()
+    return x.clone() if x.data_ptr() % _ALIGNED else x
 
 
 @dataclass(frozen=True)

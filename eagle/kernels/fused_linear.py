@@ -9,7 +9,7 @@ weights are packed as well: SmolLM2-135M's projections take 12.3 ms a token then
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from eagle.kernels.few_rows import linear, narrow, plan_of
 from eagle.kernels.prepacked import Switch, left_alone, multiply, pack, packs, reorder
 
-__all__ = ["TOGETHER", "Product", "SharedInput", "SharedProduct", "arrange", "fuse", "products"]
+__all__ = ["Product", "SharedInput", "SharedProduct", "arrange", "fuse", "products", "siblings"]
 
-TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names that siblings which read one input have in transformers' models."""
 
 
@@ -145,16 +145,22 @@ def fuse(module: nn.Module, switch: Switch, *, packed: bool = False) -> int:
     for layer in module.modules():
         if isinstance(layer, SharedInput):
             layer.switch = switch  # fused before, for another owner of the same module
-    # Not a list of all modules, which would keep every layer that is replaced, and its weight.
-    parents = [m for m in module.modules() if any(hasattr(m, names[0]) for names in TOGETHER)]
-    for parent in parents:
-        for names in TOGETHER:
-            layers = [getattr(parent, name, None) for name in names]
-            linear = [layer for layer in layers if type(layer) is nn.Linear]
-            if len(linear) == len(names) and _alike(linear):
-                _fuse(parent, names, linear, switch, packed)
-                groups += 1
+    for parent, names, layers in siblings(module):
+        linear = [layer for layer in layers if type(layer) is nn.Linear]
+        if len(linear) == len(names) and _alike(linear):
+            _fuse(parent, names, linear, switch, packed)
+            groups += 1
     return groups
+
+
+def siblings(module: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...], list[nn.Module]]]:
+    """Yield layers that read the same input: what they are children of, their names, and they."""
+    # Not a list of all modules, which would keep every layer that is replaced, and its weight.
+    parents = [m for m in module.modules() if any(hasattr(m, names[0]) for names in _TOGETHER)]
+    for parent in parents:
+        for names in _TOGETHER:
+            if all(hasattr(parent, name) for name in names):
+                yield parent, names, [getattr(parent, name) for name in names]
 
 
 def _alike(layers: list[nn.Linear]) -> bool:

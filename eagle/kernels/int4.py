@@ -9,27 +9,33 @@ rows are many, the weight is written out in bfloat16 and multiplied by cuBLAS.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eagle.host import multiprocessors
-from eagle.kernels.few_rows import MAX_ROWS, always, block_rows
-from eagle.kernels.fused_linear import TOGETHER, SharedProduct
+from eagle.kernels.few_rows import MAX_ROWS, Tiling, aligned, always, block_rows, on_device
+from eagle.kernels.fused_linear import SharedProduct, siblings
 
-__all__ = ["Int4Linear", "Int4Part", "Tiling", "cut_of", "int4_serves", "stack_int4", "width_of"]
+__all__ = [
+    "PLANES",
+    "Int4Linear",
+    "Int4Part",
+    "cut_of",
+    "int4_serves",
+    "stack_int4",
+    "width_of",
+]
 
-_PLANES = 4
+PLANES = 4
+"""Numbers in a word."""
+
 _WIDEST = 64  # columns of a plane: 128 bytes of words, as the copy engine of the device takes them
 _BLOCK_N, _FEW, _TALL = 64, 16, 2**13
 # Programs for each multiprocessor: as many as there is room for beside one another, where rows are
 # few and the weight is too short for high blocks (4,096 x 11,008: 14.6 us, and 15.5 of fewer).
 _PROGRAMS, _MORE = 2.9, 4.0
 _STEPS = 2  # of the depth, at least, that a split has
-_OLDEST = (9, 0)
 
 
 class Int4Linear(nn.Module):
@@ -55,7 +61,7 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.out_features, self.in_features = whole.shape
         self.width = width_of(self.in_features, self.in_features // len(scales))
-        first, *others = whole.view(len(whole), -1, _PLANES, self.width).unbind(2)
+        first, *others = whole.view(len(whole), -1, PLANES, self.width).unbind(2)
         words = first.to(torch.int16)
         for plane, numbers in enumerate(others, 1):
             words |= numbers.to(torch.int16) << 4 * plane
@@ -87,38 +93,16 @@ class Int4Linear(nn.Module):
 
 def int4_serves(columns: int, depth: int, group: int, device: torch.device) -> bool:
     """Whether `Int4Linear` takes a weight ``[N, K]`` in groups of *group*, and is quick there."""
-    return (
-        device.type == "cuda"
-        and torch.version.hip is None
-        and find_spec("triton") is not None
-        and torch.cuda.get_device_capability(device) >= _OLDEST
-        and columns % _BLOCK_N == 0
-        and group % 32 == 0
-        and width_of(depth, group) > 0
-    )
+    return columns % _BLOCK_N == 0 and width_of(depth, group) > 0 and on_device(device)
 
 
 def width_of(depth: int, group: int) -> int:
     """Return W, the columns of a plane (see `Int4Linear`); 0 where none goes."""
-    widths = (_WIDEST, _WIDEST // 2)
-    return next((w for w in widths if group % w == 0 and depth % (_PLANES * w) == 0), 0)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How the kernel of few rows takes its rows and a weight.
-
-    Attributes:
-        block_m: what the rows are filled up to.
-        block_n: rows of the weight that a program takes.
-        width: columns of a plane.
-        stages: blocks in flight.
-    """
-
-    block_m: int
-    block_n: int
-    width: int
-    stages: int
+    for width in (_WIDEST, _WIDEST // 2):
+        step = PLANES * width  # groups begin where steps do, or at one of their planes
+        if group % width == depth % step == 0 and 0 in (step % group, group % step):
+            return width
+    return 0
 
 
 def cut_of(columns: int, depth: int, width: int, processors: int, *, few: bool) -> tuple[int, int]:
@@ -136,7 +120,7 @@ def cut_of(columns: int, depth: int, width: int, processors: int, *, few: bool) 
     """
     twice = few and columns >= _TALL and columns % (2 * _BLOCK_N) == 0
     block_n = 2 * _BLOCK_N if twice else _BLOCK_N
-    most = max(1, depth // (_PLANES * width * _STEPS))
+    most = max(1, depth // (PLANES * width * _STEPS))
     programs = processors * (_MORE if few and not twice else _PROGRAMS)
     return block_n, max(1, min(8, most, round(programs * block_n / columns)))
 
@@ -162,10 +146,7 @@ def int4_parts(
     """
     from eagle.kernels.int4_triton import multiply_int4
 
-    x = x.contiguous()
-    if x.data_ptr() % 16:
-        x = x.clone()
-    rows = x.shape[0]
+    x, rows = aligned(x), x.shape[0]
     out: Tensor = _parts(x, words, pairs, width, block_n, splits)
     tiling = Tiling(block_rows(rows), block_n, width, 2 if rows > MAX_ROWS // 2 else 3)
     multiply_int4(x, words, pairs, out, tiling)
@@ -200,14 +181,14 @@ def _added(parts: Tensor, x: Tensor) -> Tensor:
 
 def _dense(words: Tensor, pairs: Tensor, width: int) -> Tensor:
     """Return W, bfloat16 ``[N, K]``."""
-    columns, depth = len(words), _PLANES * words.shape[1]
+    columns, depth = len(words), PLANES * words.shape[1]
     if words.is_cuda:
         from eagle.kernels.int4_triton import write_dense
 
         out = torch.empty(columns, depth, dtype=torch.bfloat16, device=words.device)
         write_dense(words, pairs, out, width)
         return out
-    planes = [words.int() >> 4 * plane & 15 for plane in range(_PLANES)]
+    planes = [words.int() >> 4 * plane & 15 for plane in range(PLANES)]
     whole = torch.stack([plane.view(columns, -1, width) for plane in planes], 2).flatten(1)
     scales, zeros = (
         part.view(torch.float32).T.repeat_interleave(depth // len(pairs), 1)
@@ -246,12 +227,10 @@ class _Int4Product(SharedProduct):
 @torch.inference_mode(False)
 def stack_int4(module: nn.Module) -> None:
     """Stack the layers of four bits that read the same input, in place."""
-    for parent in list(module.modules()):
-        for names in TOGETHER:
-            layers = [getattr(parent, name, None) for name in names]
-            found = [layer for layer in layers if isinstance(layer, Int4Linear)]
-            if len(found) == len(names) and len({_kind(layer) for layer in found}) == 1:
-                _stack(parent, names, found)
+    for parent, names, layers in siblings(module):
+        found = [layer for layer in layers if isinstance(layer, Int4Linear)]
+        if len(found) == len(names) and len({_kind(layer) for layer in found}) == 1:
+            _stack(parent, names, found)
 
 
 def _kind(layer: Int4Linear) -> tuple[object, ...]:

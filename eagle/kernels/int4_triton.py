@@ -8,19 +8,17 @@ of pairs. The exponent bits of 128 are put in front of a number, which is 128 mo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-if TYPE_CHECKING:
-    from eagle.kernels.int4 import Tiling
+from eagle.kernels.few_rows import Tiling
+from eagle.kernels.int4 import PLANES as _PLANES
 
 __all__ = ["multiply_int4", "write_dense"]
 
-PLANES = tl.constexpr(4)
+PLANES = tl.constexpr(_PLANES)
 
 
 def _instructions(plane: int) -> tl.constexpr:
@@ -33,7 +31,7 @@ def _instructions(plane: int) -> tl.constexpr:
     )
 
 
-_PLANE_0, _PLANE_1, _PLANE_2, _PLANE_3 = (_instructions(plane) for plane in range(4))
+_PLANE_0, _PLANE_1, _PLANE_2, _PLANE_3 = (_instructions(plane) for plane in range(_PLANES))
 
 
 @triton.jit
@@ -134,10 +132,10 @@ def multiply_int4(
         words: int16 ``[N, K / 4]``, likewise aligned.
         pairs: int32 ``[K / G, N]``.
         out: ``[S, M, N]``.
-        tiling: how they are taken.
+        tiling: how they are taken, a plane of a step at once.
     """
     splits, rows, columns = out.shape
-    depth, width = x.shape[1], tiling.width
+    depth, width = x.shape[1], tiling.block_k
     with torch.cuda.device_of(x):
         _few_rows[(columns // tiling.block_n * splits,)](
             TensorDescriptor.from_tensor(x, [tiling.block_m, width]),
@@ -162,7 +160,7 @@ def write_dense(words: torch.Tensor, pairs: torch.Tensor, out: torch.Tensor, wid
     """Write W, ``[N, K]``, as `multiply_int4` multiplies by it."""
     columns, depth = out.shape
     with torch.cuda.device_of(out):
-        _dense[(columns // 16, depth // (4 * width))](
+        _dense[(columns // 16, depth // (_PLANES * width))](
             words,
             pairs,
             out,

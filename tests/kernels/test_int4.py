@@ -1,13 +1,15 @@
 """Weights of four bits: kernels against the numbers that they stand for, and layers of them."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from eagle.kernels import int4
-from eagle.kernels.few_rows import MAX_ROWS, block_rows
-from eagle.kernels.int4 import Int4Linear, Int4Part, Tiling, cut_of, stack_int4, width_of
+from eagle.kernels.few_rows import MAX_ROWS, Tiling, block_rows
+from eagle.kernels.int4 import Int4Linear, Int4Part, cut_of, stack_int4, width_of
 from tests.interpreted import DEVICE, needs_triton
 from tests.interpreted import quick as quick
 
@@ -110,6 +112,17 @@ def test_layers_that_read_one_input_are_stacked(bias):
     assert sum(one.qweight.nbytes + one.pairs.nbytes for one in weights) == held
 
 
+def test_what_is_stacked_is_let_go_of_group_by_group(monkeypatch):
+    layers = [layer(64, 256, seed=seed)[0] for seed in range(6)]
+    parents = nn.Sequential(Attention(*layers[:3]), Attention(*layers[3:]))
+    kept = weakref.ref(layers[1])
+    del layers
+    gone, stack = [], int4._stack
+    monkeypatch.setattr(int4, "_stack", lambda *group: (gone.append(kept() is None), stack(*group)))
+    stack_int4(parents)
+    assert gone == [False, True]
+
+
 def test_layers_of_other_kinds_are_not_stacked():
     odd = layer(64, 256, group=64)[0], layer(64, 256)[0], layer(64, 256)[0]
     parent = Attention(*odd)
@@ -122,6 +135,8 @@ def test_what_fits_no_plane_is_not_taken():
     assert width_of(384, 128) == 32
     assert width_of(4096, 32) == 32
     assert width_of(192, 64) == 0
+    assert width_of(768, 192) == 0, "its groups begin within planes of a step"
+    assert width_of(1024, 512) == 64
     assert not int4.int4_serves(128, 512, 128, torch.device("cpu"))
 
 
