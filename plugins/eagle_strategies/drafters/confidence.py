@@ -8,9 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Annotated, Generic, Protocol, TypeVar
 
-__all__ = ["Confidence", "Reader", "Told"]
+from pydantic import Field
+
+from eagle.plugin import TargetInfo
+
+__all__ = ["Confidence", "Reader", "Sure", "Told"]
+
+Sure = Annotated[
+    float, Field(ge=0, le=1, description="share of right guesses of late to offer any")
+]
+"""A setting of what looks text up; see `Told`."""
 
 _KEPT = 0.9  # how much of what was seen counts after one more: the last ten or so do
 _WEIGHT = 2.0  # what a guess from nothing counts for, in observations
@@ -69,6 +78,10 @@ class Told(Generic[ReaderT]):
         self._readers: dict[int, ReaderT] = {}
         self._confidence: dict[int, Confidence] = {}
 
+    def feature_size(self, target: TargetInfo) -> int:
+        """Return H: the last hidden state, which costs nothing where it is let pass."""
+        return target.hidden_size
+
     def reader(self, slot: int, prompt: Sequence[int]) -> ReaderT:
         """Return what reads a new text, its prompt read."""
         raise NotImplementedError
@@ -90,6 +103,10 @@ class Told(Generic[ReaderT]):
             if (guess := reader.guess()) is not None:
                 confidence.note(guess[1], guess[0] == token)
             reader.push(token)
+
+    def offer(self, slots: int) -> Sequence[int]:
+        """See `eagle.plugin.OfferingHead`: by how often guesses were right of late."""
+        return [self.levels(slot) for slot in range(slots)]
 
     def levels(self, slot: int) -> int:
         """Return for how many levels a slot's lookup is sure enough, 0 for none."""

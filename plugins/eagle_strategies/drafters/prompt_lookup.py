@@ -30,7 +30,7 @@ from eagle.plugin import (
     pack_integers,
     unpack_integers,
 )
-from eagle_strategies.drafters.confidence import Told
+from eagle_strategies.drafters.confidence import Sure, Told
 
 __all__ = ["PROMPT_LOOKUP", "Index", "PromptLookup", "PromptLookupConfig"]
 
@@ -45,9 +45,7 @@ class PromptLookupConfig(StrategyConfig):
     continuations: Annotated[
         int, Field(ge=1, le=16, description="places that are read on from: a trie of so many")
     ] = 1
-    sure: Annotated[
-        float, Field(ge=0, le=1, description="share of right guesses of late to offer any")
-    ] = 0.4
+    sure: Sure = 0.4
 
     @model_validator(mode="after")
     def _ordered(self) -> PromptLookupConfig:
@@ -72,10 +70,6 @@ class PromptLookup(Told["Index"]):
     def __init__(self, config: PromptLookupConfig, context: BuildContext) -> None:
         super().__init__(config.sure)
         self._config = config
-
-    def feature_size(self, target: TargetInfo) -> int:
-        """Return H: features are let pass."""
-        return target.hidden_size
 
     def state_size(self, target: TargetInfo) -> int:
         """Return the size of its numbers."""
@@ -147,10 +141,6 @@ class PromptLookup(Told["Index"]):
         place = starts + before % (end + 1 - starts).clamp(min=1)
         text = self._text[: numbers.shape[0]]
         return text.gather(1, place.flatten(1).clamp(max=text.shape[1] - 1)).view(place.shape)
-
-    def offer(self, slots: int) -> Sequence[int]:
-        """See `eagle.plugin.OfferingHead`."""
-        return [self.levels(slot) for slot in range(slots)]
 
     def reader(self, slot: int, prompt: Sequence[int]) -> Index:
         """See `Told`."""

@@ -44,7 +44,7 @@ from eagle.plugin import (
     pack_integers,
     unpack_integers,
 )
-from eagle_strategies.drafters.confidence import Told
+from eagle_strategies.drafters.confidence import Sure, Told
 from eagle_strategies.drafters.prompt_lookup import Index
 
 __all__ = ["RECYCLING", "Recycling", "RecyclingConfig"]
@@ -69,9 +69,7 @@ class RecyclingConfig(StrategyConfig):
             ge=0, lt=1, description="least chance of what was said at a place; 0 as in the paper"
         ),
     ] = 0.5
-    sure: Annotated[
-        float, Field(ge=0, le=1, description="share of right guesses of late to offer any")
-    ] = 0.4
+    sure: Sure = 0.4
 
 
 class Recycling(Told[Index]):
@@ -87,10 +85,6 @@ class Recycling(Told[Index]):
     def __init__(self, config: RecyclingConfig, context: BuildContext) -> None:
         super().__init__(config.sure)
         self._config = config
-
-    def feature_size(self, target: TargetInfo) -> int:
-        """Return H: the LM head reads the last hidden state again."""
-        return target.hidden_size
 
     def state_size(self, target: TargetInfo) -> int:
         """Return the size of its numbers."""
@@ -190,10 +184,6 @@ class Recycling(Told[Index]):
         place = self._cache.locate(Step(row, row, row[:, 0], row.new_zeros(0), 0)).place
         assert place is not None
         return place.view(slots, -1)
-
-    def offer(self, slots: int) -> Sequence[int]:
-        """See `eagle.plugin.OfferingHead`: by how often what was said then was said again."""
-        return [self.levels(slot) for slot in range(slots)]
 
     def reader(self, slot: int, prompt: Sequence[int]) -> Index:
         """See `Told`."""

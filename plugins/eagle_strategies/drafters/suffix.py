@@ -29,7 +29,7 @@ from eagle.plugin import (
     TargetModel,
 )
 from eagle_strategies.drafters.automaton import ROOT, SuffixAutomaton, Walk
-from eagle_strategies.drafters.confidence import Told
+from eagle_strategies.drafters.confidence import Sure, Told
 
 __all__ = ["SUFFIX", "Suffix", "SuffixConfig"]
 
@@ -44,9 +44,7 @@ class SuffixConfig(StrategyConfig):
     nodes: Annotated[
         int, Field(ge=1, le=200, description="continuations that are made ready in a cycle")
     ] = 32
-    sure: Annotated[
-        float, Field(ge=0, le=1, description="share of right guesses of late to offer any")
-    ] = 0.4
+    sure: Sure = 0.4
     earlier: Annotated[
         int,
         Field(
@@ -82,10 +80,6 @@ class Suffix(Told["_Text"]):
         self._earlier = SuffixAutomaton()
         self._prompts: dict[int, int] = {}
         self._sent: list[_Trie] = []
-
-    def feature_size(self, target: TargetInfo) -> int:
-        """Return H: features are let pass."""
-        return target.hidden_size
 
     def state_size(self, target: TargetInfo) -> int:
         """Return 1, the number of a node; there are few enough for every dtype."""
