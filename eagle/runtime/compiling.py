@@ -3,7 +3,8 @@
 What is compiled for one slot is the whole phase, made for its sizes. Over several slots code serves
 any number of them; and there, and where prompts are read together, the target's pass is compiled
 for one of its decoder layers, which are all alike: in a fraction of the time that the whole takes,
-in which whoever waits for an answer waits.
+in which whoever waits for an answer waits. So it may be for one slot, too, for its sizes: what ends
+a layer and what begins the next are two kernels then, which weigh little in a large target.
 """
 
 from __future__ import annotations
@@ -29,13 +30,18 @@ __all__ = ["compiled_phases"]
 log = logging.getLogger("eagle.runtime")
 
 
-def compiled_phases(cycle: Cycle) -> dict[str, Callable[..., Any]]:
-    """Return what to call in place of a cycle's phases, by their names."""
+def compiled_phases(cycle: Cycle, *, layers: bool = False) -> dict[str, Callable[..., Any]]:
+    """Return what to call in place of a cycle's phases, by their names.
+
+    Args:
+        cycle: whose phases.
+        layers: whether the target's pass is compiled for a layer where one slot is decoded, too.
+    """
     layer = _Layer()
     found: dict[str, Callable[..., Any]] = {
         name: _Compiled(name, getattr(type(cycle), name)) for name in PHASES if name != "verify"
     }
-    found["verify"] = _Verification("verify", type(cycle).verify, layer)
+    found["verify"] = _Verification("verify", type(cycle).verify, layer, layers=layers)
     if cycle.paged:  # else the host looks at every piece
         found["pack"] = _Packed("pack", type(cycle).pack, layer)
     return found
@@ -97,19 +103,26 @@ class _Verification(_Compiled):
         name: of the phase.
         phase: the method, not bound.
         layer: calls a layer's code.
+        layers: whether one slot's pass is compiled layer by layer as well.
     """
 
-    def __init__(self, name: str, phase: Callable[..., Any], layer: _Layer) -> None:
+    def __init__(
+        self, name: str, phase: Callable[..., Any], layer: _Layer, *, layers: bool = False
+    ) -> None:
         super().__init__(name, phase)
         self._layer = layer
+        self._single = _Layer(any_size=False) if layers else None
 
     def call(self, cycle: Cycle, args: tuple[Any, ...]) -> Any:
         """Call the whole for one slot, and for several what each layer is compiled to."""
-        if _slots(args) == 1:
+        layer = self._single if _slots(args) == 1 else self._layer
+        if layer is None:
             return super().call(cycle, args)
         if cycle.target.layers:
-            with cycle.target.one_by_one(self._layer):
+            with cycle.target.one_by_one(layer):
                 return self._phase(cycle, *args)
+        if _slots(args) == 1:
+            return super().call(cycle, args)
         tree: TokenTree = args[1]
         for tensor in (tree.tokens, tree.depths, tree.ancestors):
             _loosen(tensor, range(1, tensor.dim()))
@@ -141,10 +154,13 @@ class _Packed(_Verification):
 class _Layer:
     """Any decoder layer of a target, by the code that was compiled for the first one.
 
-    It serves any number of slots and of nodes, and any number of tokens of packed prompts.
+    Args:
+        any_size: whether one piece of code serves any number of slots and of nodes, and any
+            number of tokens of packed prompts; else there is one for each, made for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, any_size: bool = True) -> None:
+        self._any_size = any_size
         self._compiled: Callable[..., Any] = torch.compile(_layer, fullgraph=True, dynamic=False)
 
     def __call__(
@@ -154,7 +170,8 @@ class _Layer:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        for tensor in _tensors((args, kwargs, kwargs["past_key_values"].step)):
+        given = (args, kwargs, kwargs["past_key_values"].step)
+        for tensor in _tensors(given) if self._any_size else ():
             # Of numbers that a layer computes with, the last size is the model's; of whole numbers
             # and masks, which say where and whose they are, all follow slots, nodes and blocks.
             _loosen(tensor, range(tensor.dim() - tensor.is_floating_point()))

@@ -120,9 +120,11 @@ class RuntimeSpec(_Model):
 
     Attributes:
         compile: on a GPU, compile a cycle's phases; ``auto``: where cycles are captured, which
-            ``eagle generate`` takes for False where there are few tokens to decode. On a CPU, run
-            the target's pass as compiled code; ``auto``: where ``eagle compile`` made it; True:
-            make it at first use.
+            ``eagle generate`` takes for False where there are few tokens to decode. ``layers``:
+            the target's pass as one layer's code for all of them, which takes a fraction of the
+            time to compile; ``auto`` does so with large targets. On a CPU, run the target's pass as
+            compiled code; ``auto``: where ``eagle compile`` made it; True: make it at first use,
+            and so does ``layers``.
         cuda_graph: capture whole cycles as CUDA graphs and replay them; ``auto``: on CUDA, where
             every component allows it.
         max_batch: slots, the most requests decoded at once; ``auto``: as many texts of 1,024
@@ -133,7 +135,7 @@ class RuntimeSpec(_Model):
             loaded, by torchao, their weights alone. The target is that quantized model then.
     """
 
-    compile: bool | Literal["auto"] = "auto"
+    compile: bool | Literal["auto", "layers"] = "auto"
     cuda_graph: bool | Literal["auto"] = "auto"
     max_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = 8
     max_length: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
