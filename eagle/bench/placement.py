@@ -43,6 +43,8 @@ class Placement:
         self._hidden, self._inner = source.hidden_size, source.intermediate_size
         # The mean of squares is over more entries, most of them zeros.
         self._shrink = (source.hidden_size / shape.hidden_size) ** 0.5
+        # Likewise over the entries of a head.
+        self._shrink_head = (source.head_dim / shape.head_dim) ** 0.5
         # Scores are divided by the root of the wider head's size.
         self._sharpen = (shape.head_dim / source.head_dim) ** 0.5
         self._place_heads(source, shape)
@@ -76,6 +78,7 @@ class Placement:
         number = torch.arange(heads, device=device)
         kv, rank = number // reading, number % reading
         taken = (kv * copies + rank // readers) * readers + rank % readers
+        self._entries = dims
         self._queries = rows(taken)
         self._taken = (
             taken[:, None] * shape.head_dim + torch.arange(shape.head_dim, device=device)
@@ -83,6 +86,7 @@ class Placement:
         filled = torch.arange(kv_heads * copies, device=device)
         self._keys = rows(filled)
         own = torch.arange(size, device=device)
+        self._key_heads = torch.arange(kv_heads * copies * shape.head_dim, device=device)
         self._key_sources = ((filled // copies)[:, None] * size + own).flatten()
         # All query heads that read a filled key-value head, those without a source too.
         self._attended = rows(torch.arange(kv_heads * copies * readers, device=device))
@@ -109,6 +113,21 @@ class Placement:
         self.random(wide)
         if source is not None:
             wide[self._keys, : self._hidden] = source[self._key_sources]
+
+    def bare_key(self, wide: Tensor, source: Tensor) -> None:
+        """Place the key projection where keys are normed: a head holds nothing beside them."""
+        self.random(wide)
+        wide[self._key_heads, : self._hidden] = 0
+        wide[self._keys, : self._hidden] = source[self._key_sources]
+
+    def head_norm(self, wide: Tensor, source: Tensor, *, keys: bool) -> None:
+        """Place the weight of a norm over the entries of a head, ``[head_dim]``.
+
+        What is normed is larger by the root of how much wider a head is, queries and keys alike,
+        and scores are divided by one such root more. So keys are made smaller by the other.
+        """
+        wide.uniform_(0.5, 1.5, generator=self._generator)
+        wide[self._entries] = source * (self._shrink_head if keys else 1)
 
     def value(self, wide: Tensor, source: Tensor | None) -> None:
         """Place the value projection, ``[kv_heads * head_dim, D]``."""

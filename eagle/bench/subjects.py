@@ -7,16 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from eagle.bench.places import wider_layers
 from eagle.bench.shapes import Shape
 from eagle.bench.widen import label, widen_model
-from eagle.bench.widen_head import widen_head, wider_layers
+from eagle.bench.widen_head import widen_head
 from eagle.decoding import Decoder, resolve_for
 from eagle.errors import EagleError, RequestError, reason
-from eagle.plugin import MeasuredHead, RankRates, default_registry
-from eagle.spec import NONE, ComponentSpec, DecoderSpec
+from eagle.plugin import MeasuredHead, RankRates, Role, default_registry
+from eagle.spec import DEFAULT_STRATEGIES, NONE, ComponentSpec, DecoderSpec
 from eagle.target import (
     Target,
     Together,
@@ -29,6 +31,8 @@ from eagle.target import (
 )
 
 __all__ = ["Subjects", "prepare"]
+
+_RULE = ComponentSpec(name=DEFAULT_STRATEGIES[Role.ACCEPTANCE])
 
 
 @dataclass(frozen=True)
@@ -144,23 +148,61 @@ def _widened(spec: DecoderSpec, narrow: Target, wide: Target, shape: Shape) -> D
     """Build a spec's decoder for the wide target, with its head widened likewise."""
     if spec.head.name == NONE:
         return Decoder.from_spec(spec, target=wide)
-    # Not a decoder, which would fit its tree to what the narrow target costs.
-    resolved = resolve_for(spec, default_registry(), narrow)
-    head = resolved.head
-    head.load(narrow, resolved.attention)
-    rates = RankRates.read(head.folder) if isinstance(head, MeasuredHead) else None
     with _folder(wide.together) as folder:
-        if wide.together is None or wide.together.main:
-            widen_head(head, narrow.info, shape, folder)
-            if rates is not None:
-                rates.write(folder)  # the same function is right as often
-        if wide.together is not None:
-            wide.together.least(0)  # until it is written
         parts = {
-            "head": _moved(spec.head, narrow, shape, weights=str(folder)),
+            "head": _wide_head(spec, spec.head, narrow, wide, shape, folder),
             "features": _moved(spec.features, narrow, shape),
         }
         return Decoder.from_spec(spec.model_copy(update=parts), target=wide)
+
+
+def _wide_head(
+    spec: DecoderSpec,
+    head: ComponentSpec,
+    narrow: Target,
+    wide: Target,
+    shape: Shape,
+    folder: Path,
+) -> ComponentSpec:
+    """Return a head for the wide target: with its weights widened, or those that it is made of.
+
+    One that has no weights at all looks text up, or asks a model of its own.
+    """
+    registry = default_registry()
+    asked = registry.get(Role.HEAD, head.name).strategy.config.model_validate(head.settings)
+    own = {name: getattr(asked, name) for name in type(asked).model_fields}
+    nested = {
+        name: [
+            _wide_head(spec, one, narrow, wide, shape, folder / f"{name}-{number}").model_dump()
+            for number, one in enumerate(heads)
+        ]
+        for name, heads in own.items()
+        if isinstance(heads, tuple) and heads and isinstance(heads[0], ComponentSpec)
+    }
+    if nested or "weights" not in own:
+        return _moved(head, narrow, shape, **nested)
+    if wide.together is None or wide.together.main:
+        _write_wide(spec, head, narrow, shape, folder)
+    if wide.together is not None:
+        wide.together.least(0)  # until it is written
+    return _moved(head, narrow, shape, weights=str(folder))
+
+
+def _write_wide(
+    spec: DecoderSpec, head: ComponentSpec, narrow: Target, shape: Shape, folder: Path
+) -> None:
+    """Write the checkpoint of a head that is widened, and how often it is right."""
+    # Not a decoder, which would fit its tree to what the narrow target costs; and by itself, since
+    # not every tree and rule that goes with a spec's head goes with each that it is made of.
+    alone = {"head": head, "tree": ComponentSpec(name="chain"), "acceptance": _RULE}
+    resolved = resolve_for(spec.model_copy(update=alone), default_registry(), narrow)
+    resolved.head.load(narrow, resolved.attention)
+    folder.mkdir(exist_ok=True)
+    widen_head(resolved.head, narrow.info, shape, folder)
+    if isinstance(resolved.head, MeasuredHead):
+        rates = RankRates.read(resolved.head.folder)
+        if rates is not None:
+            rates.write(folder)  # the same function is right as often
 
 
 @contextmanager
@@ -174,7 +216,7 @@ def _folder(together: Together | None) -> Iterator[Path]:
         together.least(0)  # until all have read it
 
 
-def _moved(part: ComponentSpec, narrow: Target, shape: Shape, **changes: str) -> ComponentSpec:
+def _moved(part: ComponentSpec, narrow: Target, shape: Shape, **changes: Any) -> ComponentSpec:
     """Return a part of a spec for the wide target, whose layers it may name."""
     settings = {**part.settings, **changes}
     if isinstance(layers := settings.get("layers"), (list, tuple)):

@@ -166,7 +166,7 @@ def test_a_bias_of_the_heads_fc_is_kept(pair, spec, tmp_path):
 
 def test_other_heads_are_refused(pair, spec, tmp_path):
     plain = Decoder.from_spec(spec(head="none", tree="none"), target=pair[0])
-    with pytest.raises(RequestError, match="NoHead is not"):
+    with pytest.raises(RequestError, match="NoHead is none"):
         widen_head(plain.resolved.head, pair[0].info, WIDE["tied"], tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from eagle import Decoder, DecoderSpec
+from eagle.bench.places import wider_layers
 from eagle.bench.shapes import Shape
 from eagle.bench.subjects import prepare
 from eagle.bench.widen import widen_model
-from eagle.bench.widen_head import widen_head, wider_layers
+from eagle.bench.widen_head import widen_head
 from eagle.cache.store import Step
 from eagle.errors import RequestError, TargetError
 from eagle.plugin.entries import Committed, Drafted
