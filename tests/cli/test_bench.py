@@ -280,6 +280,10 @@ def test_a_leaderboard_says_what_is_wrong_before_anything_is_loaded(bench, tmp_p
         (("--temperature", "-1"), "at least 0"),
         (("--out", "no-such-folder/a.md"), "cannot be written"),
         (("--out", "page.json"), "page.json is to be written twice"),
+        (
+            ("--limit", "2", "--batch", "1,3"),
+            "--batch 3: so many requests are never decoded at once",
+        ),
         ((), "nobody can run: stranger: no spec is named 'stranger'"),
     ):
         ran = bench("stranger", *arguments, command="leaderboard", specs=())

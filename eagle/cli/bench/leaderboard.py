@@ -92,6 +92,13 @@ def leaderboard(
     given = dict(_domain(each) for each in prompts or ())
     texts = {domain: read_prompts(file) for domain, file in given.items()} or shipped_prompts()
     texts = {domain: some[:limit] for domain, some in texts.items()}
+    fewest = min(texts, key=lambda domain: len(texts[domain]))
+    if max(slots) > len(texts[fewest]):
+        raise RequestError(
+            f"--batch {max(slots)}: so many requests are never decoded at once, with "
+            f"{len(texts[fewest])} prompts of {fewest} and --limit {limit}; give more or a smaller "
+            "batch"
+        )
     wide = shape_of(shape)
     require_matplotlib("a leaderboard")
     data = out.with_suffix(".json")
