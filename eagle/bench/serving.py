@@ -84,7 +84,10 @@ class Server:
         self.serve(Work.queue(chosen, work.texts), params)
 
     def serve(self, work: Work, params: SamplingParams) -> Service:
-        """Serve some requests; each has a seed of its own, which follows from that of *params*."""
+        """Serve some requests; each has a seed of its own, which follows from that of *params*.
+
+        Where these have none, nobody is given one.
+        """
         decoder = self.decoder
         together = decoder.target.together
         if together is None:
@@ -129,7 +132,8 @@ async def _ask_all(
         due = work.dues[number]
         if due:
             await asyncio.sleep(started + due - time.perf_counter())
-        own = params.model_copy(update={"seed": (params.seed or 0) + number})
+        seed = None if params.seed is None else params.seed + number
+        own = params.model_copy(update={"seed": seed})
         handle = engine.submit(work.texts[number], own)
         times, sizes = [], []
         try:
@@ -223,7 +227,10 @@ def measure_throughput(
         decoders: by name, at least one; all of one target. How many requests each decodes at once
             is set here.
         prompts: each is asked once a round; no fewer than any load has slots.
-        params: for all requests; with a seed, from which each derives its own.
+        params: for all requests. With a seed each has its own that follows from it, the same in
+            every round and of every decoder; without one nobody is given any, as servers are mostly
+            used: above temperature 0 trees may follow the batch then, and each round has other
+            texts of the same distribution. Prompts and arrivals are the same either way.
         loads: how requests come.
         rounds: of each load.
         progress: called with what is done, how much of it, and its total.

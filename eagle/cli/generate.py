@@ -144,9 +144,8 @@ def generate(
     answer = None
     if prompts is None:
         rules = _rules(decoder, schema, regex)
-        answer = _stream(
-            decoder, texts[0], params, rules, raw=raw, template=given, show=not as_json
-        )
+        own = _with_seed(decoder, params)
+        answer = _stream(decoder, texts[0], own, rules, raw=raw, template=given, show=not as_json)
         drawn = answer.seed if seed is None and temperature > 0 else None
         console.err.print(figures(answer.stats, drawn), style="dim", soft_wrap=True)
         suggest(decoder)
@@ -222,6 +221,21 @@ def _rules(decoder: Decoder, schema: str | None, pattern: str | None) -> Process
     if schema is not None:
         return [structured.json_schema(tokenizer, schema)]
     return [structured.regex(tokenizer, pattern or "")]
+
+
+def _with_seed(decoder: Decoder, params: SamplingParams) -> SamplingParams:
+    """Return parameters with a seed that is drawn here, where none was given and one matters.
+
+    The decoder is given it, so that it says the same when the user gives it again: with a seed that
+    a request draws for itself, a tree may follow the batch.
+    """
+    from eagle.plugin import fresh_seed
+
+    if params.seed is not None or params.temperature == 0:
+        return params
+    seed, together = fresh_seed(), decoder.target.together
+    # Processes that hold a target together are asked for the same.
+    return params.model_copy(update={"seed": together.share(seed) if together else seed})
 
 
 def _stream(

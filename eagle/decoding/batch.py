@@ -105,6 +105,7 @@ class Batch:
             slots: how many requests are decoded at once, at most.
         """
         own = [*offered, *[0] * (len(self.requests) - len(offered))] if offered else []
+        drawn = [one.params for one in self.requests if one and one.params.temperature > 0]
         return Seen(
             active=sum(request is not None for request in self.requests),
             committed=self.committed,
@@ -113,8 +114,10 @@ class Batch:
                 for request, levels in zip(self.requests, own, strict=False)
             ),
             width=width,
-            sampled=any(one is not None and one.params.temperature > 0 for one in self.requests),
+            sampled=bool(drawn),
             slots=slots,
+            # By the parameters, which all processes have alike; each request has some seed.
+            seeded=any(params.seed is not None for params in drawn),
         )
 
     def ending(

@@ -32,8 +32,9 @@ QUEUE = 1024
 class Engine(Whole):
     """Answers requests as they come, as many at once as its decoder has slots.
 
-    Make one with `from_spec`, or of a decoder. Every request says what it says alone, whoever
-    shares the batch with it; one that fails fails alone.
+    Make one with `from_spec`, or of a decoder. A request that is greedy, or whose seed was given,
+    says what it says alone, whoever shares the batch with it; any other one, what is as likely. One
+    that fails fails alone.
 
     Requests get a slot in the order of their priority, the higher first, and those of equal
     priority in the order in which they came. None is overtaken because it is long: one that has to
@@ -88,8 +89,9 @@ class Engine(Whole):
     def warm_up(self) -> bool:
         """Compile and capture what requests are going to need, so that the first do not wait.
 
-        On a GPU: cycles over 1, 2, 4, ... requests, greedy and sampled, and the reading of prompts.
-        It takes a minute or two, once; later processes find the code and take less.
+        On a GPU: cycles over 1, 2, 4, ... requests, greedy and sampled, with seeds and without, and
+        the reading of prompts. It takes a minute or two, once; later processes find the code and
+        take less.
 
         Returns:
             Whether there was anything to do: not on a CPU, nor while requests are being answered.

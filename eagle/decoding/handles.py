@@ -62,7 +62,7 @@ class Handle:
 
     @property
     def seed(self) -> int:
-        """Of the request's chance; see `eagle.SamplingParams`."""
+        """Of the request's chance; see `eagle.Result`."""
         return self.ticket.request.seed
 
     def result(self, timeout: float | None = None) -> Result:

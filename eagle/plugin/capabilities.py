@@ -181,6 +181,8 @@ class Seen:
         width: over how many slots the cycle runs, free ones among them; 0 where nobody says.
         sampled: whether a request is at temperature > 0.
         slots: how many requests the decoder decodes at once, at most; 0 where nobody says.
+        seeded: whether a request at temperature > 0 has a seed that somebody gave: its text is to
+            be the same again, whoever shares the batch. That of a request without one cannot be.
     """
 
     active: int
@@ -189,6 +191,7 @@ class Seen:
     width: int = 0
     sampled: bool = False
     slots: int = 0
+    seeded: bool = False
 
 
 @runtime_checkable
@@ -219,11 +222,11 @@ class ForeseesChoice(Protocol):
     """A `VaryingTree` that knows which builders it may choose, so that others are not compiled."""
 
     def foresee(self, width: int, *, sampled: bool, slots: int) -> Collection[int]:
-        """Return the places of the builders that `choose` may return.
+        """Return the places of the builders that `choose` may return, whatever else is seen.
 
         Args:
             width: over how many slots a cycle runs.
-            sampled: whether a request is at temperature > 0.
+            sampled: whether a request is at temperature > 0; with a seed that was given or without.
             slots: see `Seen.slots`.
         """
         ...

@@ -45,9 +45,10 @@ class SamplingParams(BaseModel):
     is not taken over.
 
     All chance of a request comes from its own `seed`, so it says in a batch what it says alone.
-    Without one, a request draws its own and its result says which. One seed for several prompts is
-    the first one's own, and each of the others has one derived from it (`derived_seed`); where each
-    prompt has parameters of its own, their seeds are taken as they are.
+    Without one, a request draws its own and its result says which; a tree may follow the batch
+    then, by which its text is as likely as by any other, but another one. One seed for several
+    prompts is the first one's own, and each of the others has one derived from it (`derived_seed`);
+    where each prompt has parameters of its own, their seeds are taken as they are.
 
     `frequency_penalty` and `presence_penalty` are OpenAI's: from a token's score they take so much
     for each time that it stands in the answer so far, and so much if it stands there at all; the

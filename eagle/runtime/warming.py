@@ -33,6 +33,8 @@ class _Nobody:
 def warm_up(runtime: Runtime, slots: Slots, limit: int) -> None:
     """Capture cycles over 1, 2, 4, ... of the slots and prompts of all lengths; greedy and sampled.
 
+    Of each width all trees that may be chosen there, each once: where a seed's text follows the
+    tree, sampled cycles may have one with a seed that was given and another one without.
     Cycles of texts with top-k or top-p, logits processors or log probabilities are left to their
     time. Nothing is done where nothing is captured.
 

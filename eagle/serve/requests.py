@@ -18,7 +18,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from eagle.cycle import Processor
 from eagle.decoding import Engine, Handle, encode
 from eagle.errors import RequestError
-from eagle.plugin import SamplingParams, derived_seed, fresh_seed
+from eagle.plugin import SamplingParams, derived_seed
 from eagle.serve.problems import Problem, problem_of
 from eagle.serve.schemas import ChatRequest, CompletionRequest, Message, SamplingRequest
 from eagle.serve.settings import Settings
@@ -106,7 +106,6 @@ class Intake:
                     param=param,
                     code="context_length_exceeded",
                 )
-        seed = fresh_seed() if body.seed is None else body.seed & (2**63 - 1)
         params = self._params(body, limit)
         handles: list[Handle] = []
         structure = structure_of(body, self._target.tokenizer)
@@ -114,7 +113,7 @@ class Intake:
             for ids in prompts:
                 processors = [*_repetition(body), *structure]
                 for _ in range(count):
-                    own = params.model_copy(update={"seed": derived_seed(seed, len(handles))})
+                    own = params.model_copy(update={"seed": _seed(body, len(handles))})
                     handles.append(self._engine.submit(ids, own, processors=processors))
         except Exception as error:
             for handle in handles:
@@ -193,6 +192,11 @@ class Intake:
                     param="logit_bias",
                 )
         return tuple((int(token), bias) for token, bias in given.items())
+
+
+def _seed(body: SamplingRequest, index: int) -> int | None:
+    """Return the seed of one of the answers; None where none was given, and each draws its own."""
+    return None if body.seed is None else derived_seed(body.seed & (2**63 - 1), index)
 
 
 def _prompts(body: CompletionRequest) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from eagle import Decoder, SamplingParams
+from eagle import Decoder, Engine, SamplingParams
 from eagle.bench.served import Load, Served
 from eagle.bench.serving import PLAIN, Server, Work, arrivals, measure_throughput, take_turns
 from eagle.errors import EagleError, RequestError
@@ -43,6 +43,20 @@ def test_what_is_served_is_what_a_decoder_says(decoder, temperature):
         assert 0 < one.first <= one.whole <= service.seconds
         assert list(one.times) == sorted(one.times)
     assert service.memory > 0
+
+
+@pytest.mark.parametrize(("seed", "given"), [(None, [None] * 3), (7, [7, 8, 9])])
+def test_nobody_is_given_a_seed_that_was_not_asked_for(decoder, seed, given, monkeypatch):
+    submit, asked = Engine.submit, []
+
+    def noted(engine, prompt, params):
+        asked.append(params.seed)
+        return submit(engine, prompt, params)
+
+    monkeypatch.setattr(Engine, "submit", noted)
+    params = PARAMS.model_copy(update={"temperature": 1.0, "seed": seed})
+    Server(decoder).serve(Work.queue([0, 1, 2], PROMPTS), params)
+    assert asked == given
 
 
 def test_no_request_is_answered_before_it_comes(decoder):

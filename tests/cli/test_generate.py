@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from eagle import Decoder
 from eagle.cli import generate as command
 from tests import fakes
 
@@ -332,6 +333,21 @@ def test_an_answer_without_a_seed_says_which_it_drew(generate):
     assert "seed" not in again.err
     assert re.search(r" · seed \d+$", generate(PROMPT, "--temperature", "1").err, re.M)
     assert "seed" not in generate(PROMPT).err, "nothing is drawn at temperature 0"
+
+
+def test_the_decoder_is_given_the_seed_that_is_said_so_that_trees_do_not_follow_the_batch(
+    generate, monkeypatch
+):
+    stream, asked = Decoder.stream, []
+
+    def noted(decoder, prompt, params, **others):
+        asked.append(params.seed)
+        return stream(decoder, prompt, params, **others)
+
+    monkeypatch.setattr(Decoder, "stream", noted)
+    for options in (("--temperature", "1"), ("--temperature", "1", "--seed", "4"), ()):
+        said = json.loads(generate(PROMPT, *options, "--json").out)["seed"]
+        assert asked.pop() == (said if options else None)
 
 
 @pytest.fixture

@@ -47,6 +47,21 @@ def test_processors_need_the_text_before_the_next_cycle():
     assert batch.ending([(0, [1, 0, 7])]) is None
 
 
+@pytest.mark.parametrize(
+    ("temperature", "seed", "seeded"),
+    [(0.0, 3, False), (0.7, None, False), (0.7, 0, True), (0.7, 3, True)],
+)
+def test_a_seed_that_was_given_counts_where_it_is_sampled_from(temperature, seed, seeded):
+    asked = SamplingParams(temperature=temperature, seed=seed)
+    others = SamplingParams(seed=4), SamplingParams(temperature=1.0)
+    for places in ((asked, *others), (*others, asked)):
+        batch = batch_of(*places)
+        assert batch.seen(4).seeded is seeded
+        assert batch.seen(4).sampled
+        batch.requests[places.index(asked)] = None
+        assert not batch.seen(4).seeded, "nobody has it any more"
+
+
 def test_failures_come_last():
     outcomes = [[1, 2, 7], [1, 0, 8], [1, 1, 9], [1, 0, 5]]
     assert [slot for slot, _ in failed_last(enumerate(outcomes))] == [1, 3, 0, 2]

@@ -427,4 +427,13 @@ def test_a_warm_up_captures_only_the_trees_that_may_be_chosen(spec, pair, monkey
         assert engine.warm_up()
         keys = {key for key in decoder._runtime._graphs.work if key[0] == "cycle"}
         assert {(key[1], key[2]) for key in keys if key[4]} == {(1, 0), (2, 1), (4, 2)}
-        assert {(key[1], key[2]) for key in keys if not key[4]} == {(1, 1), (2, 1), (4, 1)}
+        # Without a seed the tree follows the width, and with one it is that of four slots.
+        wanted = {(1, 0), (1, 1), (2, 0), (2, 1), (4, 1)}
+        assert {(key[1], key[2]) for key in keys if not key[4]} == wanted
+        chosen, choose = [], tree.choose
+        tree.choose = lambda seen: chosen.append(choose(seen)) or chosen[-1]
+        engine.submit([5], temperature=1, **LONG).result(PATIENCE)
+        assert set(chosen) == {0}
+        engine.submit([5], temperature=1, seed=3, **LONG).result(PATIENCE)
+        assert set(chosen) == {0, 1}
+        assert {key for key in decoder._runtime._graphs.work if key[0] == "cycle"} == keys

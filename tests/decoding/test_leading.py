@@ -14,9 +14,13 @@ from eagle.cli import console
 from eagle.decoding import Trace, leading, loop
 from eagle.decoding.pickled import packed, unpacked
 from eagle.errors import CancelledError, PartedError, RequestError, TargetError
+from eagle.plugin import Law, RankRates, Topology
 from eagle.runtime import runtime
 from eagle.target import together
 from eagle_plugins.attention.auto import Auto
+from eagle_plugins.trees import narrowing
+from eagle_plugins.trees.narrowing import NarrowingTree
+from tests.exact.test_shared_noise import drafting_with
 from tests.runtime.test_runtime import Replays
 from tests.target.test_together import pair, spec_of  # noqa: F401 - a fixture
 from tests.train.together import run_together
@@ -188,6 +192,31 @@ def specs(pair):  # noqa: F811
 def test_all_processes_do_what_the_first_one_takes(specs):
     wanted = alone(specs("dynamic"), range(REQUESTS))
     run_together(_led, specs("dynamic", tp_plan="auto"), wanted)
+
+
+def _narrowing(spec, wanted):
+    """Trees follow who is there, where no seed was given; the same in all processes."""
+    decoder = on_a_gpu(spec)
+    narrowing._NODES, narrowing._SAMPLED = (3, 2), (2, 3)
+    rates = RankRates(levels=((0.6, 0.2, 0.1), (0.5, 0.2, 0.1)), positions=100, source="a test")
+    law = Law.WITHOUT_REPLACEMENT
+    tree = NarrowingTree(Topology.from_branching([3, 2, 1]), law, rates)
+    chosen = drafting_with(tree, decoder)
+    with Engine(decoder) as engine:
+        if engine.leads:
+            free = {"max_new_tokens": 30, "temperature": 1, "ignore_eos": True}
+            handles = [engine.submit(prompt, **free) for prompt in ([5, 9], [8])]
+            seeded = engine.submit([4], **free | {"max_new_tokens": 12}, seed=3)
+            assert len({one.result(60).seed for one in [*handles, seeded]}) == 3
+    told = [(seen.width, seen.sampled, seen.seeded, number) for seen, number in chosen]
+    decoder.target.together.agree("choice of trees", told)
+    found = {(seeded, number) for _, _, seeded, number in told}
+    assert (True, 2) in found
+    assert found & {(False, 0), (False, 1)}
+
+
+def test_all_processes_see_alike_whether_a_seed_was_given(specs):
+    run_together(_narrowing, specs("static", tp_plan="auto"), None)
 
 
 def _beside(specs, wanted):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from eagle.plugin import derived_seed
 from tests.serve.conftest import until
 
 TALK = [{"role": "user", "content": "hello"}]
@@ -87,6 +88,20 @@ def test_n_answers_differ_and_a_seed_repeats_them(site):
     assert texts(seed=3) == first
     assert texts() != texts()
     assert texts(seed=-3) == texts(seed=-3) != first
+
+
+@pytest.mark.parametrize("given", [{}, {"seed": 3}])
+def test_answers_have_seeds_that_count_as_given_only_where_one_was(site, given, monkeypatch):
+    submit, asked = site.engine.submit, []
+    monkeypatch.setattr(
+        site.engine, "submit", lambda *a, **k: asked.append(submit(*a, **k)) or asked[-1]
+    )
+    site.chat(n=3, temperature=1, **given)
+    site.complete(prompt=["a", "b"], n=2, temperature=1, **given)
+    requests = [handle.ticket.request for handle in asked]
+    many = [derived_seed(3, index) for index in (0, 1, 2, 0, 1, 2, 3)]
+    assert [one.params.seed for one in requests] == (many if given else [None] * 7)
+    assert len({one.seed for one in requests}) == (4 if given else 7)
 
 
 def test_streams_of_several_answers_come_mixed_and_whole(site):

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eagle import Decoder, DecoderSpec
+from eagle import Decoder, DecoderSpec, SamplingParams
 from eagle.cli import console
+from eagle.cli.generate import _with_seed as with_seed
 from eagle.errors import PartedError, SpecError, TargetError
 from eagle.spec import load_spec
 from eagle.target import together
@@ -68,6 +69,9 @@ def _cut(specs, wanted):
     free = decoder.generate(PROMPTS[0], max_new_tokens=8, temperature=1)
     seeds = target.together.share(free.seed)
     assert free.seed == seeds
+    given = with_seed(decoder, SamplingParams(temperature=1))
+    target.together.agree("seed", given.seed)
+    assert given.seed is not None
     _part(decoder)
 
 

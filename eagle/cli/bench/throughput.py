@@ -10,7 +10,7 @@ import typer
 from eagle.cli import console
 from eagle.cli.bench.figures import command_of, out_folder, show, write
 from eagle.cli.bench.loading import load_all, prepare_all
-from eagle.cli.decoding import MaxNewTokens, Seed, Target, Temperature, sampling_params
+from eagle.cli.decoding import MaxNewTokens, OwnSeed, Target, Temperature, sampling_params
 from eagle.cli.options import Overrides, Shapes, decimals, numbers, shape_of
 from eagle.cli.progress import progress_bar
 
@@ -55,7 +55,7 @@ def throughput(
     ] = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
-    seed: Seed = 0,
+    seed: OwnSeed = None,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Rounds under each load.")
     ] = 3,
@@ -75,7 +75,8 @@ def throughput(
     """Serve prompts as an engine does, by specs and by plain decoding in turns, and time it.
 
     With --batch all prompts are queued at once; with --rate they come one by one. Ratios are of
-    rounds, one right after another. Nothing is timed before it was warmed up.
+    rounds, one right after another. Nothing is timed before it was warmed up. Without --seed no
+    request is given one, as servers are mostly used; with it, all rounds draw the same.
     """
     from eagle.bench import Load, read_prompts
     from eagle.errors import RequestError

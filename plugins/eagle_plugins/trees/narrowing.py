@@ -9,6 +9,7 @@ rows of all slots together: on an H200 and the llama2-7b shape the best of those
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from eagle.plugin import (
     Drafter,
@@ -36,11 +37,14 @@ _NEARLY = 0.97  # of the tokens that the best number of levels promises, for whi
 class NarrowingTree:
     """A usual tree, and smaller ones where it would be verified for many requests at once.
 
-    Greedy answers do not depend on trees, so there a cycle's tree follows the slots that it runs
-    over. Under the laws by which candidates are drawn apart from the text, a seed says the same
-    with the same tree alone: as soon as anybody samples, it is the tree for as many slots as the
-    decoder has. So who shares a batch changes no text, and one request that samples does not give
-    many the trees of few. By `Law.SHARED_NOISE` a text depends on no tree.
+    A cycle's tree follows the slots that it runs over. Greedy answers do not depend on trees, and
+    what is drawn has the target's distribution by any tree that was chosen before.
+
+    But under the laws by which candidates are drawn apart from the text, a seed says the same with
+    the same tree alone. So while somebody samples whose seed was given, the tree is that of as many
+    slots as the decoder has: who shares a batch changes no text that is to be the same again, and
+    one such request does not give many the trees of few. By `Law.SHARED_NOISE` a text depends on
+    no tree.
 
     Args:
         usual: the tree of few slots.
@@ -57,7 +61,7 @@ class NarrowingTree:
                 self._greedy.append(least)
                 self._sampled.append(fewest)
                 found.append(_likeliest(rates, nodes, usual.depth))
-        self._fixed = law != Law.SHARED_NOISE
+        self._follows = law != Law.SHARED_NOISE  # a seed's text the tree
         self._builders = [StaticTree(topology, law) for topology in found]
         self.laws = frozenset[Law]().union(*(one.laws for one in self._builders))
         self.uniforms = self._builders[0].uniforms
@@ -79,18 +83,18 @@ class NarrowingTree:
     def choose(self, seen: Seen) -> int:
         """See `eagle.plugin.VaryingTree`."""
         width = max(seen.width, seen.active)
-        return self._chosen(width, seen.sampled, max(width, seen.slots))
+        if seen.seeded and self._follows:
+            return self._chosen(max(width, seen.slots), sampled=True)
+        return self._chosen(width, sampled=seen.sampled)
 
     def foresee(self, width: int, *, sampled: bool, slots: int) -> Collection[int]:
         """See `eagle.plugin.ForeseesChoice`."""
-        return (self._chosen(width, sampled, max(width, slots)),)
+        seen = Seen(active=width, committed=(), width=width, sampled=sampled, slots=slots)
+        return {self.choose(seen), self.choose(replace(seen, seeded=sampled))}
 
-    def _chosen(self, width: int, sampled: bool, slots: int) -> int:
-        if sampled and self._fixed:
-            bounds, many = self._sampled, slots
-        else:
-            bounds, many = self._greedy, width
-        return max(number for number, least in enumerate(bounds) if many >= least)
+    def _chosen(self, slots: int, *, sampled: bool) -> int:
+        bounds = self._sampled if sampled and self._follows else self._greedy
+        return max(number for number, least in enumerate(bounds) if slots >= least)
 
 
 def _likeliest(rates: RankRates, nodes: int, deepest: int) -> Topology:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ RATES = RankRates(
     source="a test",
 )
 USUAL = Topology.from_branching([4, 2, 2])
+SEEDED = {"sampled": True, "seeded": True}
 GPU = BuildContext(device=torch.device("cuda"))
 
 
@@ -49,22 +51,32 @@ def test_the_active_slots_count_where_nobody_says_how_wide_the_cycle_is():
     assert made.alternatives[made.choose(Seen(active=9, committed=()))].shape.nodes == 11
 
 
-def test_who_samples_has_one_tree_for_all_slots_as_a_seed_says_another_text_with_another_tree():
+def test_given_seeds_have_one_tree_for_all_slots_as_they_say_another_text_with_another_tree():
     made, widths = narrowing(), (1, 8, 16, 32, 64)
     found = {
-        slots: {nodes(made, width, sampled=True, slots=slots) for width in widths if width <= slots}
+        slots: {nodes(made, width, **SEEDED, slots=slots) for width in widths if width <= slots}
         for slots in (1, 8, 16, 31, 32, 64)
     }
     assert found == {1: {29}, 8: {29}, 16: {11}, 31: {11}, 32: {4}, 64: {4}}
 
 
-def test_who_samples_has_a_small_tree_where_many_may_and_nobody_says_how_many_slots_there_are():
-    assert nodes(narrowing(), 64, sampled=True) == 4
+def test_a_seed_has_a_small_tree_where_many_may_and_nobody_says_how_many_slots_there_are():
+    assert nodes(narrowing(), 64, **SEEDED) == 4
 
 
-def test_by_noise_of_the_position_sampled_trees_follow_the_width_too():
+@pytest.mark.parametrize("law", [Law.WITHOUT_REPLACEMENT, Law.TOP_K])
+def test_who_samples_without_a_seed_has_trees_by_the_width_whatever_the_number_of_slots(law):
+    made = narrowing(law=law)
+    for slots in (0, 8, 16, 64):
+        found = [nodes(made, width, sampled=True, slots=slots) for width in (1, 8, 15, 16, 32, 64)]
+        assert found == [29, 29, 29, 11, 4, 4]
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_by_noise_of_the_position_sampled_trees_follow_the_width_too(seeded):
     made = narrowing(law=Law.SHARED_NOISE)
-    found = [nodes(made, width, sampled=True, slots=64) for width in (1, 4, 8, 16, 32, 64)]
+    widths = (1, 4, 8, 16, 32, 64)
+    found = [nodes(made, width, sampled=True, slots=64, seeded=seeded) for width in widths]
     assert found == [29, 29, 11, 11, 4, 4]
 
 
@@ -89,7 +101,17 @@ def test_what_it_foresees_is_what_it_chooses(law, slots, sampled):
     made = narrowing(law=law)
     for width in (1, 2, 4, 8, 16, 32, 64, 128):
         seen = Seen(active=width, committed=(1,) * width, width=width, sampled=sampled, slots=slots)
-        assert list(made.foresee(width, sampled=sampled, slots=slots)) == [made.choose(seen)]
+        chosen = {made.choose(seen), made.choose(replace(seen, seeded=sampled))}
+        foreseen = made.foresee(width, sampled=sampled, slots=slots)
+        assert sorted(foreseen) == sorted(chosen)
+
+
+def test_it_foresees_two_trees_only_where_a_seed_makes_a_difference():
+    made, widths = narrowing(), (1, 2, 4, 8, 16, 32, 64)
+    found = {w: sorted(made.foresee(w, sampled=True, slots=64)) for w in widths}
+    assert found == {1: [0, 2], 2: [0, 2], 4: [0, 2], 8: [0, 2], 16: [1, 2], 32: [2], 64: [2]}
+    assert all(len(made.foresee(w, sampled=False, slots=64)) == 1 for w in widths)
+    assert all(len(made.foresee(w, sampled=True, slots=8)) == 1 for w in (1, 2, 4, 8))
 
 
 @pytest.mark.parametrize(
