@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -59,6 +60,8 @@ __all__ = [
 ]
 
 _LINES, _LINE = 3, 1500  # of a message; of a line, in characters
+# How huggingface_hub's checked dataclasses begin, of which transformers' configurations are some.
+_CHECKED = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+': (\w+: )?")
 
 
 class EagleError(Exception):
@@ -222,6 +225,7 @@ def reason(error: BaseException, most: int = 300) -> str:
     lines = [" ".join(line.split()) for line in str(error).splitlines()]
     lines = [line for line in lines if line]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    said = _CHECKED.sub("", said)
     if " " not in said:  # a key, a number or nothing, which its class explains
         said = f"{type(error).__name__}: {said}".removesuffix(": ")
     return clipped(said, most)

@@ -124,7 +124,7 @@ def _at_hand(spec: DecoderSpec, context: BuildContext) -> Resolved:
     So that what does not fit together shows; nothing is fetched for it.
 
     Raises:
-        EagleError: see `eagle.spec.resolve`.
+        EagleError: see `eagle.spec.resolve`; or the target is here, and is none or is refused.
     """
     from dataclasses import replace
 
@@ -140,11 +140,11 @@ def _at_hand(spec: DecoderSpec, context: BuildContext) -> Resolved:
             return resolve(spec, default_registry(), context)
         source = loading.locate(spec.target, spec.folder)
         folder = loading.folder_of(source.path, spec.target.revision)
-        known = folder and loading.describe(replace(source, path=str(folder)))[0]
     # Who decodes is told; a spec may be for another machine.
     except (TargetError, OSError, ValueError, RuntimeError):
-        known = None
-    if known:
+        folder = None
+    if folder:
+        known = loading.describe(replace(source, path=str(folder)))[0]
         context = replace(context, target=known, checkpoint=folder)
     return resolve(spec, default_registry(), context)
 

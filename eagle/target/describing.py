@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from eagle.errors import TargetError, reason
+from eagle.errors import TargetError
 from eagle.plugin import TargetInfo, rotary_depends_on_length
+from eagle.target.faults import check_named, explained, is_distrusted, unread, untold
 from eagle.target.locating import Source
 from eagle.target.placement import processes
 from eagle.target.sizes import check_files, check_sizes, whole
 
-__all__ = ["check_split", "describe", "explained", "info_of", "is_distrusted", "refuse"]
+__all__ = ["check_split", "describe", "info_of", "refuse"]
 
 _MODELS = "target.model is the embedded 'smollm2-135m-instruct', a folder, a GGUF file or a Hub id"
 _ATTENTION_LAYERS = ("full_attention", "sliding_attention")
@@ -28,6 +29,9 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
     """
     from transformers import AutoConfig, PreTrainedConfig
 
+    folder, raw = Path(source.path), None
+    if "gguf_file" not in source.options and (wrong := unread(folder, "config.json")):
+        raise TargetError(f"the target {source.name!r} cannot be read: its {wrong}")
     try:
         raw, _ = PreTrainedConfig.get_config_dict(source.path, **source.options)
         check_sizes(raw, source.name)
@@ -36,13 +40,14 @@ def describe(source: Source) -> tuple[TargetInfo, Any]:
         raise
     except Exception as error:  # transformers raises many kinds here, all meaning the same
         raise TargetError(
-            f"the target {source.name!r} cannot be read: {explained(error)}"
-            + ("" if is_distrusted(error) else f" ({_MODELS})")
+            f"the target {source.name!r} cannot be read: {explained(error, raw)}"
+            + ("" if raw is not None or is_distrusted(error) else f" ({_MODELS})")
         ) from error
     refuse(source.name, config)
     text = config.get_text_config()
     info = info_of(source.name, text)
-    check_files(Path(source.path), text, source.name)
+    check_named(text, source.name)
+    check_files(folder, text, source.name, untold(raw, config))
     return info, text
 
 
@@ -118,18 +123,3 @@ def check_split(name: str, text: Any) -> None:
             f"{name!r} cannot be shared out among {count} processes; "
             + (f"{' or '.join(fits)} processes can have them" if fits else "use target.device_map")
         )
-
-
-def is_distrusted(error: Exception) -> bool:
-    """Return whether a loader of transformers failed since it may not run a model's own code."""
-    return "trust_remote_code" in str(error)
-
-
-def explained(error: Exception) -> str:
-    """Return what a loader of transformers says, and in our words where it will not run code."""
-    if is_distrusted(error):
-        return (
-            "it comes with Python code of its own, which is run only if target.trust_remote_code "
-            "is true; set that if you trust whoever wrote it"
-        )
-    return reason(error)

@@ -19,7 +19,8 @@ from eagle.errors import TargetError
 from eagle.host import without_bars
 from eagle.spec import TargetSpec
 from eagle.target import adapters, formats, quantizing
-from eagle.target.describing import check_split, describe, explained, info_of, refuse
+from eagle.target.describing import check_split, describe, info_of, refuse
+from eagle.target.faults import explained, unread, untold, without_report
 from eagle.target.locating import Source, folder_of, locate
 from eagle.target.placement import device_of, is_cut, is_spread, processes
 
@@ -68,7 +69,7 @@ def load_model(
         TargetError: it is no causal language model, its files are damaged, its adapter is not one
             of its own, or it cannot be spread or quantized like that.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
     # Each weight goes to its device as it is read: no second copy of all lies in the host's memory.
     options = {"device_map": {"": str(device)}} | source.options
@@ -96,18 +97,29 @@ def load_model(
         folder = folder_of(source.path, source.options.get("revision"))
         method = formats.method_of(formats.settings_of(folder)) if folder else ""
     try:
-        with without_bars(*formats.BARS.get(method, ()), gguf="gguf_file" in options):
+        bars = without_bars(*formats.BARS.get(method, ()), gguf="gguf_file" in options)
+        with bars, without_report():
             model, report = AutoModelForCausalLM.from_pretrained(
-                source.path, dtype=dtype, output_loading_info=True, **options
+                source.path,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # named below, with the others that do not fit
+                **options,
             )
             formats.settle(model, spread=is_spread(model))
     except Exception as error:
-        why = formats.lacking(method) or explained(error)
+        wrong = unread(Path(source.path), "generation_config.json")
+        why = formats.lacking(method) or (f"its {wrong}" if wrong else explained(error))
         raise TargetError(
             f"the target {source.name!r} cannot be loaded: {why}"
             + (f"; delete {source.path}, and it is made again" if source.cached else "")
         ) from error
-    _check_report(source.name, report)
+    if wrong := _unfit(report):
+        raw, _ = PreTrainedConfig.get_config_dict(source.path, **source.options)
+        raise TargetError(
+            f"the target {source.name!r} cannot be served: its files {wrong}, so it would "
+            f"run with numbers that are not its own{untold(raw, model.config)}"
+        )
     if source.adapter is not None:
         model = adapters.apply(model, source.adapter, source.path)
         if quantize is not None:
@@ -117,24 +129,21 @@ def load_model(
     return model.eval().requires_grad_(False)
 
 
-def _check_report(name: str, report: dict[str, Any]) -> None:
-    """Refuse a model that is not wholly what its files hold.
-
-    Raises:
-        TargetError: with the first few weights that are not.
-    """
+def _unfit(report: dict[str, Any]) -> str:
+    """Return the first few weights that are not wholly what the files hold; nothing for none."""
     unexpected = [key for key in report["unexpected_keys"] if not _NO_WEIGHT.search(key)]
-    misshapen = [str(key[0]) for key in report["mismatched_keys"]]
+    misshapen = [
+        f"{key} ({list(held)}, where its configuration asks for {list(asked)})"
+        for key, held, asked in report["mismatched_keys"]
+    ]
     for what, keys in (
         ("lack", report["missing_keys"]),
         ("have in another shape", misshapen),
         ("have, and the model has no place for,", unexpected),
     ):
         if keys:
-            raise TargetError(
-                f"the target {name!r} cannot be served: its files {what} {_few(keys)}, so it would "
-                "run with numbers that are not its own"
-            )
+            return f"{what} {_few(keys)}"
+    return ""
 
 
 def _few(keys: Iterable[str]) -> str:
@@ -154,6 +163,8 @@ def load_tokenizer(source: Source) -> Any:
     except Exception as error:
         if Path(source.path).is_dir() and not list(Path(source.path).glob("token*")):
             return None
+        wrong = unread(Path(source.path))
         raise TargetError(
-            f"the tokenizer of {source.name!r} cannot be loaded: {explained(error)}"
+            f"the tokenizer of {source.name!r} cannot be loaded: "
+            + (f"its {wrong}" if wrong else explained(error))
         ) from error

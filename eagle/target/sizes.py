@@ -25,6 +25,9 @@ _LARGEST = (
     (re.compile(r"vocab"), 2**26),
     (re.compile(r"size|dim|rank|embd|inner|model$|width|window|state"), 2**24),
 )
+# What has to be there at least once, where it is one number for all layers.
+_COUNTED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings")  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin")
 _BITS = 8  # numbers that a byte of a file may hold, at most
 
@@ -39,6 +42,10 @@ def check_sizes(raw: Mapping[str, Any], name: str) -> None:
     Raises:
         TargetError: with the key and the number.
     """
+    for text in (raw, raw.get("text_config")):
+        for key, value in text.items() if isinstance(text, Mapping) else ():
+            if key in _COUNTED and isinstance(value, bool | int | float | str):
+                _check_whole(value, key, name)
     for key, value in _numbers(raw, depth=8):
         if abs(value) <= 2**12:
             continue
@@ -58,13 +65,14 @@ def _numbers(raw: Mapping[str, Any], depth: int) -> Iterator[tuple[str, int | fl
             yield str(key), value
 
 
-def check_files(folder: Path, text: Any, name: str) -> None:
+def check_files(folder: Path, text: Any, name: str, told: str = "") -> None:
     """Refuse a configuration that asks for many more numbers than its files can hold.
 
     Args:
         folder: of the target, which may be no folder here.
         text: its text configuration.
         name: of the target.
+        told: what ends the sentence.
 
     Raises:
         TargetError: with both numbers.
@@ -75,7 +83,7 @@ def check_files(folder: Path, text: Any, name: str) -> None:
     if held and least > _BITS * held:
         raise TargetError(
             f"the target {name!r} cannot be served: its configuration asks for {least:.2g} numbers "
-            f"and more, and its files hold {held:.2g} bytes"
+            f"and more, and its files hold {held:.2g} bytes{told}"
         )
 
 
@@ -96,6 +104,10 @@ def whole(text: Any, key: str, name: str) -> int:
             f"the target {name!r} cannot be served: its layers have a {key} each, and the cache "
             "keeps all layers in one shape"
         ) from error
+    return _check_whole(value, key, name)
+
+
+def _check_whole(value: Any, key: str, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise TargetError(
             f"the target {name!r} cannot be served: {key} should be a whole number above 0, not "

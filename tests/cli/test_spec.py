@@ -116,6 +116,18 @@ def test_check_refuses_bad_overrides(eagle, assignment, message):
     assert ran.err.startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [("[1]", "its config.json holds [1]"), ('{"model_type": "lama"}', "Did you mean 'llama'?")],
+)
+def test_check_refuses_a_target_that_is_here_and_is_none(eagle, tmp_path, config, said):
+    (tmp_path / "config.json").write_text(config)
+    ran = eagle("spec", "check", "chain", "--set", f"target.model={tmp_path}")
+    assert (ran.status, ran.out) == (2, "")
+    assert said in ran.err
+    assert ran.err.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", ["show", "check"])
 def test_an_unknown_spec_suggests_the_nearest(eagle, command):
     ran = eagle("spec", command, "chian")

@@ -55,6 +55,8 @@ def serve(path: str) -> None:
     import eagle.bench.speed
     import eagle.decoding
     import eagle.train.run  # noqa: F401
+    import eagle_plugins  # noqa: F401
+    import eagle_strategies  # noqa: F401
 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)

@@ -15,6 +15,8 @@ import socket
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from multiprocessing.context import ForkServerProcess
 
 __all__ = ["forking"]
 
@@ -32,6 +34,30 @@ while True:
         server.sendall(b"interrupt\\n")
 sys.exit(int(code or b"1"))
 """
+
+
+class Fork(ForkServerProcess):
+    """A process whose end is read by one thread at a time.
+
+    The fork server says an exit status once, through a pipe. `Process.start` asks after every
+    process that there is, so a thread that starts one and a thread that waits for another both find
+    its pipe readable; who comes second reads nothing, and takes that for the exit status 255.
+    """
+
+    _reading = threading.RLock()
+
+    def start(self):
+        with self._reading:
+            super().start()
+
+    def join(self, timeout=None):
+        wait([self.sentinel], timeout)
+        with self._reading:
+            super().join(0)
+
+    def is_alive(self):
+        with self._reading:
+            return super().is_alive()
 
 
 def _serve(asked):
@@ -69,7 +95,9 @@ def forking(folder):
 
     def answer(client):
         with client, client.makefile("rb") as lines:
-            process = context.Process(target=_serve, args=(json.loads(lines.readline()),))
+            if not (line := lines.readline()):  # killed before it asked
+                return
+            process = Fork(target=_serve, args=(json.loads(line),))
             process.start()
 
             def hear():
@@ -95,6 +123,6 @@ def forking(folder):
     threading.Thread(target=accept, daemon=True).start()
     (folder / "shim.py").write_text(SHIM)
     try:
-        yield [sys.executable, "-S", "-E", str(folder / "shim.py"), address], context.Process
+        yield [sys.executable, "-S", "-E", str(folder / "shim.py"), address], Fork
     finally:
         server.close()

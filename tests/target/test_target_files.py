@@ -1,6 +1,7 @@
 """A target's files are wholly and only what its configuration says, or refused by name."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -106,6 +107,83 @@ def test_absurd_values_are_refused_with_one_sentence(changes, saved, tmp_path):
     with pytest.raises(TargetError) as caught:
         load_target(spec)
     assert "\n" not in str(caught.value)
+
+
+WITHOUT = object()
+REFUSED = [
+    ({"num_attention_heads": 0}, "num_attention_heads should be a whole number above 0, not 0"),
+    ({"num_attention_heads": "4"}, "num_attention_heads should be .* not '4'"),
+    (
+        {"num_attention_heads": 3, "num_key_value_heads": 3},
+        r": The hidden size \(32\) is not a mul",
+    ),
+    ({"num_key_value_heads": 0}, "num_key_value_heads should be a whole number above 0"),
+    ({"head_dim": -8}, "head_dim should be a whole number above 0, not -8"),
+    ({"intermediate_size": -1}, "intermediate_size should be a whole number above 0, not -1"),
+    ({"intermediate_size": 9}, r"shape .*\.down_proj\.weight \(\[32, 64\], where .* \[32, 9\]\)"),
+    ({"hidden_act": "sillu"}, "hidden_act: 'sillu', which .* Did you mean 'silu'"),
+    ({"rope_parameters": {"rope_type": "lama3"}}, "rope_type: 'lama3', which .* mean 'llama3'"),
+    ({"model_type": "lama"}, "model_type: 'lama', which the installed .* mean 'llama'"),
+    ({"model_type": WITHOUT}, "config.json has no model_type"),
+    ({"model_type": "vit"}, "a ViTConfig is of no causal language model"),
+    ({"hidden_size": WITHOUT}, "does not say hidden_size, so its family's is taken: .* 4096"),
+    ({"num_hidden_layers": WITHOUT}, "lack .* does not say num_hidden_layers, .* 32"),
+    ({"rms_norm_eps": "x"}, "cannot be read: Field 'rms_norm_eps' expected float"),
+    ({"dtype": "float99"}, "can make nothing of what its files say .*float99"),
+]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.filterwarnings("ignore:Missing validation")
+@pytest.mark.parametrize(("changes", "said"), REFUSED, ids=lambda one: str(one)[:50])
+def test_a_wrong_setting_is_named_and_what_it_should_be(changes, said, saved, tmp_path, capfd):
+    config, weights = saved
+    changed = {key: value for key, value in (config | changes).items() if value is not WITHOUT}
+    with pytest.raises(TargetError, match=said) as caught:
+        load_target(written(tmp_path, changed, weights))
+    assert "\n" not in str(caught.value)
+    assert "alidation error" not in str(caught.value)
+    assert "LOAD REPORT" not in capfd.readouterr().err  # the sentence says it
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1]", r"its config\.json holds \[1\], where settings by name should be"),
+        ('"llama"', "its config.json holds 'llama'"),
+        ("3", "its config.json holds 3"),
+        ('{"a":', "its config.json is no JSON: Expecting value: line 1"),
+    ],
+)
+def test_a_configuration_that_is_none_is_said_to_be_none(text, said, saved, tmp_path):
+    spec = written(tmp_path, *saved)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(TargetError, match=said):
+        load_target(spec)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer.json", '{"a":', "its tokenizer.json is no JSON"),
+        ("tokenizer.json", "[]", r"its tokenizer\.json holds \[\]"),
+        ("tokenizer.json", "{}", "can make nothing of what its files say .KeyError"),
+        ("tokenizer_config.json", '"x"', "its tokenizer_config.json holds 'x'"),
+        ("tokenizer_config.json", "{}", "there is no tokenizer.json, nor another file"),
+        ("generation_config.json", "[]", "its generation_config.json holds"),
+    ],
+)
+def test_a_file_beside_the_weights_that_is_broken_is_named(name, text, said, saved, tmp_path):
+    spec = written(tmp_path, *saved)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(TargetError, match=said):
+        load_target(spec)
+
+
+def test_what_leaves_no_trace_in_the_log_leaves_the_log_as_it_was(saved, tmp_path):
+    filters = list(logging.getLogger("transformers.modeling_utils").filters)
+    load_target(written(tmp_path, *saved))
+    assert logging.getLogger("transformers.modeling_utils").filters == filters
 
 
 def test_an_end_token_that_is_no_token_is_refused():
