@@ -75,6 +75,7 @@ def widen_head(
         source = LlamaConfig(hidden_size=values["hidden_size"], **one)  # it has no attention
         wide = widened_medusa(tensors, Places(source, values, dense, generator))
         values["hidden_size"] = shape.hidden_size
+        del values["base_model_name_or_path"]  # it is not the one that it was trained for
     else:
         wide = _widened(head, values, tensors, load_file(weights), target, dense, generator)
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")

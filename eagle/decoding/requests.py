@@ -133,7 +133,7 @@ class Result:
         prompt_tokens: ids of the prompt, the chat template applied.
         seed: of its chance. Where it had been given, it gives this result again. Where nobody gave
             one, it does so if trees do not follow the batch or draw by `Law.SHARED_NOISE`. On a GPU
-            the default tree of 16 slots and more does follow it then, and for a given seed does
+            the default tree does follow it then from five requests on, and for a given seed does
             not, so there the seed may say another text.
         logprobs: of its tokens, in order, where the request asked for them.
     """

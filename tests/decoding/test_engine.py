@@ -410,8 +410,8 @@ def test_nobody_waits_for_what_was_captured_before(paged, spec, pair, expected, 
 def test_a_warm_up_captures_only_the_trees_that_may_be_chosen(spec, pair, monkeypatch):
     monkeypatch.setattr("eagle.runtime.runtime.Graphs", Replays)
     monkeypatch.setattr(narrowing, "_NODES", (3, 2))
-    monkeypatch.setattr(narrowing, "_GREEDY", (2, 4))
-    monkeypatch.setattr(narrowing, "_SAMPLED", (3, 5))
+    monkeypatch.setattr(narrowing, "_WIDTHS", (2, 4))
+    monkeypatch.setattr(narrowing, "_SLOTS", (3, 5))
     rates = RankRates(levels=((0.6, 0.2, 0.1), (0.5, 0.2, 0.1)), positions=100, source="a test")
     usual = Topology.from_branching([3, 2])
     decoder = Decoder.from_spec(spec(runtime={"max_batch": 4}), target=pair[0])
@@ -428,7 +428,7 @@ def test_a_warm_up_captures_only_the_trees_that_may_be_chosen(spec, pair, monkey
         keys = {key for key in decoder._runtime._graphs.work if key[0] == "cycle"}
         assert {(key[1], key[2]) for key in keys if key[4]} == {(1, 0), (2, 1), (4, 2)}
         # Without a seed the tree follows the width, and with one it is that of four slots.
-        wanted = {(1, 0), (1, 1), (2, 0), (2, 1), (4, 1)}
+        wanted = {(1, 0), (1, 1), (2, 1), (4, 1), (4, 2)}
         assert {(key[1], key[2]) for key in keys if not key[4]} == wanted
         chosen, choose = [], tree.choose
         tree.choose = lambda seen: chosen.append(choose(seen)) or chosen[-1]

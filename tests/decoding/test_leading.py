@@ -197,7 +197,8 @@ def test_all_processes_do_what_the_first_one_takes(specs):
 def _narrowing(spec, wanted):
     """Trees follow who is there, where no seed was given; the same in all processes."""
     decoder = on_a_gpu(spec)
-    narrowing._NODES, narrowing._SAMPLED = (3, 2), (2, 3)
+    narrowing._NODES = (3, 2)
+    narrowing._WIDTHS = narrowing._SLOTS = (2, 3)
     rates = RankRates(levels=((0.6, 0.2, 0.1), (0.5, 0.2, 0.1)), positions=100, source="a test")
     law = Law.WITHOUT_REPLACEMENT
     tree = NarrowingTree(Topology.from_branching([3, 2, 1]), law, rates)

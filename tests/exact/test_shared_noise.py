@@ -181,8 +181,8 @@ def test_trees_of_greedy_requests_follow_the_batch_and_who_samples_has_that_of_a
     spec, pair, law, monkeypatch
 ):
     monkeypatch.setattr(narrowing, "_NODES", (3, 2))
-    monkeypatch.setattr(narrowing, "_GREEDY", (2, 4))
-    monkeypatch.setattr(narrowing, "_SAMPLED", (3, 5))
+    monkeypatch.setattr(narrowing, "_WIDTHS", (2, 4))
+    monkeypatch.setattr(narrowing, "_SLOTS", (3, 5))
     usual = {"name": "static", "branching": [3, 2, 1], "sampling": law.name}
     decoder = Decoder.from_spec(spec(tree=usual, attention="sdpa"), target=pair[0])
     tree = NarrowingTree(Topology.from_branching([3, 2, 1]), law, RATES)

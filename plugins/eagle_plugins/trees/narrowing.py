@@ -27,10 +27,12 @@ from eagle_plugins.trees.following import fewest_levels
 __all__ = ["NarrowingTree"]
 
 _NODES = (11, 4)  # the root included. Few trees, for each is compiled
-# From so many slots on. Above temperature 0 candidates are right less often, so that more of them
-# pay; and the spec's usual number of slots, eight, keeps the usual tree for a lone request.
-_GREEDY = (8, 32)
-_SAMPLED = (16, 32)
+# From so many slots on that a cycle runs over. On an H200, 25 candidates for each of eight that
+# sample made 1.16 times plain decoding, less than a chain of three (docs/performance/batches.md).
+_WIDTHS = (8, 32)
+# From so many slots on that a decoder has, where a seed was given: the spec's usual number, eight,
+# keeps the usual tree for a lone request.
+_SLOTS = (16, 32)
 _NEARLY = 0.97  # of the tokens that the best number of levels promises, for which fewer will do
 
 
@@ -55,11 +57,11 @@ class NarrowingTree:
     capturable = True
 
     def __init__(self, usual: Topology, law: Law, rates: RankRates) -> None:
-        self._greedy, self._sampled, found = [0], [0], [usual]
-        for nodes, least, fewest in zip(_NODES, _GREEDY, _SAMPLED, strict=True):
+        self._widths, self._slots, found = [0], [0], [usual]
+        for nodes, width, slots in zip(_NODES, _WIDTHS, _SLOTS, strict=True):
             if nodes < found[-1].nodes:
-                self._greedy.append(least)
-                self._sampled.append(fewest)
+                self._widths.append(width)
+                self._slots.append(slots)
                 found.append(_likeliest(rates, nodes, usual.depth))
         self._follows = law != Law.SHARED_NOISE  # a seed's text the tree
         self._builders = [StaticTree(topology, law) for topology in found]
@@ -84,17 +86,15 @@ class NarrowingTree:
         """See `eagle.plugin.VaryingTree`."""
         width = max(seen.width, seen.active)
         if seen.seeded and self._follows:
-            return self._chosen(max(width, seen.slots), sampled=True)
-        return self._chosen(width, sampled=seen.sampled)
+            bounds, many = self._slots, max(width, seen.slots)
+        else:
+            bounds, many = self._widths, width
+        return max(number for number, least in enumerate(bounds) if many >= least)
 
     def foresee(self, width: int, *, sampled: bool, slots: int) -> Collection[int]:
         """See `eagle.plugin.ForeseesChoice`."""
         seen = Seen(active=width, committed=(), width=width, sampled=sampled, slots=slots)
         return {self.choose(seen), self.choose(replace(seen, seeded=sampled))}
-
-    def _chosen(self, slots: int, *, sampled: bool) -> int:
-        bounds = self._sampled if sampled and self._follows else self._greedy
-        return max(number for number, least in enumerate(bounds) if slots >= least)
 
 
 def _likeliest(rates: RankRates, nodes: int, deepest: int) -> Topology:
