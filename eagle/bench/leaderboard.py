@@ -11,7 +11,7 @@ from pathlib import Path
 
 from eagle.bench.prompts import read_prompts
 from eagle.bench.serving import PLAIN, Server, Work, take_turns
-from eagle.bench.speed import limited
+from eagle.bench.speed import brief, limited
 from eagle.bench.standings import Competitor, Race, Section
 from eagle.decoding import Decoder, encode
 from eagle.errors import EagleError, reason
@@ -133,3 +133,8 @@ def _warm_up(
     if resized:
         server.decoder.loop.resize(batch)
     server.warm_up(Work.queue(range(len(longest)), longest), params)
+    if server.decoder.target.device.type == "cuda":
+        # Prompts of other lengths are read by passes that are captured, too.
+        for some in texts.values():
+            for work in _groups(some, batch):
+                server.serve(work, brief(params))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from train_series.results import Found, Results
@@ -13,6 +14,7 @@ __all__ = ["draw"]
 # Okabe and Ito's palette, which readers who see few colours can tell apart.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
 _MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LETTERS = 14  # of a title to an inch
 _STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -55,8 +57,9 @@ def draw(results: Results, out: Path) -> None:
     if not panels:
         raise ValueError("no finished run has a variant or a series, so there is nothing to draw")
     with rc_context(_STYLE):
+        width = max(4.6 * panels, 5.6)
         height = max(3.8, 1.6 + 0.42 * len(variants))
-        figure = Figure(figsize=(4.6 * panels, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         rest = iter(figure.subplots(1, panels, squeeze=False)[0])
         tree = next(iter(finished[0].tau))
@@ -66,9 +69,9 @@ def draw(results: Results, out: Path) -> None:
         if series:
             _curves(next(rest), series, results.others, tree)
         hardware = ", ".join(sorted({one.hardware for one in finished}))
-        figure.suptitle(
-            f"{results.about}\n{results.asked}; {hardware}", x=0.01, ha="left", fontsize=9
-        )
+        said = (results.about, f"{results.asked}; {hardware}")
+        title = "\n".join(line for one in said for line in wrap(one, int(_LETTERS * width)))
+        figure.suptitle(title, x=0.01, ha="left", fontsize=9)
         figure.savefig(out, dpi=150)
 
 
@@ -124,7 +127,8 @@ def _curves(axes: Any, series: dict[str, list[Found]], others: dict[str, Found],
             colour = _COLOURS[(len(series) + number) % len(_COLOURS)]
             axes.axhline(one.mean_tau(tree), label=name, color=colour, linestyle=":", linewidth=1)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
+    seen = sorted({one.tokens / 1e6 for runs in series.values() for one in runs})
+    axes.set_xticks(seen, [f"{tokens:.3g}" for tokens in seen])
     axes.set_xlabel("training tokens (millions)")
     axes.set_ylabel(f"tau of {tree}")
     axes.set_title("against the amount of text")
