@@ -77,8 +77,8 @@ class RecyclingConfig(StrategyConfig):
 class Recycling(Told[Index]):
     """Drafts what the target held likely where the longest match with the last tokens ended.
 
-    Of places with matches alike it is the latest. A state is where the text ends, and the last
-    tokens, drafted ones included, the latest first.
+    Of places with matches alike it is the latest, whether it was said or only tried. A state is
+    where the text ends, and the last tokens, drafted ones included, the latest first.
     """
 
     capturable = True
@@ -223,23 +223,22 @@ class Recycling(Told[Index]):
 
         # Rows that nobody wrote may hold any number, and so may candidates that they lead to.
         where = place.gather(1, found.flatten(1)).view(found.shape[:2])
-        likely = self._places[where, 1:].long().where(known, 0)
-        chance = (self._chances[where, 1:] * _UNIT).where(known, -torch.inf)
+        # Of the text and what was verified the longer match goes first, then the later one.
+        match, position, tried, chances = self._tried_with(torch.cat(last, -1))
+        newer = (match > 0) & (match * len(row) + position > best)
+        likely = tried.where(newer, self._places[where, 1:])
+        chance = chances.where(newer, self._chances[where, 1:]) * _UNIT
+        chance = chance.where(known | newer, -torch.inf)
         if self._config.said:
             ahead = (found + 1).clamp(max=len(row) - 1)
             real = known & (found + 1 < end)
-            followed = said.gather(1, ahead.flatten(1)).view(found.shape).long().where(real, 0)
+            followed = said.gather(1, ahead.flatten(1)).view(found.shape).where(real, 0)
             least = torch.full_like(chance[..., :1], math.log(self._config.said))
             likely = torch.cat((likely, followed), -1)
             chance = torch.cat((chance, least.where(real, -torch.inf)), -1)
-        # What was tried of late is worth as much where it matches as far, and is later.
-        match, position, tried, chances = self._tried_with(torch.cat(last, -1))
-        newer = (match > 0) & (match * len(row) + position > best)
-        likely = torch.cat((likely, tried), -1).clamp(0, self._vocab - 1)
-        chance = torch.cat((chance, (chances * _UNIT).where(newer, -torch.inf)), -1)
-        known = known | newer
+        likely = likely.long().clamp(0, self._vocab - 1)
         chance = chance.to(self._target.dtype)
-        rest = torch.zeros_like(chance[..., :1]).where(~known, -torch.inf)
+        rest = torch.zeros_like(chance[..., :1]).where(~(known | newer), -torch.inf)
         rest = rest.expand(-1, -1, self._vocab)
         return rest.scatter_reduce(2, likely, chance, "amax")
 
@@ -255,7 +254,7 @@ class Recycling(Told[Index]):
         sizes = [self._config.longest, 1, self._kept, self._kept]
         tokens, position, tried, chances = torch.split(kept, sizes, -1)
         match = (tokens == last + 1).long().cumprod(-1).sum(-1, keepdim=True)
-        return match, position, tried.long(), chances
+        return match, position, tried, chances
 
     def _located(self, slots: int) -> Tensor:
         """Return where among all rows those of the first slots are, int64 ``[slots, rows]``."""
