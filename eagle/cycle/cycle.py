@@ -25,6 +25,7 @@ from eagle.plugin import (
     Draws,
     FeatureExtractor,
     ForeseesChoice,
+    LearnsVerified,
     OfferingPart,
     OwnVocabulary,
     ParallelHead,
@@ -35,6 +36,8 @@ from eagle.plugin import (
     TreeBuilder,
     UniformDraws,
     VaryingTree,
+    Verified,
+    check_draft_memory,
     check_draft_vocab,
     check_draws,
     check_tree,
@@ -123,6 +126,11 @@ class Cycle(PromptReader):
         if self.draft_vocab is not None:
             check_draft_vocab(self.draft_vocab, self.target.info.vocab_size)
         self.make_caches(slots, rows, blocks)
+        memory: tuple[Tensor, ...] = ()
+        if isinstance(self.head, LearnsVerified):
+            memory = tuple(self.head.verified_memory)
+            check_draft_memory(memory, slots)
+        self._learns = bool(memory)
         return Slots.empty(
             slots,
             depth=self.depth,
@@ -131,6 +139,7 @@ class Cycle(PromptReader):
             vocab=self.target.info.vocab_size,
             dtype=self.target.dtype,
             device=self.target.device,
+            memory=memory,
         )
 
     def run(
@@ -248,6 +257,7 @@ class Cycle(PromptReader):
             features=pick(features, choice.path),
             count=gain,
             step=Step.chain(slots.lengths, self.shape.depth + 1, span),
+            verified=self._found(slots, tree, choice, logits) if self._learns else None,
         )
         states = self.absorb(committed)
         bad = stuck(pick(logits, choice.path)) + 2 * ~states.isfinite().flatten(1).all(1)
@@ -258,6 +268,14 @@ class Cycle(PromptReader):
         slots.lengths.add_(gain)
         outcome = torch.cat((torch.stack((gain, bad), 1), follow), 1)
         slots.outcome[:, : outcome.shape[1]].copy_(outcome)
+
+    @staticmethod
+    def _found(slots: Slots, tree: TokenTree, choice: Acceptance, logits: Tensor) -> Verified:
+        """Return what a head is told that learns of verifications."""
+        nodes = TokenTree(tree.tokens, tree.parents, tree.depths, tree.ranks, tree.ancestors)
+        order = torch.arange(tree.parents.shape[1], device=tree.parents.device)
+        real = (tree.parents >= 0) | (order == 0)
+        return Verified(nodes, logits, real & slots.active[:, None], choice.path)
 
     def _follow(self, tree: TokenTree, choice: Acceptance) -> Tensor:
         """Return the tokens behind the nodes of accepted paths, int64 ``[B, D + 1]``."""

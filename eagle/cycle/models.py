@@ -145,6 +145,8 @@ class Models:
         """
         slots.root[slot] = 0
         slots.state[slot] = 0
+        for part in slots.memory:
+            part[slot] = 0
         end = self.rows if end is None else min(end, self.rows)
         if self.pages is None:
             self.cache.store.clear(slot, start, end)

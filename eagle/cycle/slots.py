@@ -29,6 +29,8 @@ class Slots:
             processors left nothing to choose from), and the committed tokens.
         sampling: the slots' parameters, to be changed with `Sampling.become`.
         report: log probabilities of the outcome's tokens, where a pass is asked for them.
+        memory: ``[B, ...]`` each, what the head learned of verifications; see
+            `eagle.plugin.LearnsVerified`.
     """
 
     lengths: Tensor
@@ -40,11 +42,12 @@ class Slots:
     outcome: Tensor
     sampling: Sampling
     report: Report
+    memory: tuple[Tensor, ...] = ()
 
     @property
     def carried(self) -> tuple[Tensor, ...]:
         """What a cycle changes, beside caches behind the committed rows."""
-        return (self.lengths, self.root, self.state, self.active, self.outcome)
+        return (self.lengths, self.root, self.state, self.active, self.outcome, *self.memory)
 
     def first(self, count: int) -> Slots:
         """Return the first slots, as views of these tensors: a cycle over them is no other's."""
@@ -58,6 +61,7 @@ class Slots:
             outcome=self.outcome[:count],
             sampling=self.sampling.first(count),
             report=self.report.first(count),
+            memory=tuple(part[:count] for part in self.memory),
         )
 
     @classmethod
@@ -71,6 +75,7 @@ class Slots:
         vocab: int,
         dtype: torch.dtype,
         device: torch.device,
+        memory: tuple[Tensor, ...] = (),
     ) -> Slots:
         """Allocate slots of which none holds a text.
 
@@ -82,6 +87,7 @@ class Slots:
             vocab: V of the target.
             dtype: of the states.
             device: where all of it lies.
+            memory: the head's, if it learns of verifications.
         """
 
         def integers(*shape: int) -> Tensor:
@@ -97,12 +103,15 @@ class Slots:
             outcome=integers(count, depth + 3),
             sampling=Sampling.of([SamplingParams()] * count, device),
             report=Report.empty(count, depth + 1, vocab, device),
+            memory=memory,
         )
 
     def begin(
         self, slot: Tensor, first: Tensor, state: Tensor, bad: Tensor, active: Tensor
     ) -> None:
         """Let some slots go on from their first tokens, if they are *active* now.
+
+        What the head learned of the texts before is forgotten in these.
 
         Args:
             slot: int64 ``[S]``, which.
@@ -116,6 +125,9 @@ class Slots:
         self.state.index_copy_(0, slot, state.to(self.state.dtype))
         self.active.index_copy_(0, slot, active)
         self.outcome[:, :3].index_copy_(0, slot, outcome)
+        for part in self.memory:
+            begun = active.view(-1, *[1] * (part.dim() - 1))
+            part.index_copy_(0, slot, part.index_select(0, slot).masked_fill(begun, 0))
 
     def idle(self, slot: int) -> None:
         """Let a slot hold nothing, and take no part in what cycles commit."""

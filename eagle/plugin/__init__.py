@@ -23,6 +23,7 @@ from eagle.plugin.capabilities import (
     ForeseesChoice,
     Identified,
     LearnsCosts,
+    LearnsVerified,
     LimitedDepth,
     MeasuredHead,
     NamesLayers,
@@ -38,13 +39,14 @@ from eagle.plugin.capabilities import (
 from eagle.plugin.conformity import (
     Breach,
     check_draft_logits,
+    check_draft_memory,
     check_draft_vocab,
     check_draws,
     check_states,
     check_tree,
 )
 from eagle.plugin.draws import Draws, UniformDraws, fusible
-from eagle.plugin.entries import Committed, Drafted
+from eagle.plugin.entries import Committed, Drafted, Verified
 from eagle.plugin.hooks import ENTRY_POINT_GROUP, HOOKS, EagleHooks, hookimpl
 from eagle.plugin.laws import EVERY_LAW, KNOWN_LAWS, Law, listed
 from eagle.plugin.models import LanguageModel, TargetModel
@@ -212,6 +214,7 @@ __all__ = [
     "LanguageModel",
     "Law",
     "LearnsCosts",
+    "LearnsVerified",
     "Level",
     "LevelIndex",
     "LimitedDepth",
@@ -266,9 +269,11 @@ __all__ = [
     "TreeShape",
     "UniformDraws",
     "VaryingTree",
+    "Verified",
     "ancestor_mask",
     "arrange",
     "check_draft_logits",
+    "check_draft_memory",
     "check_draft_vocab",
     "check_draws",
     "check_limit",

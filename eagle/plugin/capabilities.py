@@ -26,6 +26,7 @@ __all__ = [
     "ForeseesChoice",
     "Identified",
     "LearnsCosts",
+    "LearnsVerified",
     "LimitedDepth",
     "MeasuredHead",
     "NamesLayers",
@@ -89,6 +90,30 @@ class OfferingPart(Protocol):
     @property
     def offering(self) -> DraftHead:
         """What drafts then: its `extend` and `logits` take and give the whole head's states."""
+        ...
+
+
+@runtime_checkable
+class LearnsVerified(Protocol):
+    """A draft head that is told what the verification found, at rejected nodes too.
+
+    `DraftHead.absorb` is given it in every cycle (`eagle.plugin.Committed.verified`), within what
+    is captured; it is not of prompts. What is written down then, and is of no row of the text, is
+    kept in `verified_memory` and nowhere else. `extend` and `logits` may go by it, from the next
+    cycle on; the states that `absorb` returns must follow from the text alone, as ever.
+
+    The loop looks after that memory: a slot's is zeros when its request begins, goes along where
+    its text is moved, and is put back where a cycle was only tried. So it is the request's own
+    whatever texts shared, and what a head drafts by it follows from what was verified before the
+    cycle began, which keeps every law exact.
+    """
+
+    @property
+    def verified_memory(self) -> Sequence[Tensor]:
+        """Tensors ``[slots, ...]`` that `DraftHead.allocate` made, where zeros mean nothing.
+
+        Of a slot that idles nothing may be changed. Empty: the head is told nothing after all.
+        """
         ...
 
 

@@ -5,7 +5,7 @@ Knows what roles declare and how a breach is told of; it does not know who provi
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from eagle.plugin.tree import TokenTree, TreeShape, ancestor_mask
 __all__ = [
     "Breach",
     "check_draft_logits",
+    "check_draft_memory",
     "check_draft_vocab",
     "check_draws",
     "check_states",
@@ -141,6 +142,17 @@ def check_draft_logits(found: int, vocab: int, method: str) -> None:
             Role.HEAD,
             f"{method}() returned draft logits over {found} tokens, but it drafts from {vocab}",
         )
+
+
+def check_draft_memory(memory: Sequence[Tensor], slots: int) -> None:
+    """Raise `Breach` unless what a head learns of verifications is kept slot by slot."""
+    for part in memory:
+        if part.dim() == 0 or part.shape[0] != slots:
+            raise Breach(
+                Role.HEAD,
+                f"its verified_memory has the shape {list(part.shape)}, not [{slots}, ...] for "
+                f"{slots} slots",
+            )
 
 
 def check_draft_vocab(ids: Tensor, vocab: int) -> None:

@@ -11,8 +11,31 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from eagle.cache import Step
+from eagle.plugin.tree import TokenTree
 
-__all__ = ["Committed", "Drafted"]
+__all__ = ["Committed", "Drafted", "Verified"]
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a cycle's verification found, at the nodes that were rejected too.
+
+    Of a head that has `eagle.plugin.LearnsVerified`.
+
+    Attributes:
+        tree: the nodes: tokens, parents, depths, ranks and ancestors, no draft distributions.
+        logits: ``[B, N, V]``, the target's at every node, as it gives them: before logits
+            processors and temperature. They are whole where several processes hold the target.
+        real: bool ``[B, N]``, which nodes there are: of a slot that idles none, else the root and
+            all that is no padding. What the others have may be anything, and must change nothing.
+        path: int64 ``[B, D + 1]``, the accepted nodes from the root downwards. Entry t of what is
+            committed is node ``path[:, t]``, as far as it counts.
+    """
+
+    tree: TokenTree
+    logits: Tensor
+    real: Tensor
+    path: Tensor
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,8 @@ class Committed:
         features: ``[B, T, F]``, of the target.
         count: int64 ``[B]``, how many entries are real; 0 for a slot that idles.
         step: where they go.
+        verified: what the cycle found that commits them, for a head that asks to be told
+            (`eagle.plugin.LearnsVerified`); None of a prompt, and for all other heads.
     """
 
     tokens: Tensor
@@ -42,6 +67,7 @@ class Committed:
     features: Tensor
     count: Tensor
     step: Step
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from eagle.plugin import (
     DraftHead,
     FeatureExtractor,
     Law,
+    LearnsVerified,
     OfferingHead,
     OwnVocabulary,
     ParallelHead,
@@ -43,6 +44,7 @@ from eagle.plugin import (
 )
 from eagle.testing.capture import assert_capturable, no_chance_of_its_own
 from eagle.testing.drafters import RandomDrafter
+from eagle.testing.learning import check_learning
 
 if TYPE_CHECKING:
     from hypothesis import settings as Settings
@@ -158,7 +160,8 @@ def check_draft_head(
     Absorbing a text in one pass, in pieces, with padding, or beside another slot must give the
     same states, which depend on the text from its first token on; and drafting a branch must not
     disturb its siblings or the committed text. What is declared capturable reads nothing on the
-    host.
+    host. A head that learns of verifications (`eagle.plugin.LearnsVerified`) must keep what it
+    learns slot by slot, in the memory that it shows, and learn nothing of what there is not.
 
     Args:
         head: the head.
@@ -255,6 +258,11 @@ def check_draft_head(
             "the head is blind to the first token of a text, `Committed.own` at position 0"
         )
         text.copy_(kept)
+        begin()
+        absorb(0, 9)
+
+    if isinstance(head, LearnsVerified) and head.verified_memory:
+        check_learning(head, target, text, features, begin, close)
         begin()
         absorb(0, 9)
 

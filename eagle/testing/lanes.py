@@ -110,9 +110,9 @@ class LaneDraws:
         return torch.zeros(shape, dtype=torch.float64).index_copy(0, self._lanes, values)
 
 
-Key = tuple[int, Text, tuple[Text, ...], tuple[float, ...]]
-"""A prompt, the text behind it, the accepted nodes of each cycle that led there, and what these
-cycles revealed of the noise of positions that are still to come."""
+Key = tuple[int, Text, tuple[Text, ...], tuple[float, ...], bytes]
+"""A prompt, the text behind it, the accepted nodes of each cycle that led there, what these cycles
+revealed of the noise of positions that are still to come, and what the head learned of them."""
 
 
 @dataclass
@@ -203,7 +203,7 @@ class _World:
             self._explore([start[:2] for start in starts[begin : begin + count]])
         weights: dict[Key, float] = defaultdict(float)
         for prompt, first, chance in starts:
-            weights[prompt, (first,), (), ()] = chance
+            weights[prompt, (first,), (), (), b""] = chance
         found: list[dict[Text, float]] = [defaultdict(float) for _ in self.prompts]
         for state in sorted(self.states.values(), key=lambda state: len(state.key[1])):
             for text, chance in state.ends.items():
@@ -248,7 +248,7 @@ class _World:
         owner = [slot * len(starts) // count for slot in range(count)]
         work: list[Work] = [deque() for _ in starts]
         for (prompt, first), own in zip(starts, work, strict=True):
-            self._queue((prompt, (first,), (), ()), torch.full((_SCRIPT,), -1), own)
+            self._queue((prompt, (first,), (), (), b""), torch.full((_SCRIPT,), -1), own)
         for slot, index in enumerate(owner):
             prompt, first = starts[index]
             self._prefill(slot, prompt, EnumeratingDraws(torch.tensor([[first]])))
@@ -292,7 +292,8 @@ class _World:
                 self._check_states(done)
             for slot, lane in done.items():
                 known = oracle.noise(slot, int(self.slots.lengths[slot]))
-                key = self._settle(lane, paths[slot], known, chances[slot])
+                told = self._told(slot)
+                key = self._settle(lane, paths[slot], known, told, chances[slot])
                 self._queue(key, oracle.trace[slot].clone(), queues[slot])
             lanes = {slot: lane for slot, lane in lanes.items() if slot not in done}
             number += 1
@@ -329,10 +330,17 @@ class _World:
                 self.offering.follow(slot, tokens[:gain])
         return rule.paths()
 
-    def _settle(self, lane: _Lane, path: Text, known: tuple[float, ...], chance: float) -> Key:
+    def _told(self, slot: int) -> bytes:
+        """Return what the head keeps of a slot's verifications, by which it may draft."""
+        parts = (part[slot].reshape(-1).view(torch.uint8) for part in self.slots.memory)
+        return b"".join(bytes(part.tolist()) for part in parts)
+
+    def _settle(
+        self, lane: _Lane, path: Text, known: tuple[float, ...], told: bytes, chance: float
+    ) -> Key:
         """Note where a lane's cycle led; return the key of that."""
-        prompt, _, paths, _ = lane.state.key
-        key = (prompt, lane.text, (*paths, path), known)
+        prompt, _, paths, *_ = lane.state.key
+        key = (prompt, lane.text, (*paths, path), known, told)
         if len(lane.text) >= self.tokens:
             lane.state.ends[lane.text[: self.tokens]] += chance
         else:

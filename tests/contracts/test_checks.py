@@ -314,7 +314,7 @@ def test_what_is_made_once_is_no_host_read():
     assert_capturable(work)
 
 
-@pytest.mark.parametrize("head", ["mtp", "at-once", "draft-model", "ngram"])
+@pytest.mark.parametrize("head", ["mtp", "at-once", "draft-model", "ngram", "recalls"])
 def test_a_cycle_of_the_toys_reads_nothing_on_the_host(head, pair, monkeypatch):
     made = Decoder.from_spec(
         DecoderSpec(head=head, tree={"name": "static", "branching": [2, 1]}),

@@ -41,7 +41,9 @@ def proved(decoder, params=SAMPLED, **options):
 
 
 @pytest.mark.parametrize("tree", [CHAIN, FORK], ids=["chain", "fork"])
-@pytest.mark.parametrize("head", ["ngram", "draft-model", "at-once", "mtp", CASCADE], ids=str)
+@pytest.mark.parametrize(
+    "head", ["ngram", "draft-model", "at-once", "mtp", "recalls", CASCADE], ids=str
+)
 def test_a_head_of_every_kind_is_lossless(head, tree, exact):
     proved(exact(head=head, tree=tree))
 
@@ -220,7 +222,7 @@ def test_what_a_cycle_costs_is_measured_with_a_head_of_every_kind(head, features
     assert costs.begin > 0
 
 
-@pytest.mark.parametrize("head", ["draft-model", "ngram", "at-once", "mtp"])
+@pytest.mark.parametrize("head", ["draft-model", "ngram", "at-once", "mtp", "recalls"])
 def test_the_toys_keep_the_contract_of_a_head(head, made, pair, decoder):
     component = decoder(head=head, tree=CHAIN).resolved.head
     check_draft_head(component, pair[0], first_token=head in ("draft-model", "ngram"))

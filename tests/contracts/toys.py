@@ -100,6 +100,44 @@ class NGram(Head):
         return sure.where(known[..., None], scores)
 
 
+class Recalls(Head):
+    """Drafts the highest of the tokens that the target held likeliest behind a token of a tree.
+
+    A state is the last token; what was verified, at rejected nodes too, is kept slot by slot.
+    """
+
+    packs = True
+
+    def state_size(self, target):
+        return 1
+
+    def allocate(self, slots, rows):
+        self.likeliest = torch.zeros(slots, self.vocab, dtype=torch.int64)
+
+    @property
+    def verified_memory(self):
+        return (self.likeliest,)
+
+    def absorb(self, committed):
+        if committed.verified is not None:
+            self.learn(committed.verified)
+        return committed.tokens[..., None].to(self.target.dtype)
+
+    def learn(self, found):
+        best = (found.logits.argmax(2) + 1).where(found.real, 0)
+        self.likeliest[: len(best)].scatter_reduce_(1, found.tree.tokens, best, "amax")
+
+    def extend(self, drafted):
+        return drafted.tokens[..., None].to(self.target.dtype)
+
+    def logits(self, states):
+        token = states[..., 0].long().clamp(0, self.vocab - 1)
+        best = self.likeliest[: len(states)].gather(1, token)[..., None]
+        rest = torch.zeros_like(best).where(best == 0, -torch.inf).to(states.dtype)
+        rest = rest.expand(-1, -1, self.vocab)
+        return rest.scatter(2, (best - 1).clamp(min=0), 0.0)
+
+
 class DraftModel(CausalDrafter):
     """A whole language model as a draft head: here with the target's own weights."""
 
@@ -510,7 +548,7 @@ class Inverse:
 
 def _heads():
     plain = {"ngram": NGram, "draft-model": DraftModel, "at-once": Parallel, "mtp": Levels}
-    plain |= {"own-end": OwnEnd, "lossy": Lossy}
+    plain |= {"own-end": OwnEnd, "lossy": Lossy, "recalls": Recalls}
     named = [Strategy(name, StrategyConfig, kind, f"toy {name}") for name, kind in plain.items()]
     return [*named, Strategy("cascade", CascadeConfig, Cascade, "two heads")]
 

@@ -20,6 +20,7 @@ from eagle.plugin import (
     ComponentSpec,
     Drafted,
     DraftHead,
+    LearnsVerified,
     NamesLayers,
     OfferingHead,
     OwnVocabulary,
@@ -132,6 +133,16 @@ class Cascade:
         self._ids = [
             head.draft_vocab if isinstance(head, OwnVocabulary) else None for head in self._heads
         ]
+
+    @property
+    def verified_memory(self) -> tuple[Tensor, ...]:
+        """That of all drafters that have some; see `eagle.plugin.LearnsVerified`."""
+        return tuple(
+            part
+            for head in self._heads
+            if isinstance(head, LearnsVerified)
+            for part in head.verified_memory
+        )
 
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""

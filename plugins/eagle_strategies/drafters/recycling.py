@@ -1,24 +1,24 @@
 """Token recycling: what the target itself held likely where the last tokens occurred before.
 
 It knows the text of each slot and the target's likeliest tokens at each of its places, on the
-device, in rows that texts share as they share keys and values (Token Recycling, arXiv 2408.08696).
-It differs from the paper in four ways:
+device, in rows that texts share as they share keys and values; and by token, those of the nodes
+that were verified of late, whether they were accepted or not (Token Recycling, arXiv 2408.08696).
+It differs from the paper in three ways:
 
-- The paper keeps candidates for each token of the vocabulary, here they are kept for each place of
-  a text. Rows are written again as a text goes on, prefixes are shared and requests end: memory by
-  place is that of the text all the same, whoever had the slot before and whatever was tried.
-- So several last tokens can be matched, not the last one alone, and what was said behind a place
-  in fact is a candidate beside what the target held likely there.
-- The paper also learns from candidates that were rejected, of which a head is not told. It keeps
-  its matrix from one request to the next, which would tell each of them about the others.
-- The paper reads the logits of the verification. A head is given features, so the LM head is
-  read once more, over prompts too.
+- The paper keeps candidates for each token of the vocabulary alone, here they are also kept for
+  each place of a text. So several last tokens can be matched, not the last one alone, and what was
+  said behind a place in fact is a candidate beside what the target held likely there. What the
+  verification found by token goes with the tokens before it, to be matched likewise.
+- The paper keeps its matrix from one request to the next, which would tell each of them about the
+  others. Here it is a request's own, and of some thousand tokens, the latest of those that have one
+  place.
+- A prompt's pass gives no logits but the last, so the LM head is read over prompts once more.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
@@ -41,6 +41,7 @@ from eagle.plugin import (
     TargetInfo,
     TargetModel,
     TreeCache,
+    Verified,
     pack_integers,
     unpack_integers,
 )
@@ -51,6 +52,7 @@ __all__ = ["RECYCLING", "Recycling", "RecyclingConfig"]
 
 _PIECE = 64  # entries whose logits are held at a time: as many as the LM head reads by eight bits
 _UNIT = 1 / 1024  # in which logarithms of chances are kept, beside tokens, as whole numbers
+_BUCKETS = 2048  # places for tokens that were verified, of each slot
 _LOWEST = -64.0  # a logarithm no lower than this is kept
 
 
@@ -75,8 +77,8 @@ class RecyclingConfig(StrategyConfig):
 class Recycling(Told[Index]):
     """Drafts what the target held likely where the longest match with the last tokens ended.
 
-    Of places with matches alike it is the latest. A state is where the text ends, and the last
-    tokens, drafted ones included, the latest first.
+    Of places with matches alike it is the latest, whether it was said or only tried. A state is
+    where the text ends, and the last tokens, drafted ones included, the latest first.
     """
 
     capturable = True
@@ -96,7 +98,11 @@ class Recycling(Told[Index]):
         self._kept = min(self._config.candidates, self._vocab)
 
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
-        """Allocate what is kept of every place: as keys, its own token and its candidates."""
+        """Allocate what is kept of every place: as keys, its own token and its candidates.
+
+        And of the tokens that were verified of late, the tokens up to each (one more than their
+        ids: 0 is none), its position and its candidates, at a place that follows from its id.
+        """
         self._read, self._rows = self._target.draft_logits(), rows
         self._cache = TreeCache(
             layers=1,
@@ -111,29 +117,82 @@ class Recycling(Told[Index]):
         # All rows of all slots, as the cache locates them.
         self._places = self._cache.keys[0].flatten(0, 2)
         self._chances = self._cache.values[0].flatten(0, 2)
+        self._buckets = min(_BUCKETS, self._vocab)
+        columns = self._config.longest + 1 + 2 * self._kept
+        self._tried = torch.zeros(
+            slots * self._buckets, columns, dtype=torch.int32, device=self._target.device
+        )
+
+    @property
+    def verified_memory(self) -> tuple[Tensor]:
+        """See `eagle.plugin.LearnsVerified`: of each slot the tokens that were verified of late."""
+        return (self._tried.view(-1, self._buckets, self._tried.shape[1]),)
 
     def absorb(self, committed: Committed) -> Tensor:
         """Write down each place; what is no text lies behind it, where nobody looks."""
         step = self._cache.locate(committed.step)
-        tokens, chances = self._likeliest(committed.features)
+        found = committed.verified
+        if found is None:
+            tokens, chances = self._likeliest(committed.features, self._read)
+        else:
+            every = self._likeliest(found.logits)
+            self._learn(found, step, *every)
+            path = found.path[..., None].expand(-1, -1, self._kept)
+            tokens, chances = (one.gather(1, path) for one in every)
         own = committed.own[..., None]
         place = torch.stack((torch.cat((own, tokens), -1), torch.cat((own, chances), -1))).int()
         self._cache.write(0, place[0, :, None], place[1, :, None], step)
 
-        numbers = [step.rows + 1, committed.tokens]
-        for back in range(self._config.longest - 1):
-            before = step.rows - back
-            where = self._cache.locate(replace(step, rows=before.clamp(min=0))).place
-            assert where is not None
-            said = self._places[where, 0].view(before.shape)
-            numbers.append(said.long().where(before >= 0, self._vocab))
+        last = [self._said_at(step, step.rows - back) for back in range(self._config.longest - 1)]
+        numbers = (step.rows + 1, committed.tokens, *last)
         return pack_integers(torch.stack(numbers, -1), self._target.dtype)
 
-    def _likeliest(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the likeliest tokens and the logarithms of their chances, ``[B, T, K]``."""
+    def _said_at(self, step: Step, rows: Tensor) -> Tensor:
+        """Return the texts' tokens at some rows, int64 as `rows`; V before their first."""
+        where = self._cache.locate(replace(step, rows=rows.clamp(min=0))).place
+        assert where is not None
+        said = self._places[where, 0].view(rows.shape)
+        return said.long().where(rows >= 0, self._vocab)
+
+    def _learn(self, found: Verified, step: Step, tokens: Tensor, chances: Tensor) -> None:
+        """Keep the candidates of every node by its token, of several the accepted or last one's."""
+        tree, longest = found.tree, self._config.longest
+        # The text before the root is a chain above it.
+        back = torch.arange(1 - longest, 0, device=tree.tokens.device)
+        text = self._said_at(step, step.lengths[:, None] + back)
+        line = torch.cat((text, tree.tokens), 1)
+        root, order = longest - 1, torch.arange(line.shape[1], device=line.device)
+        above = torch.cat(((order[:root] - 1).expand_as(text), tree.parents + root), 1).clamp(min=0)
+        node, last = order[root:].expand_as(tree.tokens), []
+        for _ in range(longest):
+            last.append(line.gather(1, node) + 1)
+            node = above.gather(1, node)
+        position = step.lengths[:, None] + tree.depths
+        rows = torch.cat((torch.stack((*last, position), -1), tokens, chances), -1).int()
+
+        # Where several have one place, all write what one of them has: their order is no matter.
+        place = tree.tokens % self._buckets
+        count = place.shape[1]
+        accepted = torch.zeros_like(place).scatter(1, found.path, count)
+        worth = (1 + order[:count] + accepted).where(found.real, 0)
+        best = ((place[:, :, None] == place[:, None]) * worth[:, None]).amax(2)
+        where = torch.arange(len(place), device=place.device)[:, None] * self._buckets + place
+        source = ((best - 1) % count)[..., None].expand_as(rows)
+        rows = rows.gather(1, source).where(best[..., None] > 0, self._tried[where])
+        self._tried.index_copy_(0, where.flatten(), rows.flatten(0, 1))
+
+    def _likeliest(
+        self, given: Tensor, read: Callable[[Tensor], Tensor] = lambda logits: logits
+    ) -> tuple[Tensor, Tensor]:
+        """Return the likeliest tokens and the logarithms of their chances, ``[B, T, K]``.
+
+        Args:
+            given: ``[B, T, ...]``, what logits are read from.
+            read: gives them, ``[B, T, V]``.
+        """
         found: list[tuple[Tensor, Tensor]] = []
-        for piece in torch.split(features, _PIECE, 1):
-            logits = self._read(piece).float()
+        for piece in torch.split(given, _PIECE, 1):
+            logits = read(piece).float()
             best, tokens = logits.topk(self._kept)
             chances = (best - logits.logsumexp(-1, keepdim=True)).clamp(min=_LOWEST) / _UNIT
             found.append((tokens, chances.round().long()))
@@ -162,21 +221,40 @@ class Recycling(Told[Index]):
         best = (length.int() * len(row) + row).where(length > 0, -1).amax(2, keepdim=True)
         known, found = best >= 0, best.clamp(min=0) % len(row)
 
-        # Rows that nobody wrote may hold any number.
+        # Rows that nobody wrote may hold any number, and so may candidates that they lead to.
         where = place.gather(1, found.flatten(1)).view(found.shape[:2])
-        likely = self._places[where, 1:].long().where(known, 0)
-        chance = (self._chances[where, 1:] * _UNIT).where(known, -torch.inf)
+        # Of the text and what was verified the longer match goes first, then the later one.
+        match, position, tried, chances = self._tried_with(torch.cat(last, -1))
+        newer = (match > 0) & (match * len(row) + position > best)
+        likely = tried.where(newer, self._places[where, 1:])
+        chance = chances.where(newer, self._chances[where, 1:]) * _UNIT
+        chance = chance.where(known | newer, -torch.inf)
         if self._config.said:
             ahead = (found + 1).clamp(max=len(row) - 1)
             real = known & (found + 1 < end)
-            followed = said.gather(1, ahead.flatten(1)).view(found.shape).long().where(real, 0)
+            followed = said.gather(1, ahead.flatten(1)).view(found.shape).where(real, 0)
             least = torch.full_like(chance[..., :1], math.log(self._config.said))
             likely = torch.cat((likely, followed), -1)
             chance = torch.cat((chance, least.where(real, -torch.inf)), -1)
+        likely = likely.long().clamp(0, self._vocab - 1)
         chance = chance.to(self._target.dtype)
-        rest = torch.zeros_like(chance[..., :1]).where(~known, -torch.inf)
+        rest = torch.zeros_like(chance[..., :1]).where(~(known | newer), -torch.inf)
         rest = rest.expand(-1, -1, self._vocab)
         return rest.scatter_reduce(2, likely, chance, "amax")
+
+    def _tried_with(self, last: Tensor) -> tuple[Tensor, ...]:
+        """Return what was kept of tokens that were verified, by the last tokens ``[B, W, L]``.
+
+        Returns:
+            How many of the last tokens match, ``[B, W, 1]``, the position at which they did, and
+            ``[B, W, K]`` each, candidates and their chances.
+        """
+        slot = torch.arange(len(last), device=last.device)[:, None]
+        kept = self._tried[slot * self._buckets + last[..., 0] % self._buckets]
+        sizes = [self._config.longest, 1, self._kept, self._kept]
+        tokens, position, tried, chances = torch.split(kept, sizes, -1)
+        match = (tokens == last + 1).long().cumprod(-1).sum(-1, keepdim=True)
+        return match, position, tried, chances
 
     def _located(self, slots: int) -> Tensor:
         """Return where among all rows those of the first slots are, int64 ``[slots, rows]``."""

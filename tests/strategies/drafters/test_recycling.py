@@ -6,15 +6,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from eagle import Decoder, DecoderSpec, SamplingParams
 from eagle.cache.store import BLOCK
-from eagle.plugin import BuildContext, Committed, Drafted, Pages, Registry, Step, hookimpl
+from eagle.plugin import (
+    BuildContext,
+    Committed,
+    Drafted,
+    Pages,
+    Registry,
+    Step,
+    TokenTree,
+    Verified,
+    ancestor_mask,
+    hookimpl,
+)
 from eagle.testing import tiny_target, tiny_text
 from eagle_strategies.drafters.recycling import Recycling, RecyclingConfig
 from tests.caches import noted_pieces
 from tests.contracts import toys
-from tests.exact import test_paging
+from tests.exact import test_paging, test_sharing
 
 paged, poisoned = test_paging.paged, test_paging.poisoned
 
@@ -31,6 +44,35 @@ def head_of(rows=64, dtype=torch.float32, slots=1, pages=None, **settings):
     head.load(target, None)
     head.allocate(slots, rows, pages)
     return head
+
+
+def verified(head, text, tokens, parents, liked, path=(0,), *, slots=1, free=()):
+    """Tell a head of a tree behind a text, whose last token is the root.
+
+    Args:
+        liked: by node, what the target holds likely behind it, the likeliest first.
+        path: the accepted nodes.
+        free: slots that idle.
+    """
+    count = len(tokens)
+    above = torch.tensor([parents] * slots)
+    seen = ancestor_mask(above, count)
+    nodes = torch.tensor([tokens] * slots)
+    tree = TokenTree(nodes, above, seen.sum(2) - 1, above * 0, seen)
+    logits = torch.zeros(slots, count, VOCAB)
+    for node, some in liked.items():
+        for rank, token in enumerate(some):
+            logits[:, node, token] = 20.0 - rank
+    busy = torch.tensor([slot not in free for slot in range(slots)])
+    real = ((above >= 0) | (torch.arange(count) == 0)) & busy[:, None]
+    places = torch.tensor([path] * slots)
+    own = nodes.gather(1, places)
+    gain = torch.where(busy, len(path), 0)
+    step = Step.chain(torch.full((slots,), len(text) - 1), len(path), 64)
+    found = Verified(tree, logits, real, places)
+    features = torch.zeros(slots, len(path), VOCAB)
+    follow = torch.cat((own[:, 1:], own[:, :1] * 0 + 49), 1)
+    return head.absorb(Committed(follow, own, features, gain, step, found))[:, -1:]
 
 
 def absorbed(head, text, start=0, *, slot=None, liked=None, rows=64):
@@ -154,6 +196,67 @@ def test_a_prefix_that_is_shared_is_drafted_from_and_garbage_behind_it_is_not():
     assert head.logits(torch.cat((state, state)))[1, 0].tolist() == [0.0] * VOCAB
 
 
+# --- what was verified ----------------------------------------------------------------------------
+
+TEXT = [1, 2, 3]  # behind which 4 is accepted, and then 49
+NODES = [3, 4, 5, 7, 4], [-1, 0, 0, 1, 2]
+
+
+def behind(head, state, *tokens):
+    for level, token in enumerate(tokens, 1):
+        state = head.extend(Drafted(torch.full(state.shape[:2], token), state, level, None))
+    return proposed(head, state)
+
+
+def test_a_rejected_token_is_drafted_from_and_an_accepted_one_twice():
+    head = head_of(candidates=2)
+    absorbed(head, TEXT, liked={})
+    liked = {0: [5, 4], 1: [30, 49], 2: [31, 32], 3: [33, 34], 4: [35, 36]}
+    state = verified(head, TEXT, *NODES, liked, path=(0, 1))
+    assert behind(head, state, 5) == [31, 32], "it was rejected"
+    assert behind(head, state, 4)[:2] == [30, 49], "of two nodes the accepted one counts"
+    assert behind(head, state, 3)[0] == 5
+    # The accepted nodes are in the text as well, by the same logits.
+    assert proposed(head, absorbed(head, [*TEXT, 4, 49, 4], start=4, liked={}))[:2] == [30, 49]
+    assert behind(head, state, 8) == []
+
+
+def test_more_tokens_that_match_go_before_later_ones():
+    head = head_of(candidates=1, said=0, longest=2)
+    absorbed(head, [6, 5, 2, 3], liked={1: [40]})
+    state = verified(head, [6, 5, 2, 3], [3, 5], [-1, 0], {1: [41]})
+    assert behind(head, state, 8, 5) == [41], "both match one token, and it is later"
+    assert behind(head, state, 6, 5) == [40], "the text matches two"
+    assert behind(head, state, 3, 5) == [41], "the tree does"
+
+
+def test_what_is_learned_of_a_token_replaces_what_was():
+    head = head_of(candidates=1, said=0)
+    absorbed(head, TEXT, liked={})
+    verified(head, TEXT, [3, 5], [-1, 0], {1: [40]})
+    state = verified(head, [*TEXT, 49], [49, 5, 9], [-1, 0, -1], {1: [41], 2: [42]})
+    assert behind(head, state, 5) == [41]
+    assert behind(head, state, 9) == [], "padding is no node"
+
+
+def test_a_free_slot_learns_nothing_and_none_learns_of_another():
+    head = head_of(candidates=1, said=0, slots=2)
+    absorbed(head, TEXT, slot=0, liked={})
+    absorbed(head, TEXT, slot=1, liked={})
+    state = verified(head, TEXT, [3, 5], [-1, 0], {1: [40]}, slots=2, free=(1,))
+    below = head.extend(Drafted(torch.full((2, 1), 5), state, 1, None))
+    first, second = head.logits(below)[:, 0]
+    assert first.argmax() == 40
+    assert second.tolist() == [0.0] * VOCAB
+
+
+def test_the_first_tokens_of_a_text_are_matched_like_any():
+    head = head_of(candidates=1, said=0, longest=3)
+    state = verified(head, [3], [3, 5], [-1, 0], {0: [40], 1: [41]})
+    assert behind(head, state, 3) == [40]
+    assert behind(head, state, 3, 5) == [41]
+
+
 # --- in a decoder ---------------------------------------------------------------------------------
 
 
@@ -182,6 +285,24 @@ def decoder(target, slots, attention="auto"):
     runtime = {"max_batch": slots}
     spec = DecoderSpec(head="recycling", tree=TREE, attention=attention, runtime=runtime)
     return Decoder.from_spec(spec, target=target)
+
+
+@settings(max_examples=5)
+@given(script=st.lists(test_sharing.ACTIONS, max_size=20))
+@pytest.mark.parametrize("way", ["blocks", "captured"])
+def test_each_says_what_it_says_alone_whatever_others_do(way, script, pair):
+    def spec(**parts):
+        return DecoderSpec(head="recycling", tree=TREE, **parts)
+
+    one = Decoder.from_spec(spec(attention="sdpa", runtime={"max_batch": 1}), target=pair[0])
+
+    def alone(number):
+        return one.generate(*test_sharing.asked(number)).tokens
+
+    with pytest.MonkeyPatch.context() as patch:
+        made = test_sharing.made(way, spec, pair, patch)
+        tickets = test_sharing.play(made, [("ask", 9), *script])
+    test_sharing.check(made, tickets, alone)
 
 
 @pytest.mark.usefixtures("spoiled")
