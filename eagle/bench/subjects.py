@@ -197,7 +197,7 @@ def _write_wide(
     alone = {"head": head, "tree": ComponentSpec(name="chain"), "acceptance": _RULE}
     resolved = resolve_for(spec.model_copy(update=alone), default_registry(), narrow)
     resolved.head.load(narrow, resolved.attention)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # of a cascade within a cascade, say
     widen_head(resolved.head, narrow.info, shape, folder)
     if isinstance(resolved.head, MeasuredHead):
         rates = RankRates.read(resolved.head.folder)

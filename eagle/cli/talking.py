@@ -78,7 +78,8 @@ def ask(
     }
     # What not every server knows is only sent where it says something.
     for name in ("top_k", "min_p", "seed", "stop"):
-        if value := getattr(params, name):
+        value = getattr(params, name)
+        if value or (name == "seed" and value is not None):  # 0 is a seed like any other
             body[name] = list(value) if name == "stop" else value
     if template:
         body["chat_template_kwargs"] = template

@@ -133,8 +133,9 @@ class Result:
         prompt_tokens: ids of the prompt, the chat template applied.
         seed: of its chance. Where it had been given, it gives this result again. Where nobody gave
             one, it does so if trees do not follow the batch or draw by `Law.SHARED_NOISE`. On a GPU
-            the default tree does follow it then from five requests on, and for a given seed does
-            not, so there the seed may say another text.
+            the default tree does follow it then, and for a given seed follows the decoder's slots:
+            the seed may say another text where five requests or more were decoded at once, or where
+            the decoder has 16 slots or more.
         logprobs: of its tokens, in order, where the request asked for them.
     """
 

@@ -34,7 +34,9 @@ def unread(folder: Path, *names: str) -> str:
             raw = json.loads((folder / name).read_bytes())
         except (FileNotFoundError, NotADirectoryError):
             continue
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or reason(error)}"
+        except (ValueError, RecursionError) as error:
             return f"{name} is no JSON: {reason(error)}"
         if not isinstance(raw, dict):
             return f"{name} holds {brief(raw)}, where settings by name should be"

@@ -72,6 +72,8 @@ def draw(results: Results, out: Path) -> None:
         said = (results.about, f"{results.asked}; {hardware}")
         title = "\n".join(line for one in said for line in wrap(one, int(_LETTERS * width)))
         figure.suptitle(title, x=0.01, ha="left", fontsize=9)
+        # Axes that were laid out have other ticks, which need other room: so once more.
+        figure.draw_without_rendering()
         figure.savefig(out, dpi=150)
 
 

@@ -114,8 +114,18 @@ def test_what_is_not_known_has_no_place(target, tmp_path):
             "head": {"name": "cascade", "drafters": ["prompt-lookup", EAGLE]},
             "tree": {"name": "offered", "otherwise": "static"},
         },
+        {
+            "head": {
+                "name": "cascade",
+                "drafters": [
+                    "recycling",
+                    {"name": "cascade", "drafters": ["prompt-lookup", EAGLE]},
+                ],
+            },
+            "tree": {"name": "offered", "otherwise": "static"},
+        },
     ],
-    ids=["prompt-lookup", "recycling", "cascade"],
+    ids=["prompt-lookup", "recycling", "cascade", "cascade within a cascade"],
 )
 def test_what_has_no_weights_drafts_alike_and_so_does_a_cascade(pair, parts):
     shape = Shape("same-groups", 96, 3, 6, 3, 32, 160)

@@ -6,6 +6,7 @@ import signal
 import sys
 import tarfile
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from safetensors import safe_open
 from tests.scripts.forked import forking
 from tests.train.words import write_project
 from train_series.main import main
+from train_series.picture import draw
 from train_series.results import Results
 
 CONFIG = """
@@ -124,3 +126,14 @@ def test_a_series_that_is_killed_goes_on_where_it_was_and_is_reported(project):
     assert f"| long (long) | 0.0 M | {long.tokens_per_second[1]:,} |" in page
     assert f"| short | {short.mean_tau():.2f} |" in page
     assert (project / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_of_a_picture_is_cut_off(tmp_path):
+    image = pytest.importorskip("matplotlib.image")
+    figures = Path(__file__).parents[2] / "docs" / "figures"
+    for name in ("scaling", "ablations"):
+        out = tmp_path / f"{name}.png"
+        draw(Results.read(figures / f"{name}.json"), out)
+        drawn = image.imread(out)[..., :3]
+        for edge in (drawn[0], drawn[-1], drawn[:, 0], drawn[:, -1]):
+            assert edge.min() == 1.0, f"{name} goes beyond its edge"

@@ -196,6 +196,14 @@ def test_a_chat_with_a_server_keeps_the_turns_before(chat, site, decoder):
     assert len(re.findall(r"^8 tokens · .* tokens/s · tau \d\.\d\d · first text", err, re.M)) == 2
 
 
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_chat_with_a_server_is_repeated_by_its_seed(seed, chat, site):
+    options = ("--temperature", "1.5", "--seed", str(seed))
+    (status, first, _), (_, again, _) = (chat(site.url, "hello", options=options) for _ in range(2))
+    assert status == 0
+    assert again == first
+
+
 def test_a_chat_ends_where_the_server_refuses_or_is_not_there(chat, site):
     status, _, err = chat(site.url, "hello " * 200)
     assert status == 2

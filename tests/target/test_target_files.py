@@ -180,6 +180,14 @@ def test_a_file_beside_the_weights_that_is_broken_is_named(name, text, said, sav
         load_target(spec)
 
 
+def test_a_file_that_cannot_be_read_is_not_said_to_be_no_json(saved, tmp_path):
+    spec = written(tmp_path, *saved)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(TargetError, match=r"its config\.json cannot be read: Is a directory"):
+        load_target(spec)
+
+
 def test_what_leaves_no_trace_in_the_log_leaves_the_log_as_it_was(saved, tmp_path):
     filters = list(logging.getLogger("transformers.modeling_utils").filters)
     load_target(written(tmp_path, *saved))

@@ -130,6 +130,9 @@ class Cascade:
                 head.allocate(slots, rows)
         self._sent = [len(self._heads) - 1] * slots
         self._chosen = torch.tensor(self._sent, device=self._device)
+        self._learn = [
+            isinstance(head, LearnsVerified) and bool(head.verified_memory) for head in self._heads
+        ]
         self._ids = [
             head.draft_vocab if isinstance(head, OwnVocabulary) else None for head in self._heads
         ]
@@ -146,9 +149,18 @@ class Cascade:
 
     def absorb(self, committed: Committed) -> Tensor:
         """See `eagle.plugin.DraftHead.absorb`."""
-        told = (replace(committed, features=own) for own in self._seen(committed.features))
-        pairs = zip(self._heads, told, strict=True)
-        return torch.cat([head.absorb(own) for head, own in pairs], 2)
+        each = zip(self._heads, self._learn, self._seen(committed.features), strict=True)
+        return torch.cat(
+            [
+                head.absorb(
+                    replace(
+                        committed, features=own, verified=committed.verified if learns else None
+                    )
+                )
+                for head, learns, own in each
+            ],
+            2,
+        )
 
     def _seen(self, features: Tensor) -> Iterator[Tensor]:
         """Yield what each drafter sees of the features: what it would see by itself."""

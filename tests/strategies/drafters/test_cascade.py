@@ -73,3 +73,21 @@ def test_a_varying_tree_within_another_is_refused():
     tree = {"name": "offered", "otherwise": "offered"}
     with pytest.raises(SpecError, match="'offered' within 'offered' is of varying shape itself"):
         resolve(DecoderSpec(head="suffix", tree=tree), default_registry())
+
+
+def test_only_drafters_that_learn_are_told_what_was_verified(pair):
+    eagle = {"name": "eagle", "weights": str(pair[1])}
+    head = {"name": "cascade", "drafters": ["recycling", eagle]}
+    decoder = Decoder.from_spec(DecoderSpec(head=head, tree="chain"), target=pair[0])
+    told = [[] for _ in decoder.resolved.head._heads]
+    for own, heard in zip(decoder.resolved.head._heads, told, strict=True):
+
+        def absorb(committed, absorb=own.absorb, heard=heard):
+            heard.append(committed.verified is not None)
+            return absorb(committed)
+
+        own.absorb = absorb
+    decoder.generate([3, 5, 7], max_new_tokens=8, ignore_eos=True)
+    assert any(told[0])
+    assert len(told[1]) == len(told[0])
+    assert not any(told[1])
