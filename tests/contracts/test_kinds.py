@@ -212,7 +212,10 @@ def test_the_next_tree_is_chosen_by_what_was_read_back(decoder):
     assert found.tokens == text(decoder(head="none", tree="none"), tokens=12).tokens
 
 
-@pytest.mark.parametrize(("head", "features"), [("own-end", "layers"), ("at-once", "last-hidden")])
+@pytest.mark.parametrize(
+    ("head", "features"),
+    [("own-end", "layers"), ("at-once", "last-hidden"), ("recalls", "last-hidden")],
+)
 def test_what_a_cycle_costs_is_measured_with_a_head_of_every_kind(head, features, made, pair):
     spec = DecoderSpec(head=head, features=features, runtime={"max_length": 40})
     resolved = resolve_for(spec, made, pair[0])
