@@ -103,7 +103,8 @@ def explained(error: Exception, raw: Mapping[str, Any] | None = None) -> str:
             "is true; set that if you trust whoever wrote it"
         )
     said = reason(error)
-    if raw is not None and said.startswith(("Unrecognized model", "The checkpoint you are trying")):
+    unknown = said.startswith(("Unrecognized model", "The checkpoint you are trying"))
+    if raw is not None and (unknown or not isinstance(raw.get("model_type", ""), str)):
         return f"config.json has {_kind(raw)}"
     if said.startswith("Unrecognized configuration class"):
         made = re.search(r"(\w+)'>", said)  # the class, by which a family can be told

@@ -124,6 +124,7 @@ REFUSED = [
     ({"hidden_act": "sillu"}, "hidden_act: 'sillu', which .* Did you mean 'silu'"),
     ({"rope_parameters": {"rope_type": "lama3"}}, "rope_type: 'lama3', which .* mean 'llama3'"),
     ({"model_type": "lama"}, "model_type: 'lama', which the installed .* mean 'llama'"),
+    ({"model_type": ["llama"]}, r"model_type: \['llama'\], which the installed"),
     ({"model_type": WITHOUT}, "config.json has no model_type"),
     ({"model_type": "vit"}, "a ViTConfig is of no causal language model"),
     ({"hidden_size": WITHOUT}, "does not say hidden_size, so its family's is taken: .* 4096"),

@@ -10,7 +10,7 @@ import typer
 from eagle.cli import console
 from eagle.cli.bench.figures import command_of
 from eagle.cli.bench.loading import prepare_all
-from eagle.cli.decoding import MaxNewTokens, Seed, Target, sampling_params, working
+from eagle.cli.decoding import MaxNewTokens, OwnSeed, Target, sampling_params, working
 from eagle.cli.files import check_files
 from eagle.cli.options import Overrides, Shapes, decimals, numbers, settings_of, shape_of
 from eagle.cli.progress import progress_bar
@@ -56,7 +56,7 @@ def leaderboard(
         str, typer.Option("--temperature", metavar="T,T,...", help="Temperatures of the answers.")
     ] = "0,1",
     max_new_tokens: MaxNewTokens = 24,
-    seed: Seed = 0,
+    seed: OwnSeed = None,
     rounds: Annotated[
         int, typer.Option("--rounds", metavar="N", min=1, help="Rounds over the prompts.")
     ] = 1,
@@ -95,9 +95,9 @@ def leaderboard(
     fewest = min(texts, key=lambda domain: len(texts[domain]))
     if max(slots) > len(texts[fewest]):
         raise RequestError(
-            f"--batch {max(slots)}: so many requests are never decoded at once, with "
-            f"{len(texts[fewest])} prompts of {fewest} and --limit {limit}; give more or a smaller "
-            "batch"
+            f"--batch {max(slots)}: so many requests are never decoded at once, as only "
+            f"{len(texts[fewest])} of {fewest} are asked; raise --limit, give more prompts, or a "
+            "smaller batch"
         )
     wide = shape_of(shape)
     require_matplotlib("a leaderboard")

@@ -50,7 +50,7 @@ from eagle_strategies.drafters.prompt_lookup import Index
 
 __all__ = ["RECYCLING", "Recycling", "RecyclingConfig"]
 
-_PIECE = 64  # entries whose logits are held at a time: as many as the LM head reads by eight bits
+_PIECE = 64  # entries whose logits are held at a time
 _UNIT = 1 / 1024  # in which logarithms of chances are kept, beside tokens, as whole numbers
 _BUCKETS = 2048  # places for tokens that were verified, of each slot
 _LOWEST = -64.0  # a logarithm no lower than this is kept
@@ -103,7 +103,9 @@ class Recycling(Told[Index]):
         And of the tokens that were verified of late, the tokens up to each (one more than their
         ids: 0 is none), its position and its candidates, at a place that follows from its id.
         """
-        self._read, self._rows = self._target.draft_logits(), rows
+        # Not rougher, as drafts may be: an answer's candidates are the target's own, and where a
+        # chat's next turn has to read that answer as a prompt they should be the same.
+        self._read, self._rows = self._target.logits, rows
         self._cache = TreeCache(
             layers=1,
             slots=slots,

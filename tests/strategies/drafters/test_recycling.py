@@ -40,7 +40,7 @@ def head_of(rows=64, dtype=torch.float32, slots=1, pages=None, **settings):
     """Return a head whose features are logits already."""
     head = Recycling(RecyclingConfig(**settings), BuildContext())
     info = SimpleNamespace(vocab_size=VOCAB, hidden_size=VOCAB, layers=2)
-    target = SimpleNamespace(device=CPU, dtype=dtype, info=info, draft_logits=lambda: lambda x: x)
+    target = SimpleNamespace(device=CPU, dtype=dtype, info=info, logits=lambda x: x)
     head.load(target, None)
     head.allocate(slots, rows, pages)
     return head
