@@ -28,8 +28,9 @@ __all__ = [
 
 T = TypeVar("T")
 
-_SLIVER = 1e-12
-"""An interval of noise that is shorter is rounding."""
+_SLIVER = 1e-13
+"""A share of what is drawn from that is smaller is rounding, which another slot of a batch need not
+have: no outcome, or a script would be followed in one slot otherwise than in another."""
 
 _ROUNDING = 1e-9
 """By how much a probability may leave [0, 1] and still be rounding."""
@@ -186,7 +187,7 @@ class EnumeratingDraws:
 
     def _follow(self, weights: Tensor) -> Tensor:
         """Return each lane's outcome, int64 ``[B]``, by weights ``[B, outcomes]``."""
-        possible = weights > 0
+        possible = weights > _SLIVER * weights.sum(1, keepdim=True)
         branching = possible.sum(1) > 1
         if int(self._cursor.max()) >= self._trace.shape[1]:
             raise AssertionError(

@@ -205,9 +205,11 @@ def _narrowing(spec, wanted):
     chosen = drafting_with(tree, decoder)
     with Engine(decoder) as engine:
         if engine.leads:
-            free = {"max_new_tokens": 30, "temperature": 1, "ignore_eos": True}
-            handles = [engine.submit(prompt, **free) for prompt in ([5, 9], [8])]
-            seeded = engine.submit([4], **free | {"max_new_tokens": 12}, seed=3)
+            free = {"temperature": 1, "ignore_eos": True}
+            # Trees have three levels: whatever is accepted, the long one is alone for 30 cycles.
+            lengths = {(5, 9): 200, (8,): 20}
+            handles = [engine.submit([*p], max_new_tokens=n, **free) for p, n in lengths.items()]
+            seeded = engine.submit([4], max_new_tokens=12, seed=3, **free)
             assert len({one.result(60).seed for one in [*handles, seeded]}) == 3
     told = [(seen.width, seen.sampled, seen.seeded, number) for seen, number in chosen]
     decoder.target.together.agree("choice of trees", told)
