@@ -103,6 +103,7 @@ def prepare(
     narrow = Target(model, tokenizer, first.target.model)
     title = label(first.target.model, shape)
     wide = Target(wide_model, tokenizer, title)
+    wide.cut_draft = first.target.cut_draft
 
     def widened(spec: DecoderSpec) -> Decoder:
         progress(f"widening the head of {spec.name}")

@@ -13,7 +13,7 @@ from eagle.errors import (
     nearest,
 )
 from eagle.host import multiprocessors, shared_memory
-from eagle.kernels import Int8Linear, Switch, arrange, int8_linear, padded, rows_of, top_k
+from eagle.kernels import Int8Linear, int8_linear, padded, rows_of, top_k
 from eagle.plugin.budget import RATES_FILE, Budget, Costs, Curve, Fit, Option, RankRates, steady
 from eagle.plugin.capabilities import (
     Exportable,
@@ -253,7 +253,6 @@ __all__ = [
     "Stored",
     "Strategy",
     "StrategyConfig",
-    "Switch",
     "TargetError",
     "TargetInfo",
     "TargetModel",
@@ -271,7 +270,6 @@ __all__ = [
     "VaryingTree",
     "Verified",
     "ancestor_mask",
-    "arrange",
     "check_draft_logits",
     "check_draft_memory",
     "check_draft_vocab",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from eagle.cache import Step
 from eagle.plugin.strategy import TargetInfo
@@ -56,6 +56,16 @@ class TargetModel(Protocol):
 
         To be asked for once, in `DraftHead.allocate`, which training does not call. A candidate
         that is a little off costs acceptance and no exactness.
+        """
+        ...
+
+    def lay_out(self, network: nn.Module) -> None:
+        """Lay out the weights of a head's network for decoding, in place; training is over then.
+
+        Layers that read the same input are stacked, and weights packed, as it pays on the device.
+        Where several processes hold the target, modules with a ``tp_plan`` are cut over them (see
+        `LlamaAttention.tp_plan`): so before sizes are taken from the network. To be asked for in
+        `DraftHead.allocate`, in which it may come again for the same network.
         """
         ...
 

@@ -66,6 +66,8 @@ class TargetSpec(_Model):
             ``balanced_low_0``, ``sequential``, or a mapping of modules to devices.
         tp_plan: ``auto`` cuts every layer of the target over all processes that `torchrun` has
             started, by the model's own plan in transformers for tensor parallelism.
+        cut_draft: whether those processes hold a part of the draft head each, too, if its modules
+            can be cut, or all of it (``false``); ``auto``: a part of one that is large.
         adapter: the folder of a PEFT adapter, merged into the weights when they are loaded.
         trust_remote_code: run Python code that comes with the model, which can do whatever the
             user can. Nobody is ever asked: without this such a model is refused.
@@ -78,6 +80,7 @@ class TargetSpec(_Model):
     generation_config: Literal["apply", "ignore"] = "apply"
     device_map: DeviceMap | None = None
     tp_plan: Literal["auto"] | None = None
+    cut_draft: Literal["auto"] | bool = "auto"
     adapter: Annotated[str, Field(min_length=1)] | None = None
     trust_remote_code: bool = False
 
@@ -101,6 +104,11 @@ class TargetSpec(_Model):
             raise ValueError(
                 "should have a device_map (one process, its layers on several devices) or a "
                 "tp_plan (one process for each device, every layer cut), not both"
+            )
+        if self.cut_draft is True and self.tp_plan is None:
+            raise ValueError(
+                "should have a tp_plan with cut_draft: true, which is for processes that hold the "
+                "target together"
             )
         if self.spread and self.adapter is not None:
             raise ValueError(

@@ -3,8 +3,8 @@
 transformers cuts weights by a plan of the model, and wraps the layers' forwards so that parts are
 added up or put side by side behind them. Here the same parts are plain weights of plain layers,
 with a hook behind those whose parts have to come together. So what fuses, compiles and captures
-sees what it sees in a target that is whole. Knows linear layers and the plan's words for them;
-knows no model.
+sees what it sees in a target that is whole. The network of a draft head is cut likewise, by the
+plans of its modules. Knows linear layers and the plan's words for them; knows no model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eagle.errors import TargetError
 from eagle.target.together import Together
 
-__all__ = ["bring_together", "cut", "settle", "whole"]
+__all__ = ["bring_together", "cut", "cut_network", "settle", "whole"]
 
 _ROWS, _COLUMNS = 0, 1  # dimension of a weight that is cut
 _CUT = {"colwise": _ROWS, "rowwise": _COLUMNS, "colwise_gather_output": _ROWS, "colwise_rep": _ROWS}
@@ -85,13 +85,52 @@ def cut(model: Any, rank: int, count: int) -> None:
             "has as much can"
         )
     for name, style in plan.items():
-        layer, dimension = modules[name], _CUT[style]
-        weight = layer.weight.chunk(count, dimension)[rank]
-        bias = layer.bias
-        if bias is not None and dimension == _ROWS:
-            bias = bias.chunk(count)[rank]
-        _become(layer, weight, bias, style)
+        _become(modules[name], *_part(modules[name], style, rank, count), style)
     model._tp_size = count
+
+
+def cut_network(network: nn.Module, rank: int, count: int, least: int = 0) -> dict[str, str]:
+    """Cut the network of a draft head, whose weights are there, by the plans of its modules.
+
+    Those modules have a ``tp_plan(count)``, the styles of the linear layers that are their own, or
+    nothing where they are not to be cut; and ``divide(count)``, called once they are cut. See
+    `eagle.plugin.LlamaAttention`. A network is cut once, whoever asks for it again.
+
+    Args:
+        network: frozen.
+        rank: of this process.
+        count: of all.
+        least: bytes of weights that are worth it; it stays whole where fewer would be cut.
+
+    Returns:
+        The style of each layer that was cut, by its name in the network, for `bring_together`.
+    """
+    if getattr(network, _DONE, False):
+        return {}
+    parts = {
+        name: (module, module.tp_plan(count))
+        for name, module in network.named_modules()
+        # A model of transformers has a property of that name.
+        if callable(getattr(module, "tp_plan", None))
+    }
+    parts = {
+        name: (module, plan)
+        for name, (module, plan) in parts.items()
+        if plan and all(_fits(getattr(module, own), style, count) for own, style in plan.items())
+    }
+    layers = [getattr(module, own) for module, plan in parts.values() for own in plan]
+    if sum(layer.weight.nbytes for layer in layers) < least:
+        return {}
+    made = {}
+    for name, (module, plan) in parts.items():
+        for own, style in plan.items():
+            layer = getattr(module, own)
+            weight, bias = _part(layer, style, rank, count)
+            # Copied, so that the whole of it is freed.
+            _become(layer, weight.clone(), None if bias is None else bias.clone(), style)
+            made[f"{name}.{own}" if name else own] = style
+        module.divide(count)
+    return made
 
 
 def settle(model: Any) -> bool:
@@ -122,16 +161,20 @@ def settle(model: Any) -> bool:
     return not cut_still and not any("forward" in vars(layer) for layer in modules.values())
 
 
-def bring_together(model: Any) -> None:
-    """Have parts added up, or put side by side, behind the layers that `cut` or `settle` made.
+def bring_together(model: Any, plan: Mapping[str, str] | None = None) -> None:
+    """Have parts added up, or put side by side, behind the layers that are cut.
 
     Last of all: whoever exchanges layers for quicker ones leaves those alone that have hooks.
+
+    Args:
+        model: that `cut` or `settle` made, or `cut_network`.
+        plan: of `cut_network`; a model of transformers has its own.
     """
     if getattr(model, _DONE, False):
         return  # it has another owner
     setattr(model, _DONE, True)
     modules = dict(model.named_modules())
-    for name, style in _planned(model).items():
+    for name, style in (_planned(model) if plan is None else plan).items():
         layer = modules[name]
         if "forward" in vars(layer):
             continue  # transformers' own way, still
@@ -200,6 +243,14 @@ def _fits(layer: nn.Module, style: str, count: int) -> bool:
     if style not in _CUT or not isinstance(layer, nn.Linear):
         return False
     return (layer.out_features, layer.in_features)[_CUT[style]] % count == 0
+
+
+def _part(layer: Any, style: str, rank: int, count: int) -> tuple[Tensor, Tensor | None]:
+    """Return one process's part of a linear layer's weight and bias, which they are views of."""
+    dimension, bias = _CUT[style], layer.bias
+    if bias is not None and dimension == _ROWS:
+        bias = bias.chunk(count)[rank]
+    return layer.weight.chunk(count, dimension)[rank], bias
 
 
 def _become(layer: Any, weight: Tensor, bias: Tensor | None, style: str) -> None:

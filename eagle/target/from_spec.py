@@ -63,7 +63,9 @@ def load_target(
             source.name,
             str(model.dtype).removeprefix("torch."),
         )
-    return Target(model, loading.load_tokenizer(source), spec.model)
+    target = Target(model, loading.load_tokenizer(source), spec.model)
+    target.cut_draft = spec.cut_draft
+    return target
 
 
 def meet(spec: TargetSpec, text: Any, name: str) -> Together | None:

@@ -19,7 +19,10 @@ from eagle.target import Target
 from eagle.testing import tiny_head, tiny_target
 from tests.families import config_of, model_of
 
-FACE = {"info", "device", "dtype", "config", "embed", "logits", "draft_logits", "draft_model"}
+FACE = {
+    *("info", "device", "dtype", "config"),
+    *("embed", "logits", "draft_logits", "lay_out", "draft_model"),
+}
 
 
 class Face:

@@ -17,11 +17,9 @@ from eagle.plugin import (
     CheckpointError,
     Pages,
     Step,
-    Switch,
     TargetError,
     TargetModel,
     TreeCache,
-    arrange,
 )
 
 __all__ = [
@@ -63,7 +61,7 @@ class HeadNetwork(Protocol):
 
     @property
     def attention(self) -> AttentionHeads:
-        """The heads of its attention."""
+        """The heads of its attention: of a network that is cut, those of this process."""
         ...
 
 
@@ -101,7 +99,7 @@ class DecoderHead:
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate the cache of its layers, and lay out their weights for decoding."""
         # Not on loading: neither packed nor stacked weights can be trained.
-        arrange(self.module, Switch())
+        self._target.lay_out(self.module)
         attention = self.module.attention
         self._cache = TreeCache(
             layers=self.module.depth,

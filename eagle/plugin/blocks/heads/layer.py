@@ -45,6 +45,20 @@ class LlamaAttention(nn.Module):
         out: Tensor = self.o_proj(attended.flatten(2))
         return out
 
+    def tp_plan(self, count: int) -> dict[str, str]:
+        """Return how its linear layers are cut over *count* processes, each with whole heads.
+
+        Returns:
+            Styles of transformers' plans for tensor parallelism; empty if heads do not share out.
+        """
+        if self.heads % count or self.kv_heads % count:
+            return {}
+        return dict.fromkeys(("q_proj", "k_proj", "v_proj"), "colwise") | {"o_proj": "rowwise"}
+
+    def divide(self, count: int) -> None:
+        """Have the heads of one of *count* processes."""
+        self.heads, self.kv_heads = self.heads // count, self.kv_heads // count
+
 
 class LlamaMLP(nn.Module):
     """Llama's."""
@@ -60,6 +74,13 @@ class LlamaMLP(nn.Module):
         """Return ``[B, T, H]`` of the same."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
         return out
+
+    def tp_plan(self, count: int) -> dict[str, str]:
+        """Return how its linear layers are cut over processes, as `LlamaAttention.tp_plan` does."""
+        return {"gate_proj": "colwise", "up_proj": "colwise", "down_proj": "rowwise"}
+
+    def divide(self, count: int) -> None:
+        """Nothing else follows the share that one process has."""
 
 
 def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
