@@ -20,7 +20,7 @@ from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief
 from eagle.host import Whole
 from eagle.plugin import BuildContext, LearnsCosts, Registry, SamplingParams, default_registry
-from eagle.runtime import Runtime
+from eagle.runtime import Runtime, check_capturable
 from eagle.sizing import fit_tree, learn_costs
 from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
 from eagle.target import Target, load_target, loading, resolve_device
@@ -54,6 +54,8 @@ class Decoder(Whole):
     def _make(self, resolved: Resolved, target: Target) -> None:
         if target.together is not None:
             target.together.agree("spec", resolved.spec.model_dump(mode="json"))
+        speaks = target.together is None or target.together.main
+        check_capturable(resolved, target.device, speaks=speaks)
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
         resolved = fit_tree(resolved, target)

@@ -145,8 +145,11 @@ class Trace:
 
     def watch(self, resolved: Resolved) -> Resolved:
         """Return a spec's components with stand-ins that note what goes through them."""
+        # A captured cycle would not come by here again, whoever asks for one.
+        runtime = resolved.spec.runtime.model_copy(update={"cuda_graph": False})
         return replace(
             resolved,
+            spec=resolved.spec.model_copy(update={"runtime": runtime}),
             tree=_watched(resolved.tree, self),
             acceptance=_WatchedRule(resolved.acceptance, self),
         )

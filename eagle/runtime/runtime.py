@@ -18,7 +18,7 @@ from torch import Tensor
 from eagle.assets import cache_dir, notify
 from eagle.cache import BLOCK
 from eagle.cycle import PREFILL, Cycle, Piece, Processing, Read, Slots
-from eagle.errors import EagleError, IncompatibleError
+from eagle.errors import EagleError
 from eagle.host import free_memory
 from eagle.plugin import Sampling, SamplingParams, UniformDraws
 from eagle.runtime.aot import ahead
@@ -62,10 +62,8 @@ class Runtime:
     Args:
         cycle: the components.
         spec: what the spec says of the runtime.
-        capturable: whether every component promises to read nothing on the host.
-
-    Raises:
-        IncompatibleError: the spec asks for graphs where there can be none.
+        capturable: whether every component promises to read nothing on the host; see
+            `eagle.runtime.check_capturable`.
 
     Attributes:
         graph: whether cycles are captured; it turns False where capturing fails.
@@ -75,13 +73,6 @@ class Runtime:
 
     def __init__(self, cycle: Cycle, spec: RuntimeSpec, *, capturable: bool) -> None:
         cuda = cycle.target.device.type == "cuda"
-        if spec.cuda_graph is True and not cuda:
-            raise IncompatibleError("runtime.cuda_graph: CUDA graphs need a CUDA device")
-        if spec.cuda_graph is True and not capturable:
-            raise IncompatibleError(
-                "runtime.cuda_graph: a component of this spec reads the device on the host "
-                "(it is not capturable), so a cycle cannot be captured"
-            )
         self.cycle = cycle
         self.graph = cuda and capturable and spec.cuda_graph is not False
         ahead_of_time = cycle.target.device.type in _AHEAD
