@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.decoder import Decoder
+from eagle.decoding.resolving import resolve_for
 from eagle.errors import RequestError
 from eagle.plugin import (
     Acceptance,
