@@ -61,14 +61,14 @@ class _Ours:
         device, loop = self.decoder.target.device, self.decoder.loop
         self.decoder.forget()  # a prompt that was answered before is read all the same
         reset_peak_memory(device)
-        cycles, reading, started = loop.cycles, loop.reading, time.perf_counter()
+        cycles, reading, started = loop.cycles, loop.tally.reading, time.perf_counter()
         results = self.decoder.generate(texts, params)
         seconds = time.perf_counter() - started
         return Trial(
             prompts=prompts,
             answers=tuple(result.tokens for result in results),
             seconds=seconds,
-            reading=loop.reading - reading,
+            reading=loop.tally.reading - reading,
             cycles=loop.cycles - cycles,
             verifications=sum(result.stats.cycles for result in results),
             memory=peak_memory(device),

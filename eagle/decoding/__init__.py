@@ -2,12 +2,13 @@
 is in them.
 """
 
-from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.decoder import Decoder
 from eagle.decoding.engine import Engine
 from eagle.decoding.handles import Handle, News
 from eagle.decoding.inputs import Prompt, encode
 from eagle.decoding.logprobs import TokenLogprobs
 from eagle.decoding.requests import Event, Result, Stats
+from eagle.decoding.resolving import resolve_for
 from eagle.decoding.text import Piece, half_surrogate
 from eagle.decoding.threads import EngineStats
 from eagle.decoding.trace import Trace, TracedCycle, TracedNode

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -11,21 +10,22 @@ from pathlib import Path
 from typing import Any, overload
 
 from eagle.cycle import Cycle, Processors
+from eagle.decoding.driving import answers
 from eagle.decoding.generation import Defaults
 from eagle.decoding.inputs import Prompt, intake
 from eagle.decoding.loop import Loop
 from eagle.decoding.pickled import packed
 from eagle.decoding.requests import Event, Request, Result
-from eagle.decoding.tickets import Ticket
-from eagle.errors import EagleError, PluginError, SpecError, TargetError, again, brief
+from eagle.decoding.resolving import resolve_for
+from eagle.errors import EagleError, PluginError, SpecError, TargetError
 from eagle.host import Whole
-from eagle.plugin import BuildContext, LearnsCosts, Registry, SamplingParams, default_registry
-from eagle.runtime import Runtime
+from eagle.plugin import LearnsCosts, Registry, SamplingParams, default_registry
+from eagle.runtime import Runtime, check_capturable
 from eagle.sizing import fit_tree, learn_costs
-from eagle.spec import DecoderSpec, Resolved, load_spec, resolve
-from eagle.target import Target, load_target, loading, resolve_device
+from eagle.spec import DecoderSpec, Resolved, load_spec
+from eagle.target import Target, load_target
 
-__all__ = ["Decoder", "resolve_for"]
+__all__ = ["Decoder"]
 
 
 class Decoder(Whole):
@@ -54,6 +54,8 @@ class Decoder(Whole):
     def _make(self, resolved: Resolved, target: Target) -> None:
         if target.together is not None:
             target.together.agree("spec", resolved.spec.model_dump(mode="json"))
+        speaks = target.together is None or target.together.main
+        check_capturable(resolved, target.device, speaks=speaks)
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
         resolved = fit_tree(resolved, target)
@@ -267,35 +269,11 @@ class Decoder(Whole):
                 request.index = next(numbers)
             return made
 
-        return self._flow(requests)
+        return answers(self.loop, requests)
 
     def _run(self, requests: Sequence[Request]) -> Iterator[Event]:
         given = [requests]
-        return self._flow(lambda left: given.pop() if given else ())
-
-    def _flow(self, more: Callable[[int], Sequence[Request]]) -> Iterator[Event]:
-        """Have requests answered, driving the loop as long as nothing has come of them."""
-        inbox, left = _Inbox(), 0
-        try:
-            while True:
-                if requests := more(left):
-                    tickets = [Ticket(request, inbox) for request in requests]
-                    inbox.open.update(dict.fromkeys(tickets))
-                    left += len(tickets)
-                    self.loop.submit(tickets)
-                if not left:
-                    return
-                while not inbox.found:
-                    self.loop.drive(inbox.filled)
-                while inbox.found:
-                    found = inbox.found.popleft()
-                    if isinstance(found, Exception):
-                        raise found
-                    left -= found.result is not None
-                    yield found
-        finally:
-            if left:
-                self.loop.cancel(list(inbox.open))
+        return answers(self.loop, lambda left: given.pop() if given else ())
 
     def intake(
         self,
@@ -369,49 +347,3 @@ class Decoder(Whole):
                 defaults=self.defaults,
                 capacity=self.capacity,
             )
-
-
-class _Inbox:
-    """What came of the requests of one call, until the caller asks for it, and which are open."""
-
-    def __init__(self) -> None:
-        self.found: deque[Event | Exception] = deque()
-        self.open: dict[Ticket, None] = {}  # in the order in which they came
-
-    def filled(self) -> bool:
-        return bool(self.found)
-
-    def put(self, ticket: Ticket, event: Event) -> None:
-        if event.result is not None:
-            self.open.pop(ticket, None)
-        self.found.append(event)
-
-    def fail(self, ticket: Ticket, error: Exception) -> None:
-        self.open.pop(ticket, None)
-        self.found.append(again(error))
-
-
-def resolve_for(spec: DecoderSpec, registry: Registry, target: Target | None = None) -> Resolved:
-    """Resolve a spec against its target's configuration, or against a loaded target.
-
-    Raises:
-        EagleError: see `Decoder.from_spec`.
-    """
-    resolve(spec, registry)  # without the target first: a typo should not cost a download
-    if target is not None:
-        info, device, path = target.info, target.device, target.model.name_or_path
-    else:
-        source = _located(spec)
-        info, device = loading.describe(source)[0], resolve_device(spec.target.device)
-        path = source.path
-    context = BuildContext(info, device, spec.folder, loading.folder_of(path, spec.target.revision))
-    return resolve(spec, registry, context)
-
-
-def _located(spec: DecoderSpec) -> loading.Source:
-    try:
-        return loading.locate(spec.target, spec.folder)
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, nobody's ~home
-        why = getattr(error, "strerror", None) or error
-        name = brief(spec.target.model)
-        raise TargetError(f"target.model: {name} is no path: {why}") from error

@@ -11,16 +11,15 @@ and hear the same do the same (see `eagle.decoding.leading`).
 
 from __future__ import annotations
 
-import heapq
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from itertools import count
 
 import torch
 
 from eagle.cycle import Cycle
 from eagle.decoding.batch import Outcome, failed_last
+from eagle.decoding.line import Line, drained
 from eagle.decoding.listeners import Listeners
 from eagle.decoding.logprobs import Logprobs
 from eagle.decoding.passes import Passes, Reading, Running
@@ -28,6 +27,7 @@ from eagle.decoding.requests import Request
 from eagle.decoding.rousing import roused_together
 from eagle.decoding.seats import Seats
 from eagle.decoding.stranger import Stranger
+from eagle.decoding.tally import Tally
 from eagle.decoding.telling import telling
 from eagle.decoding.tickets import Leader, Ticket
 from eagle.errors import EagleError, RequestError
@@ -55,14 +55,7 @@ class Loop:
     Attributes:
         seats: slots and blocks, and who has them.
         lead: is told what every pass goes by, where other processes follow this one.
-        reading: seconds in which prompts were read; where that goes on between cycles, without
-            what the device does of it while the host goes on.
-        tokens: tokens that were given.
-        verified: verifications, of all requests.
-        committed: tokens that these gave.
-        drafted: candidates that these verified.
-        accepted: by draft position, in how many verifications its token was accepted.
-        prompt_tokens: tokens of the prompts that were read, those found in blocks included.
+        tally: what was given so far, in numbers.
     """
 
     def __init__(
@@ -78,10 +71,9 @@ class Loop:
         self._cycle, self._runtime, self._resolved = cycle, runtime, resolved
         self.seats = Seats(cycle, runtime, limit, capacity, sized)
         self.lead: Leader | None = None
-        self._arrived: deque[Ticket] = deque()
+        self.tally = Tally(accepted=[0] * cycle.depth)
+        self._line = Line()
         self._cancelled: deque[Ticket] = deque()
-        self._waiting: list[tuple[int, int, Ticket]] = []  # a heap
-        self._numbers = count()
         self._tickets: dict[int, Ticket] = {}  # of those with a slot, by their request's id
         self._listeners = Listeners(resolved)
         self._stranger = Stranger(resolved)
@@ -91,15 +83,11 @@ class Loop:
         self._read_last = False
         self._together = cycle.target.together
         self._news = News()  # since the pass that is under way began
-        self.tokens = self.verified = self.committed = self.drafted = 0
-        self.reading = 0.0
-        self.prompt_tokens = 0
-        self.accepted = [0] * cycle.depth
 
     @property
     def busy(self) -> bool:
         """Whether there is something to do."""
-        return bool(self._arrived or self._waiting or self.seats or self._cancelled)
+        return bool(self.waiting or self.seats or self._cancelled)
 
     @property
     def cycles(self) -> int:
@@ -109,11 +97,11 @@ class Loop:
     @property
     def waiting(self) -> int:
         """How many requests have no slot yet."""
-        return len(self._arrived) + len(self._waiting)
+        return self._line.unheard + len(self._line)
 
     def submit(self, tickets: Iterable[Ticket]) -> None:
         """Take in requests, which may be answered at once where the loop is being driven."""
-        self._arrived.extend(tickets)
+        self._line.add(tickets)
 
     def cancel(self, tickets: Iterable[Ticket]) -> None:
         """Let nothing more come of requests; the pass that is under way is their last.
@@ -128,7 +116,7 @@ class Loop:
         if self._cancelled and self.lead is None:
             with self._cycle.target.turn.tried("cancelling") as had:
                 if had:
-                    self._sweep(_drained(self._cancelled))
+                    self._sweep(drained(self._cancelled))
 
     def let_go(self) -> None:
         """Forget what was allocated for those who were seated; nobody may be."""
@@ -227,10 +215,8 @@ class Loop:
         """Let every request fail that there is."""
         with self._cycle.target.turn.held("decoding"):
             self._give_up(error)
-            for ticket in [*self._arrived, *(entry[2] for entry in self._waiting)]:
+            for ticket in self._line.clear():
                 self._end(ticket, error)
-            self._arrived.clear()
-            self._waiting.clear()
 
     # --- one turn ---------------------------------------------------------------------------------
 
@@ -278,17 +264,15 @@ class Loop:
         and half as many prompts make it worth that.
         """
         requests = self.seats.batch.requests
-        among = len(requests) if self._waiting else (len(requests) - requests.count(None)) // 2
+        among = len(requests) if self._line else (len(requests) - requests.count(None)) // 2
         return self.seats.reader.worth(among)
 
     def _hear(self) -> list[Ticket]:
         """Take in who came, and return who was given up; until the next pass, nobody else is."""
         if self._together is not None:
             self._together.still()
-        cancelled = _drained(self._cancelled)
-        arrived = [ticket for ticket in _drained(self._arrived) if not ticket.over]
-        for ticket in arrived:
-            heapq.heappush(self._waiting, (-ticket.priority, next(self._numbers), ticket))
+        cancelled = drained(self._cancelled)
+        arrived = self._line.hear()
         if self.lead is not None:
             self.lead.tell(arrived, cancelled)
         return cancelled
@@ -303,8 +287,7 @@ class Loop:
                 self._leave(self._slot(ticket.request))
                 self._passes.reseat()
         if gone:
-            self._waiting = [entry for entry in self._waiting if entry[2] not in gone]
-            heapq.heapify(self._waiting)
+            self._line.drop(gone)
 
     def _slot(self, request: Request) -> int:
         """Return the slot of a request that has one."""
@@ -319,16 +302,16 @@ class Loop:
 
         Nobody overtakes who came first, so that a long text is not kept waiting by short ones.
         """
-        while self._waiting:
-            ticket = self._waiting[0][2]
+        while self._line:
+            ticket = self._line.first
             try:
                 if not self._seat(ticket):
                     break
             except Exception as error:  # there is less memory than there seemed to be
-                heapq.heappop(self._waiting)
+                self._line.pop()
                 self._end(ticket, error)
                 raise
-            heapq.heappop(self._waiting)
+            self._line.pop()
         # What components remember of slots stays where it is, and what a cycle reports.
         reported = self._running is not None and self._running.reports
         if not self._listeners and not reported and self.seats.close_up():
@@ -339,7 +322,7 @@ class Loop:
         idle = not self.seats
         if idle:
             with self._resolved.blaming():
-                self.seats.prepare([entry[2].request for entry in self._waiting])
+                self.seats.prepare(self._line.requests)
         if self.seats.take(ticket.request):
             self._tickets[id(ticket.request)] = ticket
             self._listeners.begin(self._slot(ticket.request), ticket.request)
@@ -361,7 +344,7 @@ class Loop:
         outcomes = reading.outcome.read() if reading.outcome is not None else []
         self._compare(outcomes)
         found = Logprobs(self._passes.report) if reading.reports else None
-        self.reading += reading.seconds + time.perf_counter() - began
+        self.tally.reading += reading.seconds + time.perf_counter() - began
         for own, failure in reading.groups:
             seated = self._seated(own, outcomes)
             if failure is None:
@@ -440,7 +423,7 @@ class Loop:
     @property
     def _waits(self) -> bool:
         """Whether somebody was seen to wait for a slot, by all processes."""
-        return self._news.came or bool(self._waiting)
+        return self._news.came or bool(self._line)
 
     def _compare(self, outcomes: Sequence[Outcome]) -> None:
         """Hold outcomes against those of the processes that hold the target with this one.
@@ -448,10 +431,10 @@ class Loop:
         Who is seated is compared, too: a process that goes on with others waits for ever. And look
         whether somebody came or left meanwhile, which all go by if one of them sees it.
         """
-        self._news = News(came=bool(self._arrived), left=bool(self._cancelled))
+        self._news = News(came=bool(self._line.unheard), left=bool(self._cancelled))
         if self._together is not None:
             seats = self.seats
-            state = (seats.active, seats.blocks.free, len(self._waiting))
+            state = (seats.active, seats.blocks.free, len(self._line))
             ahead = self._running is not None or bool(self._behind)
             self._news = self._together.same((outcomes, state), self._news, ahead=ahead)
 
@@ -483,15 +466,10 @@ class Loop:
             # What processors raise leaves the target's and the head's rows what they should be.
             self._leave(slot, keep=False, spoilt=not isinstance(failure, RequestError))
         elif event is not None:
-            self.tokens += len(event.tokens)
             if verified:
-                self.verified += 1
-                self.committed += len(event.tokens)
-                self.drafted += candidates
-                for place in range(event.drafted):
-                    self.accepted[place] += 1
+                self.tally.count_verified(event, candidates)
             else:
-                self.prompt_tokens += len(request.prompt)
+                self.tally.count_read(event, len(request.prompt))
             if event.finish_reason:
                 del self._tickets[id(request)]
                 self._passes.reseat()
@@ -520,8 +498,3 @@ class Loop:
         tickets, self._tickets = list(self._tickets.values()), {}
         for ticket in tickets:
             self._end(ticket, error)
-
-
-def _drained(tickets: deque[Ticket]) -> list[Ticket]:
-    """Take all that are there now; other threads may add some at any time."""
-    return [tickets.popleft() for _ in range(len(tickets))]

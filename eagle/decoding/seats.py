@@ -82,7 +82,7 @@ class Seats:
         """
         if not self._cycle.paged or (need := self._need(request)) <= self.blocks.total:
             return
-        most = self._runtime.most_blocks(self.blocks.total)
+        most = self._runtime.room.most_blocks(self.blocks.total)
         if most is None or need <= most:
             return
         fits, told = self._cycle.tokens(most), request.index + 1
@@ -127,11 +127,11 @@ class Seats:
             self.slots is not None
             and (have == count if runtime.lone else have >= count)
             and self._rows >= longest
-            and runtime.holds(self.blocks.total, needs, count)
+            and runtime.room.holds(self.blocks.total, needs, count)
         ):
             return
         self.let_go()  # first, so that an interruption leaves nothing half done
-        blocks = runtime.blocks(needs, count) if needs else None
+        blocks = runtime.room.blocks(needs, count) if needs else None
         self.slots = runtime.allocate(count, rows, blocks)
         self.feed, self._rows = Feed(self.slots.uniforms), rows
         self.blocks = Blocks(blocks or 0, sharing=cycle.shares)

@@ -158,12 +158,12 @@ class EngineThread:
             total_blocks=blocks.total,
             tokens=tokens,
             tokens_per_second=recent / span,
-            tau=loop.committed / loop.verified if loop.verified else 0.0,
+            tau=loop.tally.committed / loop.tally.verified if loop.tally.verified else 0.0,
             cycles=loop.cycles,
-            verified=loop.verified,
-            accepted_per_position=tuple(loop.accepted),
-            prompt_tokens=loop.prompt_tokens,
-            drafted=loop.drafted,
+            verified=loop.tally.verified,
+            accepted_per_position=tuple(loop.tally.accepted),
+            prompt_tokens=loop.tally.prompt_tokens,
+            drafted=loop.tally.drafted,
             **counts,
         )
 

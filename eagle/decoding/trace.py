@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.decoder import Decoder
+from eagle.decoding.resolving import resolve_for
 from eagle.errors import RequestError
 from eagle.plugin import (
     Acceptance,
@@ -145,8 +146,11 @@ class Trace:
 
     def watch(self, resolved: Resolved) -> Resolved:
         """Return a spec's components with stand-ins that note what goes through them."""
+        # A captured cycle would not come by here again, whoever asks for one.
+        runtime = resolved.spec.runtime.model_copy(update={"cuda_graph": False})
         return replace(
             resolved,
+            spec=resolved.spec.model_copy(update={"runtime": runtime}),
             tree=_watched(resolved.tree, self),
             acceptance=_WatchedRule(resolved.acceptance, self),
         )

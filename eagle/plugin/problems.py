@@ -21,8 +21,10 @@ _OURS = {
     "int_parsing_size": "should be a valid integer",
     "int_from_float": "should be a valid integer",
     "float_parsing": "should be a valid number",
+    "dict_type": "should be a mapping",
+    "model_type": "should be a mapping",
 }
-"""By pydantic's type of error, what is said where its own message tells of parsing."""
+"""By pydantic's type of error, what is said where its own message tells of parsing or of Python."""
 
 _SHORT = 80  # characters of a value that is shown
 _SHOWN = 3  # keys of which a sentence is made; of more, a few names and their number

@@ -4,6 +4,7 @@ what they say.
 
 from eagle.runtime.aot import AheadPass, compiler, made
 from eagle.runtime.arrival import Arrival
+from eagle.runtime.capturable import check_capturable
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.runtime import MODERATE, Runtime
 from eagle.runtime.stopwatch import Job, seconds_of
@@ -16,6 +17,7 @@ __all__ = [
     "Graphs",
     "Job",
     "Runtime",
+    "check_capturable",
     "compiler",
     "made",
     "seconds_of",

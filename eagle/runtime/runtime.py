@@ -18,14 +18,15 @@ from torch import Tensor
 from eagle.assets import cache_dir, notify
 from eagle.cache import BLOCK
 from eagle.cycle import PREFILL, Cycle, Piece, Processing, Read, Slots
-from eagle.errors import EagleError, IncompatibleError
-from eagle.host import free_memory
+from eagle.errors import EagleError
 from eagle.plugin import Sampling, SamplingParams, UniformDraws
 from eagle.runtime.aot import ahead
 from eagle.runtime.compiling import compiled_phases
 from eagle.runtime.graphs import Graphs
 from eagle.runtime.kernel_check import OperatorDraws, disagreement
 from eagle.runtime.packing import PackedInputs, passes, size_of
+from eagle.runtime.room import Room
+from eagle.runtime.widths import Widths, bucket
 from eagle.spec import RuntimeSpec
 from eagle.target import Target
 
@@ -44,12 +45,9 @@ PIECES = (32, 128, 256, 384, PREFILL)
 FEW = 6
 """Pieces that are read by graphs, one after another, where packed passes are not captured."""
 _TOGETHER = {"cuda": 4096, "cpu": PREFILL}  # tokens of several prompts that are read in one pass
-_LEAST = 64  # blocks
 _SMALL = 2**28  # bytes of slots that are allocated whether they are needed or not
 _MANY, _MANY_ON_CPU = 256, 8  # slots at most, where their number follows the memory
-_WORTH = 64  # cycles over too many slots, before fewer are captured
 MODERATE = 1024  # tokens of a text, prompt and answer, that room is made for beforehand
-_SHARE = 0.8  # of the free memory, that blocks may take
 
 # Bytes of a layer's weights from which one layer is compiled for all. An H200 reads these in
 # 190 us, and what ends a layer and begins the next takes some 3 us more as two kernels.
@@ -62,41 +60,30 @@ class Runtime:
     Args:
         cycle: the components.
         spec: what the spec says of the runtime.
-        capturable: whether every component promises to read nothing on the host.
-
-    Raises:
-        IncompatibleError: the spec asks for graphs where there can be none.
+        capturable: whether every component promises to read nothing on the host; see
+            `eagle.runtime.check_capturable`.
 
     Attributes:
         graph: whether cycles are captured; it turns False where capturing fails.
         compiled: whether phases are compiled.
+        room: how many blocks there is memory for.
         captured: how many graphs were captured so far.
     """
 
     def __init__(self, cycle: Cycle, spec: RuntimeSpec, *, capturable: bool) -> None:
         cuda = cycle.target.device.type == "cuda"
-        if spec.cuda_graph is True and not cuda:
-            raise IncompatibleError("runtime.cuda_graph: CUDA graphs need a CUDA device")
-        if spec.cuda_graph is True and not capturable:
-            raise IncompatibleError(
-                "runtime.cuda_graph: a component of this spec reads the device on the host "
-                "(it is not capturable), so a cycle cannot be captured"
-            )
         self.cycle = cycle
         self.graph = cuda and capturable and spec.cuda_graph is not False
         ahead_of_time = cycle.target.device.type in _AHEAD
         wanted = self.graph if spec.compile == "auto" else spec.compile is not False
         self.compiled = wanted and not ahead_of_time
         self.captured = 0
-        # Asked while all processes that hold the target are here; see `most_blocks`.
-        self._at_first = self._room() if cuda and cycle.target.together is not None else 0
+        self.room = Room(cycle)
         self._told = self._asked = False
-        self._wished = 0  # blocks that were asked for, when there was memory for no more
         self._graphs: Graphs | None = None
         self._inputs: _Inputs | None = None
         self._packed: PackedInputs | None = None
-        self._widths: set[int] = set()  # numbers of slots that cycles were captured for
-        self._asked_for: dict[int, int] = {}  # cycles that fewer would have done for
+        self._widths = Widths()
         if self.compiled:
             # Compiled code is found again by later processes, also after a restart.
             os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "compiled"))
@@ -119,7 +106,7 @@ class Runtime:
         blocks = self.cycle.blocks(min(MODERATE, capacity))
         if not self.cycle.shares:
             blocks = -(-self.rows(MODERATE, capacity) // BLOCK)
-        return min(max(self._room() // blocks, 1), _MANY)
+        return min(max(self.room.free() // blocks, 1), _MANY)
 
     def slots(self, wanted: int, limit: int, rows: int) -> int:
         """Return how many slots to allocate: all, where they take little; cycles run over few.
@@ -134,7 +121,7 @@ class Runtime:
         if self.lone:
             return min(wanted, limit)
         if self.graph:
-            wanted = 1 << (wanted - 1).bit_length()
+            wanted = bucket(wanted)
         small = _SMALL * BLOCK // (rows * self.cycle.block_bytes)
         return min(max(wanted, small), limit)
 
@@ -145,30 +132,17 @@ class Runtime:
 
     def bucket(self, slots: int) -> int:
         """Return over how many slots to run where *slots* are needed: few numbers, if captured."""
-        return 1 << (slots - 1).bit_length() if self.graph else slots
+        return bucket(slots) if self.graph else slots
 
     def width(self, needed: int, total: int) -> int:
-        """Return over how many of *total* slots the next cycle runs, of which *needed* matter.
-
-        Capturing takes as long as many cycles, so fewer slots than were captured before are worth
-        it where that many were needed for a while.
-        """
+        """Return over how many of *total* slots the next cycle runs, of which *needed* matter."""
         if not self.graph:
             return needed
-        asked = min(self.bucket(needed), total)
-        larger = [width for width in self._widths if width > asked]
-        if self.compiled and asked == 1 and larger and asked not in self._widths:
-            return min(larger)  # one slot has code of its own, which others would wait for
-        if asked not in self._widths and larger:
-            self._asked_for[asked] = self._asked_for.get(asked, 0) + 1
-            if self._asked_for[asked] < _WORTH:
-                return min(larger)
-        self._widths.add(asked)
-        return asked
+        return self._widths.choose(needed, total, one_apart=self.compiled)
 
     def expect(self, widths: Iterable[int]) -> None:
         """Take note that cycles over so many slots are captured, for `width` to choose them."""
-        self._widths.update(widths)
+        self._widths.expect(widths)
 
     def rows(self, longest: int, capacity: int) -> int:
         """Return how many rows to allocate for texts of some length, of at most *capacity*."""
@@ -178,44 +152,6 @@ class Runtime:
         while rows < longest:
             rows = min(2 * rows, capacity)
         return -(-rows // PREFILL) * PREFILL
-
-    def blocks(self, wanted: Sequence[int], slots: int) -> int:
-        """Return how many blocks to allocate for texts, where rows lie in blocks.
-
-        As many as the largest of them need that there are slots for, as far as there is memory;
-        the largest of all, at least. Rounded up, so that other texts of about that length fit, and
-        no fewer than leave room for the earlier turns of a chat.
-
-        Args:
-            wanted: blocks of each text (see `eagle.cycle.Cycle.blocks`).
-            slots: how many are decoded at once.
-        """
-        needed = max(_rounded(sum(sorted(wanted)[-slots:])), _LEAST)
-        self._wished = needed
-        if self.cycle.target.device.type == "cuda":
-            torch.cuda.empty_cache()  # what was let go of before is free
-            needed = min(needed, self._room())
-        return max(needed, max(wanted))
-
-    def most_blocks(self, total: int) -> int | None:
-        """Return how many blocks there can be at most, where *total* are; None if unbounded."""
-        if self.cycle.target.device.type != "cuda":
-            return None
-        if self.cycle.target.together is not None:
-            return max(total, self._at_first)  # what is free now, others would have to be asked
-        return total + self._room()
-
-    def _room(self) -> int:
-        """Return how many blocks there is free memory for."""
-        target = self.cycle.target
-        room = int(_SHARE * free_memory(target.device)) // self.cycle.block_bytes
-        # Processes that hold a target together seat the same texts.
-        return room if target.together is None else target.together.least(room)
-
-    def holds(self, total: int, wanted: Sequence[int], slots: int) -> bool:
-        """Return whether *total* blocks suffice for texts, or are all that there is memory for."""
-        needed = sum(sorted(wanted)[-slots:])
-        return max(wanted, default=0) <= total and needed <= max(total, self._wished)
 
     def span(self, committed: int) -> int:
         """Return how many rows a cycle reads: few different numbers where each is captured."""
@@ -237,7 +173,7 @@ class Runtime:
         if self._graphs is not None and device.type == "cuda":
             torch.cuda.synchronize(device)  # a cycle of nobody may be under way
         self._graphs = self._inputs = self._packed = None
-        self._widths, self._asked_for = set(), {}
+        self._widths = Widths()
         made = self.cycle.allocate(slots, rows, blocks)
         if self.graph:
             self._graphs, self._inputs = Graphs(device), _Inputs(device)
@@ -447,12 +383,6 @@ def _by_layers(spec: RuntimeSpec, target: Target) -> bool:
     if spec.compile != "auto" or not target.layers:
         return spec.compile == "layers"
     return sum(one.nbytes for one in target.layers[0].parameters()) >= _HEAVY
-
-
-def _rounded(blocks: int) -> int:
-    """Return a number of blocks, up to an eighth more: few different ones."""
-    step = 1 << max(blocks.bit_length() - 4, 0)
-    return -(-blocks // step) * step
 
 
 class _Inputs:

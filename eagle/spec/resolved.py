@@ -44,7 +44,12 @@ class Resolved:
     @property
     def capturable(self) -> bool:
         """Whether no component reads the device on the host in a cycle, as graphs will need."""
-        return all(component.capturable for component in self.components.values())
+        return not self.on_host
+
+    @property
+    def on_host(self) -> tuple[Role, ...]:
+        """The roles whose components read the device on the host in a cycle."""
+        return tuple(role for role, one in self.components.items() if not one.capturable)
 
     @property
     def components(self) -> dict[Role, Component]:

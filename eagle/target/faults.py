@@ -19,6 +19,21 @@ __all__ = ["check_named", "explained", "is_distrusted", "unread", "untold", "wit
 
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 _ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function")
+# What huggingface_hub's checked dataclasses say of a value, and which types they name there.
+_MISTYPED = re.compile(
+    r"Field '(\w+)' (?:with value .* doesn't match any type in \((.*?)\)\. Errors:"
+    r"|expected (\w+|an? \w+), got )"
+)
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "dict": "settings by name",
+    "list": "a list",
+    "tuple": "a list",
+    "NoneType": "null",
+}
 _FAMILYS = ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
 
 
@@ -39,7 +54,7 @@ def unread(folder: Path, *names: str) -> str:
         except (ValueError, RecursionError) as error:
             return f"{name} is no JSON: {reason(error)}"
         if not isinstance(raw, dict):
-            return f"{name} holds {brief(raw)}, where settings by name should be"
+            return f"{name} holds {_shown(raw)}, where settings by name should be"
     return ""
 
 
@@ -106,6 +121,8 @@ def explained(error: Exception, raw: Mapping[str, Any] | None = None) -> str:
     unknown = said.startswith(("Unrecognized model", "The checkpoint you are trying"))
     if raw is not None and (unknown or not isinstance(raw.get("model_type", ""), str)):
         return f"config.json has {_kind(raw)}"
+    if raw is not None and (mistyped := _mistyped(str(error), raw)):
+        return f"config.json has {mistyped}"
     if said.startswith("Unrecognized configuration class"):
         made = re.search(r"(\w+)'>", said)  # the class, by which a family can be told
         kind = f"a {made[1]}" if made else "its configuration"
@@ -127,6 +144,27 @@ def _kind(raw: Mapping[str, Any]) -> str:
         return "no model_type, which is the name of a family of models, as llama"
     close = nearest(str(kind), CONFIG_MAPPING_NAMES)
     return f"model_type: {brief(kind)}, which the installed transformers does not know.{close}"
+
+
+def _mistyped(said: str, raw: Mapping[str, Any]) -> str:
+    """Return which key has a value of a wrong type, and what should be there; nothing for none."""
+    found = _MISTYPED.search(" ".join(said.split()))
+    if found is None:
+        return ""
+    key, alternatives, one = found.groups()
+    texts = (text for text in (raw, raw.get("text_config")) if isinstance(text, Mapping))
+    values = [text[key] for text in texts if key in text]
+    types = re.findall(r"\w+", re.sub(r"\[.*?\]+", "", alternatives or one))
+    wanted = list(dict.fromkeys(_TYPES[kind] for kind in types if kind in _TYPES))
+    if not values or not wanted:
+        return ""
+    meant = [value for value in values if re.search(rf"value:? {re.escape(repr(value))}\W", said)]
+    value = (meant or values)[0]
+    return f"{key}: {_shown(value)}, where {' or '.join(wanted)} should be"
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else brief(value)
 
 
 @contextmanager

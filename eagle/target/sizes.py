@@ -1,7 +1,8 @@
 """What a target's configuration may ask for, looked at before anything is made of it.
 
 A file of a few bytes can ask for a list of 10**9 layers or a table of 10**12 numbers, and would get
-it as soon as transformers builds the configuration. Knows names of sizes; knows no model.
+it as soon as transformers builds the configuration. Knows names of sizes, a family's own too; knows
+no model.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _LARGEST = (
 # What has to be there at least once, where it is one number for all layers.
 _COUNTED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
             "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings")  # fmt: skip
+# Of these, what every family has, some by a name of their own.
+_EVERYWHERE = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+               "max_position_embeddings")  # fmt: skip
 _WEIGHTS = ("*.safetensors", "*.bin")
 _BITS = 8  # numbers that a byte of a file may hold, at most
 
@@ -43,8 +47,11 @@ def check_sizes(raw: Mapping[str, Any], name: str) -> None:
         TargetError: with the key and the number.
     """
     for text in (raw, raw.get("text_config")):
-        for key, value in text.items() if isinstance(text, Mapping) else ():
-            if key in _COUNTED and isinstance(value, bool | int | float | str):
+        if not isinstance(text, Mapping):
+            continue
+        counted = {*_COUNTED, *_own_names(text)}
+        for key, value in text.items():
+            if key in counted and isinstance(value, bool | int | float | str):
                 _check_whole(value, key, name)
     for key, value in _numbers(raw, depth=8):
         if abs(value) <= 2**12:
@@ -55,6 +62,16 @@ def check_sizes(raw: Mapping[str, Any], name: str) -> None:
                 f"the target {name!r} cannot be served: its configuration has {key}: {value:g}, "
                 f"and no model has more than {largest}"
             )
+
+
+def _own_names(text: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a configuration's family calls the sizes that every family has."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = text.get("model_type")
+    if isinstance(kind, str) and kind in CONFIG_MAPPING:
+        own = CONFIG_MAPPING[kind].attribute_map
+        yield from (own[key] for key in _EVERYWHERE if key in own)
 
 
 def _numbers(raw: Mapping[str, Any], depth: int) -> Iterator[tuple[str, int | float]]:
@@ -110,7 +127,7 @@ def whole(text: Any, key: str, name: str) -> int:
 def _check_whole(value: Any, key: str, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise TargetError(
-            f"the target {name!r} cannot be served: {key} should be a whole number above 0, not "
-            f"{value!r:.40}"
+            f"the target {name!r} cannot be served: its configuration's {key} should be a whole "
+            f"number above 0, not {value!r:.40}"
         )
     return value

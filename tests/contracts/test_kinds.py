@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from eagle import Decoder, DecoderSpec, SamplingParams
-from eagle.decoding.decoder import resolve_for
+from eagle.decoding.resolving import resolve_for
 from eagle.sizing.costing import measure_costs
 from eagle.testing import assert_decoder_lossless, check_draft_head, check_tree_builder
 from tests.contracts import toys

@@ -133,8 +133,8 @@ def _led(spec, wanted):
                 engine.submit([5], max_new_tokens=1)
     # All are where they were together: what was read, given, seated.
     loop = decoder.loop
-    state = [loop.cycles, loop.tokens, loop.committed, loop.seats.active, loop.busy]
-    decoder.target.together.agree("state", [*state, loop.accepted])
+    state = [loop.cycles, loop.tally.tokens, loop.tally.committed, loop.seats.active, loop.busy]
+    decoder.target.together.agree("state", [*state, loop.tally.accepted])
     assert loop.cycles > 20
     assert sum(one is not None for one in sent_ahead) > 10, "each pass waited for the one before"
     again = decoder.generate(asked(0)[0], asked(0)[1], processors=asked(0)[2])

@@ -110,5 +110,5 @@ def test_prompts_are_read_alone_where_few_are_held_up(decoded, prompts, waiting,
         reader.add(slot, request(9))
     slots = SimpleNamespace(requests=[object()] * decoded + [None] * (32 - decoded))
     loop.seats = SimpleNamespace(batch=slots, reader=reader)
-    loop._waiting = [object()] if waiting else []
+    loop._line = [object()] if waiting else []
     assert loop._worth_reading() is read

@@ -234,7 +234,9 @@ def test_who_finds_no_blocks_waits_and_all_are_answered(
     params = some(8)
     expected = alone(prompts, params)
     decoder = Decoder.from_spec(spec(runtime={"max_batch": 8}), target=pair[0])
-    monkeypatch.setattr(type(decoder._runtime), "blocks", lambda self, wanted, slots: max(wanted))
+    monkeypatch.setattr(
+        type(decoder._runtime.room), "blocks", lambda self, wanted, slots: max(wanted)
+    )
     together, original = [], decoder._runtime.run
 
     def noted(slots, *args, **options):
@@ -435,7 +437,9 @@ def test_who_is_aware_of_requests_is_told_once_of_each(
     monkeypatch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": budget})
     decoder = looking(pair[0], runtime={"max_batch": 3})
     # There are too few blocks for three texts at once, so that slots wait for some.
-    monkeypatch.setattr(type(decoder._runtime), "blocks", lambda self, wanted, slots: max(wanted))
+    monkeypatch.setattr(
+        type(decoder._runtime.room), "blocks", lambda self, wanted, slots: max(wanted)
+    )
     found = decoder.generate(prompts, max_new_tokens=9, ignore_eos=True)
     assert checked(events, prompts) == len(prompts)
     texts = {(*prompt, *one.tokens) for prompt, one in zip(prompts, found, strict=True)}

@@ -22,7 +22,7 @@ from eagle.decoding.passes import Passes
 from eagle.decoding.tickets import Ticket
 from eagle.errors import EagleError, NumericalError, RequestError
 from eagle.runtime import Arrival
-from eagle.runtime.runtime import Runtime
+from eagle.runtime.room import Room
 from eagle.target import Target
 from eagle.testing import tiny_text
 from eagle_plugins.attention.auto import Auto
@@ -92,7 +92,7 @@ def made(way, spec, pair, patch, slots=5):
         unseen(patch, (4, 16, 40))
         patch.setattr("eagle.runtime.packing._PIECES", 3)
     patch.setattr("eagle.runtime.runtime._TOGETHER", {"cpu": BUDGET})
-    patch.setattr("eagle.runtime.runtime._WORTH", 3)
+    patch.setattr("eagle.runtime.widths._WORTH", 3)
     patch.setattr("eagle.runtime.runtime.Graphs", Replays)
     decoder = Decoder.from_spec(spec(runtime={"max_batch": slots}), target=pair[0])
     decoder._runtime.graph = way in ("ahead", "captured")
@@ -295,7 +295,7 @@ def test_texts_move_to_lower_slots_when_cycles_are_narrower_then(
         decoder.loop.seats.let_go()
         monkeypatch.setattr("eagle.runtime.runtime.Graphs", Replays)
         runtime.graph = True
-        monkeypatch.setattr("eagle.runtime.runtime._WORTH", 1)
+        monkeypatch.setattr("eagle.runtime.widths._WORTH", 1)
     run, seen = runtime.run, []
 
     def noted(slots, *args, **options):
@@ -395,7 +395,7 @@ def test_what_fails_for_all_fails_for_those_who_were_seated_and_no_others(
 
 def test_a_text_that_waits_for_blocks_is_not_overtaken_by_shorter_ones(spec, pair, monkeypatch):
     monkeypatch.setattr(Auto, "paged", True)
-    monkeypatch.setattr(Runtime, "blocks", lambda self, wanted, slots: max(wanted))
+    monkeypatch.setattr(Room, "blocks", lambda self, wanted, slots: max(wanted))
     decoder = Decoder.from_spec(spec(runtime={"max_batch": 5}), target=pair[0])
     seated, take = [], decoder.loop.seats.take
 
@@ -427,7 +427,7 @@ def test_who_has_a_higher_priority_is_seated_first(spec, pair):
 def test_a_text_that_never_fits_is_refused_with_what_would_fit(spec, pair, monkeypatch):
     monkeypatch.setattr(Auto, "paged", True)
     decoder = Decoder.from_spec(spec(), target=pair[0])
-    monkeypatch.setattr(decoder._runtime, "most_blocks", lambda total: 3)
+    monkeypatch.setattr(decoder._runtime.room, "most_blocks", lambda total: 3)
     fits = 3 * 64 - decoder._cycle.headroom
     with pytest.raises(RequestError, match=rf"has memory for {fits}; .*max_new_tokens={fits - 3} "):
         decoder.generate([5, 6, 7], max_new_tokens=fits - 2)
@@ -443,7 +443,7 @@ def test_where_something_else_holds_all_memory_no_shorter_prompt_is_asked_for(
 ):
     monkeypatch.setattr(Auto, "paged", True)
     decoder = Decoder.from_spec(spec(), target=pair[0])
-    monkeypatch.setattr(decoder._runtime, "most_blocks", lambda total: 0)
+    monkeypatch.setattr(decoder._runtime.room, "most_blocks", lambda total: 0)
     with pytest.raises(RequestError, match="no memory left for keys and values; whatever else"):
         decoder.generate([5, 6, 7], max_new_tokens=1)
 

@@ -38,7 +38,11 @@ def test_a_component_that_breaks_its_promise_runs_eagerly(cuda_target, spec, cap
 def test_a_component_that_promises_nothing_is_not_captured(cuda_target, spec, monkeypatch, caplog):
     decoder = Decoder.from_spec(spec(runtime={"compile": False}), target=cuda_target)
     monkeypatch.setattr(type(decoder.resolved.tree), "capturable", False)
-    other = Decoder.from_spec(spec(runtime={"compile": False}), target=cuda_target)
+    with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
+        other = Decoder.from_spec(spec(runtime={"compile": False}), target=cuda_target)
+        other.generate(PROMPT)
+    (message,) = [r.message for r in caplog.records if "run eagerly" in r.message]
+    assert "tree 'static', as set here, reads the device on the host" in message
     assert other.generate(PROMPT).tokens == decoder.generate(PROMPT).tokens
     assert not other._runtime.graph
     assert decoder._runtime.graph

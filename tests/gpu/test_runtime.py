@@ -100,7 +100,7 @@ def test_graphs_are_few_however_many_slots_there_are(make):
 
 
 def test_memory_of_a_large_batch_stays_flat(make, monkeypatch):
-    monkeypatch.setattr("eagle.runtime.runtime._WORTH", 1)  # all that is captured is at once
+    monkeypatch.setattr("eagle.runtime.widths._WORTH", 1)  # all that is captured is at once
     decoder = make("graph", 12, attention="sdpa")
     prompts, params = many(40)
 
@@ -117,7 +117,7 @@ def test_memory_of_a_large_batch_stays_flat(make, monkeypatch):
 
 
 def test_memory_stays_flat(make, monkeypatch):
-    monkeypatch.setattr("eagle.runtime.runtime._WORTH", 1)  # all that is captured is at once
+    monkeypatch.setattr("eagle.runtime.widths._WORTH", 1)  # all that is captured is at once
     decoder = make("graph", attention="sdpa")
     generator = torch.Generator().manual_seed(0)
 

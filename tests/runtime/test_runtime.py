@@ -14,6 +14,7 @@ from eagle.cycle import Cycle
 from eagle.decoding.decoder import Decoder
 from eagle.errors import CompileError, IncompatibleError
 from eagle.plugin.sampling import Sampling, SamplingParams
+from eagle.runtime.widths import Widths
 from eagle.spec import DecoderSpec
 from eagle_plugins.attention.auto import Auto
 from tests.caches import by_slot
@@ -90,7 +91,7 @@ def test_more_blocks_compile_nothing_anew(spec, pair, traced, monkeypatch, caplo
     expected = [result.tokens for result in eager.generate(PROMPTS, params)]
     graphs = []
     for least in (64, 64, 80, 96):  # a packed pass is compiled when it is there again
-        monkeypatch.setattr("eagle.runtime.runtime._LEAST", least)
+        monkeypatch.setattr("eagle.runtime.room._LEAST", least)
         decoder.loop.let_go()
         found = decoder.generate(PROMPTS, params)
         assert [result.tokens for result in found] == expected
@@ -289,7 +290,7 @@ def test_fewer_slots_are_captured_once_they_were_worth_it(spec, pair, monkeypatc
     runtime = Decoder.from_spec(spec(), target=pair[0])._runtime
     assert [runtime.width(needed, 40) for needed in (3, 1, 40)] == [3, 1, 40]
     monkeypatch.setattr(runtime, "graph", True)
-    monkeypatch.setattr("eagle.runtime.runtime._WORTH", 3)
+    monkeypatch.setattr("eagle.runtime.widths._WORTH", 3)
     assert [runtime.width(needed, 40) for needed in (3, 1, 2, 1, 2)] == [4, 4, 4, 4, 4]
     assert [runtime.width(needed, 40) for needed in (1, 2, 1, 33, 34, 3)] == [1, 2, 1, 40, 40, 4]
 
@@ -300,10 +301,10 @@ def test_nobody_waits_for_the_code_of_one_slot_where_that_of_several_serves(
     runtime = Decoder.from_spec(spec(), target=pair[0])._runtime
     monkeypatch.setattr(runtime, "graph", True)
     monkeypatch.setattr(runtime, "compiled", True)
-    monkeypatch.setattr("eagle.runtime.runtime._WORTH", 3)
+    monkeypatch.setattr("eagle.runtime.widths._WORTH", 3)
     assert [runtime.width(needed, 40) for needed in (3, 1, 1, 1, 1)] == [4] * 5
     assert [runtime.width(needed, 40) for needed in (2, 2, 2, 1)] == [4, 4, 2, 2]
-    runtime._widths = set()
+    runtime._widths = Widths()
     assert [runtime.width(needed, 40) for needed in (1, 3, 1)] == [1, 4, 1], "it was made before"
 
 
@@ -318,10 +319,10 @@ def test_the_number_of_slots_follows_the_memory(spec, pair, monkeypatch):
     monkeypatch.setattr(runtime.cycle.target, "device", cuda)
     for blocks, limit in ((0, 1), (170, 10), (17, 1), (10**6, 256)):
         monkeypatch.setattr(
-            "eagle.runtime.runtime.free_memory", lambda _, n=blocks: n / 0.8 * block + 1
+            "eagle.runtime.room.free_memory", lambda _, n=blocks: n / 0.8 * block + 1
         )
         assert runtime.limit("auto", 4096) == limit
-    assert runtime.most_blocks(5) == 10**6 + 5
+    assert runtime.room.most_blocks(5) == 10**6 + 5
 
 
 def test_graphs_are_refused_where_there_is_no_gpu(spec, pair):

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.decoder import Decoder
+from eagle.decoding.resolving import resolve_for
 from eagle.decoding.trace import Trace
 from eagle.errors import CheckpointError, PluginError, SpecError
 from eagle.plugin.budget import Budget, Costs, Curve, Fit, Option, RankRates

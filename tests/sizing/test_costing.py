@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from eagle.decoding.decoder import Decoder, resolve_for
+from eagle.decoding.decoder import Decoder
+from eagle.decoding.resolving import resolve_for
 from eagle.plugin.registry import default_registry
 from eagle.plugin.tree import ancestor_mask
 from eagle.runtime.runtime import Runtime

@@ -112,7 +112,25 @@ def test_absurd_values_are_refused_with_one_sentence(changes, saved, tmp_path):
 WITHOUT = ...  # of one repr in every process, so that test ids are the same in all
 REFUSED = [
     ({"num_attention_heads": 0}, "num_attention_heads should be a whole number above 0, not 0"),
+    ({"num_attention_heads": -2}, "configuration's num_attention_heads should be .*, not -2"),
     ({"num_attention_heads": "4"}, "num_attention_heads should be .* not '4'"),
+    (
+        {"num_attention_heads": None},
+        "config.json has num_attention_heads: null, where a whole number should be",
+    ),
+    (
+        {"num_key_value_heads": [1, 2]},
+        r"has num_key_value_heads: \[1, 2\], where a whole number or null should be",
+    ),
+    ({"eos_token_id": {}}, r"eos_token_id: {}, where a whole number or a list or null should be"),
+    ({"tie_word_embeddings": 3}, "has tie_word_embeddings: 3, where true or false should be"),
+    ({"model_type": "gpt2", "n_head": 0}, "n_head should be a whole number above 0, not 0"),
+    ({"model_type": "gpt2", "n_head": -2}, "n_head should be a whole number above 0, not -2"),
+    ({"model_type": "gemma3", "text_config": "x"}, "text_config: 'x', where settings by name"),
+    (
+        {"model_type": "gemma3", "text_config": {"head_dim": [8]}},
+        r"has head_dim: \[8\], where a whole number should be",
+    ),
     (
         {"num_attention_heads": 3, "num_key_value_heads": 3},
         r": The hidden size \(32\) is not a mul",
@@ -129,7 +147,7 @@ REFUSED = [
     ({"model_type": "vit"}, "a ViTConfig is of no causal language model"),
     ({"hidden_size": WITHOUT}, "does not say hidden_size, so its family's is taken: .* 4096"),
     ({"num_hidden_layers": WITHOUT}, "lack .* does not say num_hidden_layers, .* 32"),
-    ({"rms_norm_eps": "x"}, "cannot be read: Field 'rms_norm_eps' expected float"),
+    ({"rms_norm_eps": "x"}, "has rms_norm_eps: 'x', where a number should be"),
     ({"dtype": "float99"}, "can make nothing of what its files say .*float99"),
 ]
 
@@ -152,6 +170,7 @@ def test_a_wrong_setting_is_named_and_what_it_should_be(changes, said, saved, tm
     [
         ("[1]", r"its config\.json holds \[1\], where settings by name should be"),
         ('"llama"', "its config.json holds 'llama'"),
+        ("null", "its config.json holds null, where settings by name should be"),
         ("3", "its config.json holds 3"),
         ('{"a":', "its config.json is no JSON: Expecting value: line 1"),
     ],

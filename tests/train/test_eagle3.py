@@ -278,7 +278,7 @@ def test_its_ranks_choose_a_size_for_the_machine(trained):
     assert 0.2 < sum(rates.levels[0]) <= 1.0
     assert rates.levels[0][0] > rates.levels[0][3]
     rates.write(folder)
-    from eagle.decoding.decoder import resolve_for
+    from eagle.decoding.resolving import resolve_for
 
     again = resolve_for(made, default_registry(), target)
     assert isinstance(again.tree, FittedTree)

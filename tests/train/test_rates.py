@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eagle.decoding.decoder import resolve_for
+from eagle.decoding.resolving import resolve_for
 from eagle.errors import DataError, PluginError
 from eagle.plugin.registry import default_registry
 from eagle.spec import DecoderSpec

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eagle.errors import reason
 from eagle.plugin import (
     AttentionBackend,
     CheckpointError,
@@ -68,7 +69,8 @@ class CausalDrafter:
             size: int = AutoConfig.from_pretrained(self.path).get_text_config().hidden_size
         except Exception as error:  # transformers raises many kinds here, all meaning the same
             raise CheckpointError(
-                f"the configuration of the draft model in {self.path} cannot be read: {error}"
+                f"the configuration of the draft model in {self.path} cannot be read: "
+                f"{reason(error)}"
             ) from error
         return size
 

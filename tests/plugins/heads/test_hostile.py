@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from eagle.errors import CheckpointError
+from eagle.plugin.blocks.heads.architecture import llama_config
 from eagle.testing import tiny_target
 from tests.plugins.heads.published import CONFIG, weights
 from tests.plugins.heads.test_checkpoint import load
@@ -52,17 +53,53 @@ def refusal(target, folder):
         ({"vocab_size": "64"}, "vocab_size should be a valid integer"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps should be"),
         ({"hidden_act": ["silu"]}, "hidden_act should be a valid string"),
-        ({"rope_parameters": {"rope_type": "spiral"}}, "type 'spiral' is unknown"),
-        ({"rope_scaling": {"type": "linear"}}, "no Llama configuration: .*factor"),
-        ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "rotary embedding"),
-        ({"rope_scaling": 7}, "rope_scaling should be a valid dictionary"),
+        ({"hidden_size": 33}, "hidden_size 33 is not a multiple of num_attention_heads 4"),
+        (
+            {"hidden_size": 36},
+            "36 and num_attention_heads 4 make heads of 9 numbers, .* as head_dim",
+        ),
+        ({"bos_token_id": [1]}, r"bos_token_id should be a valid integer, not \[1\]"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters: .* 'spiral' is unknown"),
+        ({"rope_parameters": {"rope_type": "lama3"}}, "Did you mean 'llama3'"),
+        ({"rope_scaling": {"rope_type": "dynamic"}}, r"text's length \(rope_scaling: dynamic\)"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling has no factor, which .* 'linear'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
+            "no low_freq_factor and no high_freq_factor, which .* 'llama3' needs",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 0.0}},
+            r"rope_scaling\.factor should be greater than 0, not 0\.0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": "x"}},
+            r"rope_parameters\.factor should be a valid number, not \"x\"",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 1e-300}},
+            "turns by numbers that are not finite; see .* rope_parameters",
+        ),
+        ({"rope_scaling": 7}, "rope_scaling should be a mapping, not 7"),
         ({"rope_theta": -1.0}, "rope_theta should be greater than 0"),
         ({"draft_kind": "x" * 99}, "draft_kind should have at most 64"),
     ],
 )
 def test_a_configuration_of_absurd_values_is_refused_by_its_key(target, tmp_path, changes, message):
     publish(tmp_path, weights(), config=changes)
-    assert re.search(message, refusal(target, tmp_path))
+    said = refusal(target, tmp_path)
+    assert re.search(message, said)
+    assert str(tmp_path / "config.json") in said
+
+
+def test_what_transformers_alone_refuses_is_said_without_how_it_found_it(tmp_path, monkeypatch):
+    def refused(self, **settings):
+        raise ValueError("Class validation error for validator 'x':\n    ValueError: no heads.")
+
+    monkeypatch.setattr("transformers.LlamaConfig.__init__", refused)
+    path = tmp_path / "config.json"
+    with pytest.raises(CheckpointError) as raised:
+        llama_config(CONFIG, path)
+    assert str(raised.value) == f"{path} is no Llama configuration: no heads."
 
 
 def test_many_bad_keys_are_one_sentence(target, tmp_path):

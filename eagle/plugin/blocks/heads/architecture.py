@@ -12,22 +12,56 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from eagle.plugin import CheckpointError, explain, rotary_depends_on_length
+from eagle.errors import nearest, reason
+from eagle.plugin import CheckpointError, explain
 
 __all__ = ["Architecture", "llama_config"]
 
 _QUERY, _OUTPUT = (f"layers.0.self_attn.{name}_proj.bias" for name in "qo")
-_KINDS = ("default", "linear", "llama3", "yarn")
+_NEEDED = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+}
+"""By the kind of a rotary embedding, what it cannot be without."""
 _FOLLOWING = ("dynamic", "longrope")  # the text's length: refused with the reason
-_ROPE = (
-    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings",
-    "attention_factor", "beta_fast", "beta_slow", "low_freq_factor", "high_freq_factor",
-    "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor",
-)  # fmt: skip
+_ROTARY = ("rope_scaling", "rope_parameters")  # the older name, which goes before the newer one
 
-Rope = dict[str, str | bool | FiniteFloat | list[FiniteFloat] | None]
 Heads = Annotated[int, Field(ge=1, le=2**12)]
 Token = Annotated[int, Field(ge=-(2**31), lt=2**31)]
+Theta = Annotated[FiniteFloat, Field(gt=0, le=1e15)]
+Factor = Annotated[FiniteFloat, Field(gt=0, le=1e15)]
+
+
+class Rotary(BaseModel):
+    """How far positions turn queries and keys; keys as transformers has them.
+
+    Attributes:
+        rope_type: its kind; `type` is the older name of it.
+    """
+
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+
+    rope_type: str | None = None
+    type: str | None = None
+    rope_theta: Theta | None = None
+    factor: Factor | None = None
+    original_max_position_embeddings: Annotated[int, Field(ge=1, le=2**31)] | Factor | None = None
+    attention_factor: Factor | None = None
+    beta_fast: Factor | None = None
+    beta_slow: Factor | None = None
+    low_freq_factor: Factor | None = None
+    high_freq_factor: Factor | None = None
+    mscale: FiniteFloat | None = None
+    mscale_all_dim: FiniteFloat | None = None
+    truncate: bool | None = None
+    partial_rotary_factor: Factor | None = None
+
+    @property
+    def kind(self) -> str:
+        """Its kind, as transformers reads it."""
+        return self.rope_type or self.type or "default"
 
 
 class Architecture(BaseModel):
@@ -51,14 +85,14 @@ class Architecture(BaseModel):
     hidden_act: str = "silu"
     rms_norm_eps: Annotated[float, Field(gt=0, lt=1)] = 1e-6
     max_position_embeddings: Annotated[int, Field(ge=1, le=2**31)] = 2048
-    rope_theta: Annotated[FiniteFloat, Field(gt=0, le=1e15)] | None = None
-    rope_scaling: Rope | None = None
-    rope_parameters: Rope | None = None
+    rope_theta: Theta | None = None
+    rope_scaling: Rotary | None = None
+    rope_parameters: Rotary | None = None
     attention_bias: bool | None = None
     qkv_bias: bool | None = None
-    bos_token_id: Token | list[Token] | None = None
+    bos_token_id: Token | None = None
     eos_token_id: Token | list[Token] | None = None
-    pad_token_id: Token | list[Token] | None = None
+    pad_token_id: Token | None = None
     draft_kind: Annotated[str, Field(max_length=64)] | None = None
 
 
@@ -80,11 +114,6 @@ def llama_config(values: Mapping[str, Any], path: Path, names: Container[str] = 
         "qkv_bias": _given(read.qkv_bias, _QUERY in names),
     }
     config = _built(read.model_copy(update=biased), path)
-    if rotary_depends_on_length(config):
-        raise CheckpointError(
-            f"{path}: its rotary embedding changes with the text's length, so its cached keys "
-            "would not be those of a single pass"
-        )
     _check_rotary(config, path)
     return config
 
@@ -92,31 +121,64 @@ def llama_config(values: Mapping[str, Any], path: Path, names: Container[str] = 
 def _checked(values: Mapping[str, Any], path: Path) -> Architecture:
     """Return the keys that matter, each of a value that can be built."""
     given = _known(values, Architecture.model_fields)
-    for key in ("rope_scaling", "rope_parameters"):
+    for key in _ROTARY:
         if isinstance(given.get(key), dict):
-            given[key] = _known(given[key], _ROPE)
+            given[key] = _known(given[key], Rotary.model_fields)
     try:
         read = Architecture.model_validate(given)
     except ValidationError as error:
         found = explain(error, Architecture, given).items()
         wrong = [f"{'.'.join(map(str, key))} {text.rstrip('.')}" for key, text in found]
         raise CheckpointError(f"{path}: {'; '.join(wrong)}") from error
-    heads, groups = read.num_attention_heads, read.num_key_value_heads
-    rope = read.rope_parameters or read.rope_scaling or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    problem = None
-    if read.hidden_act not in ("silu", "swish"):
-        problem = f"hidden_act {read.hidden_act!r:.40} is not that of a Llama layer, 'silu'"
-    elif groups and heads % groups:
-        problem = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
-    elif kind not in (*_KINDS, *_FOLLOWING):
-        problem = (
-            f"the rotary embedding's type {kind!r:.40} is unknown; it should be one of "
-            f"{', '.join(_KINDS)}"
-        )
-    if problem:
+    if problem := _problem(read):
         raise CheckpointError(f"{path}: {problem}")
     return read
+
+
+def _problem(read: Architecture) -> str:
+    """Return what is wrong with values that are right by themselves; nothing if nothing is."""
+    hidden, heads, groups = read.hidden_size, read.num_attention_heads, read.num_key_value_heads
+    if read.hidden_act not in ("silu", "swish"):
+        return f"hidden_act {read.hidden_act!r:.40} is not that of a Llama layer, 'silu'"
+    if hidden % heads:
+        return (
+            f"hidden_size {hidden} is not a multiple of num_attention_heads {heads}, as it is in "
+            "every Llama layer"
+        )
+    if read.head_dim is None and hidden // heads % 2:
+        return (
+            f"hidden_size {hidden} and num_attention_heads {heads} make heads of {hidden // heads} "
+            "numbers, which do not turn in pairs; give the size of a head, an even number, as "
+            "head_dim"
+        )
+    if groups and heads % groups:
+        return f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+    for key in _ROTARY:
+        rotary: Rotary | None = getattr(read, key)
+        if rotary is not None and (wrong := _unturned(rotary, key)):
+            return wrong
+    return ""
+
+
+def _unturned(rotary: Rotary, key: str) -> str:
+    """Return why positions cannot be turned by these settings; nothing if they can."""
+    if rotary.kind in _FOLLOWING:
+        return (
+            f"its rotary embedding changes with the text's length ({key}: {rotary.kind}), so its "
+            "cached keys would not be those of a single pass"
+        )
+    if rotary.kind not in _NEEDED:
+        return (
+            f"{key}: the rotary embedding's type {rotary.kind!r:.40} is unknown; it should be one "
+            f"of {', '.join(_NEEDED)}.{nearest(rotary.kind, _NEEDED)}"
+        )
+    lacking = [one for one in _NEEDED[rotary.kind] if getattr(rotary, one) is None]
+    if lacking:
+        return (
+            f"{key} has no {' and no '.join(lacking)}, which a rotary embedding of the type "
+            f"{rotary.kind!r} needs"
+        )
+    return ""
 
 
 def _known(values: Mapping[str, Any], keys: Container[str]) -> dict[str, Any]:
@@ -134,8 +196,7 @@ def _built(read: Architecture, path: Path) -> Any:
     try:
         return LlamaConfig(**read.model_dump(exclude_none=True))
     except Exception as error:  # transformers' validators raise kinds of their own
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path} is no Llama configuration: {reason:.300}") from error
+        raise CheckpointError(f"{path} is no Llama configuration: {reason(error)}") from error
 
 
 def _check_rotary(config: Any, path: Path) -> None:
@@ -145,11 +206,15 @@ def _check_rotary(config: Any, path: Path) -> None:
     size = config.head_dim
     try:
         turned = LlamaRotaryEmbedding(config).inv_freq
-        fits = 2 * turned.numel() == size and bool(turned.isfinite().all())
-    except Exception as error:  # a parameter that is missing, zero or of another type
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: no rotary embedding: {reason:.200}") from error
+        fits, finite = 2 * turned.numel() == size, bool(turned.isfinite().all())
+    except Exception as error:  # what its settings say together
+        raise CheckpointError(f"{path}: no rotary embedding: {reason(error, 200)}") from error
     if not fits:
         raise CheckpointError(
             f"{path}: its rotary embedding does not turn the {size} numbers of an attention head"
+        )
+    if not finite:
+        raise CheckpointError(
+            f"{path}: its rotary embedding turns by numbers that are not finite; see what it has "
+            f"as {' or '.join(_ROTARY)}"
         )
