@@ -1,8 +1,9 @@
-"""Triton's interpreter, twice as quick: it prepares its language once a launch, not once a call."""
+"""Triton's interpreter, twice as quick: what it does over and over is done once."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,18 @@ def quick(monkeypatch):
         return Scope(prepare(fn))
 
     monkeypatch.setattr(interpreter, "_patch_lang", once)
+    builder = interpreter.interpreter_builder
+    # Whether integers overflow is found out and then not told, but where one debugs.
+    told = replace(builder.options, sanitize_overflow=builder.options.debug)
+    monkeypatch.setattr(builder, "options", told)
+    original, known = interpreter._get_np_dtype, {}
+
+    def numpy_dtype(dtype):  # which makes a table of all of them, for each that it is asked for
+        if dtype.name not in known:
+            known[dtype.name] = original(dtype)
+        return known[dtype.name]
+
+    monkeypatch.setattr(interpreter, "_get_np_dtype", numpy_dtype)
 
 
 def move(value):
