@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -57,6 +58,30 @@ def quick(monkeypatch):
         return known[dtype.name]
 
     monkeypatch.setattr(interpreter, "_get_np_dtype", numpy_dtype)
+    remember(monkeypatch, interpreter.tl.core)
+
+
+def remember(patch, core):
+    """Have types of blocks, and the shapes of tensors, made once each."""
+    shapes, blocks, made = {}, {}, core.block_type.__init__
+
+    def tensor(self, handle, type):
+        shape = type.shape if type.is_block() else ()
+        if shape not in shapes:
+            sizes = core.tuple([core.constexpr(size) for size in shape])
+            shapes[shape] = sizes, core.constexpr(prod(shape))
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shapes[shape]
+
+    def block(self, element_ty, shape):
+        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
+        if key not in blocks:
+            made(self, element_ty, shape)
+            blocks[key] = dict(vars(self))
+        vars(self).update(blocks[key])
+
+    patch.setattr(core.tensor, "__init__", tensor)
+    patch.setattr(core.block_type, "__init__", block)
 
 
 def move(value):
