@@ -1,8 +1,10 @@
-"""Triton's interpreter, twice as quick: it prepares its language once a launch, not once a call."""
+"""Triton's interpreter, twice as quick: what it does over and over is done once."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from math import prod
 
 import pytest
 import torch
@@ -44,6 +46,42 @@ def quick(monkeypatch):
         return Scope(prepare(fn))
 
     monkeypatch.setattr(interpreter, "_patch_lang", once)
+    builder = interpreter.interpreter_builder
+    # Whether integers overflow is found out and then not told, but where one debugs.
+    told = replace(builder.options, sanitize_overflow=builder.options.debug)
+    monkeypatch.setattr(builder, "options", told)
+    original, known = interpreter._get_np_dtype, {}
+
+    def numpy_dtype(dtype):  # which makes a table of all of them, for each that it is asked for
+        if dtype.name not in known:
+            known[dtype.name] = original(dtype)
+        return known[dtype.name]
+
+    monkeypatch.setattr(interpreter, "_get_np_dtype", numpy_dtype)
+    remember(monkeypatch, interpreter.tl.core)
+
+
+def remember(patch, core):
+    """Have types of blocks, and the shapes of tensors, made once each."""
+    shapes, blocks, made = {}, {}, core.block_type.__init__
+
+    def tensor(self, handle, type):
+        shape = type.shape if type.is_block() else ()
+        if shape not in shapes:
+            sizes = core.tuple([core.constexpr(size) for size in shape])
+            shapes[shape] = sizes, core.constexpr(prod(shape))
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        self.shape, self.numel = shapes[shape]
+
+    def block(self, element_ty, shape):
+        key = element_ty.name, *(getattr(size, "value", size) for size in shape)
+        if key not in blocks:
+            made(self, element_ty, shape)
+            blocks[key] = dict(vars(self))
+        vars(self).update(blocks[key])
+
+    patch.setattr(core.tensor, "__init__", tensor)
+    patch.setattr(core.block_type, "__init__", block)
 
 
 def move(value):

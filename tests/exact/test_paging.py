@@ -22,6 +22,7 @@ from eagle_plugins.heads.ablation import UnshiftedHead
 from eagle_plugins.heads.eagle import EagleConfig
 from tests.caches import noted_pieces
 from tests.contracts import toys
+from tests.interpreted import quick as quick
 
 TREES = {
     "static": {"name": "static", "branching": [3, 2, 1]},

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from eagle.cache.compaction import Mover
 from eagle.kernels.drawing import _draw, draw
 from eagle.kernels.topk import _top_k
+from tests.interpreted import quick as quick
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.skipif(

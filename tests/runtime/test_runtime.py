@@ -20,6 +20,7 @@ from eagle_plugins.attention.auto import Auto
 from tests.caches import by_slot
 from tests.contracts import toys
 from tests.interpreted import INTERPRETED
+from tests.interpreted import quick as quick
 
 interpreted = pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled, for the GPU")
 PROMPTS = [[3, 4, 5, 6, 7], [10, 12, 14]]

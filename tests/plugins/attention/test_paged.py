@@ -18,6 +18,7 @@ from eagle_plugins.attention.triton import Triton
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from eagle_plugins.attention import prompt_kernel, triton_kernel
+from tests.interpreted import quick as quick
 from tests.plugins.attention.test_triton import (
     CUDA,
     CUDA_HERE,

@@ -23,6 +23,7 @@ from eagle_plugins.attention.triton import MAX_NODES, Triton, TritonConfig
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from eagle_plugins.attention import triton_kernel
+from tests.interpreted import quick as quick
 
 CUDA_HERE = torch.cuda.is_available()
 CPU = pytest.param(
