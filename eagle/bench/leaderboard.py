@@ -16,6 +16,7 @@ from eagle.bench.standings import Competitor, Race, Section
 from eagle.decoding import Decoder, encode
 from eagle.errors import EagleError, reason
 from eagle.plugin import SamplingParams
+from eagle.spec import DecoderSpec
 
 __all__ = ["competitor_of", "run_leaderboard", "shipped_prompts"]
 
@@ -28,9 +29,14 @@ def shipped_prompts() -> dict[str, list[str]]:
     return {name: read_prompts(_FOLDER / f"{name}.txt") for name in _ORDER}
 
 
-def competitor_of(decoder: Decoder) -> Competitor:
-    """Return what is to be known of a decoder beside its figures."""
-    resolved, spec = decoder.resolved, decoder.spec
+def competitor_of(decoder: Decoder, spec: DecoderSpec) -> Competitor:
+    """Return what is to be known of a decoder beside its figures.
+
+    Args:
+        decoder: of that spec, or of one with a widened head in a folder of its own.
+        spec: as it was asked for, so that it is known again.
+    """
+    resolved = decoder.resolved
     return Competitor(
         spec=spec.model_dump(mode="json", exclude={"name", "description", "runtime"}),
         lossless=resolved.lossless,
@@ -45,6 +51,7 @@ def run_leaderboard(
     domains: Mapping[str, Sequence[str]],
     params: SamplingParams,
     *,
+    specs: Mapping[str, DecoderSpec],
     temperatures: Sequence[float],
     batches: Sequence[int],
     rounds: int = 1,
@@ -60,6 +67,7 @@ def run_leaderboard(
         decoders: by name, plain decoding among them; all of one target.
         domains: prompts by domain.
         params: for all answers; the temperature is set here.
+        specs: of the decoders, as they were asked for.
         temperatures: of answers.
         batches: requests decoded at once, at most.
         rounds: over each domain's prompts.
@@ -79,7 +87,7 @@ def run_leaderboard(
     own = limited(params, [text for some in texts.values() for text in some], capacity)
     servers = {name: Server(decoder) for name, decoder in decoders.items()}
     for name, decoder in decoders.items():
-        section.enter(name, competitor_of(decoder))
+        section.enter(name, competitor_of(decoder, specs[name]))
 
     def lost(name: str, error: EagleError) -> None:
         section.fail(name, reason(error))

@@ -19,13 +19,11 @@ _OTHERS = "#777777"
 _INTRODUCTION = """\
 # Leaderboard
 
-Specs beside each other on one target, kind of text by kind of text. This page is written by
-
-    {command}
-
-Without names it runs every shipped spec, and every registered draft head, tree and rule in its
-place in the default spec. A plug-in takes part by being named: `eagle bench leaderboard NAME`, or
-a YAML file of yours. What was run is kept beside the page and not run again (`--fresh` does).
+Specs beside each other on one target, kind of text by kind of text. `eagle bench leaderboard` has
+written this page; each part says with what. Without names it runs every shipped spec, and every
+registered draft head, tree and rule in its place in the default spec. A plug-in takes part by being
+named: `eagle bench leaderboard NAME`, or a YAML file of yours. What was run is kept beside the page
+and not run again (`--fresh` does).
 
 - **over plain** is tokens/s over those of the same runtime without drafting, which takes its turn
   on the same prompts: the median of all turns of all kinds of text, and their interquartile range.
@@ -47,10 +45,11 @@ def leaderboard_page(sections: Sequence[Section], pictures: Sequence[str]) -> st
         sections: one for each machine and target.
         pictures: the name of each one's picture.
     """
-    lines = [_INTRODUCTION.format(command=sections[0].command)]
+    lines = [_INTRODUCTION]
     for section, picture in zip(sections, pictures, strict=True):
-        lines += [f"## {section.subject}", "", f"{section.conditions}.", ""]
-        lines += [f"![Speed-up with one request at a time and with many]({picture})", ""]
+        lines += [f"## {section.subject}", "", f"{section.conditions}, by", ""]
+        lines += [f"    {section.command}", ""]
+        lines += [f"![{_alt(section)}]({picture})", ""]
         for temperature, batch in section.modes:
             lines += [f"### Temperature {temperature:g}, batch {batch}", ""]
             lines += [*table_lines(standings_table(section, temperature, batch)), ""]
@@ -107,6 +106,14 @@ def _ordered(section: Section, temperature: float, batch: int) -> list[tuple[str
     return sorted(found, key=lambda one: -one[1].speedup.median)
 
 
+def _alt(section: Section) -> str:
+    return f"Speed-up with one request at a time and {'with many' if _many(section) else 'tau'}"
+
+
+def _many(section: Section) -> bool:
+    return len({batch for _, batch in section.modes}) > 1
+
+
 def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
@@ -138,8 +145,9 @@ def draw_standings(section: Section, path: Path) -> Path:
     )
     for temperature, axes in zip(warmths, panels, strict=True):
         _panel(axes, section, temperature)
+    unbeaten = "not beaten at both" if _many(section) else "not beaten"
     figure.suptitle(
-        f"Medians of all kinds of text; circles and bold: not beaten at both\n{section.subject}",
+        f"Medians of all kinds of text; circles and bold: {unbeaten}\n{section.subject}",
         x=0.01,
         ha="left",
         fontsize=9,

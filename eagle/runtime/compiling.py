@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -76,11 +78,11 @@ class _Compiled:
                     return self.call(cycle, args)
             except _failures() as error:
                 self._failed.add(kind)
-                reason = " ".join(str(error).split())
                 # A packed pass that SDPA attends piece by piece is another one for all sizes.
                 sizes = isinstance(error, ConstraintViolationError)
                 level = logging.INFO if sizes else logging.WARNING
-                log.log(level, "the phase %s runs uncompiled: %.300s", self._name, reason)
+                told = _reason(error), ", ".join(_parts(self._name, cycle))
+                log.log(level, "the phase %s runs uncompiled: %.300s (%s)", self._name, *told)
         return self._phase(cycle, *args)
 
     def maker(self, cycle: Cycle) -> object:
@@ -218,6 +220,30 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, tuple):
         for one in value:
             yield from _tensors(one)
+
+
+def _parts(phase: str, cycle: Cycle) -> list[str]:
+    """Return what the components are that a phase runs, beside the target."""
+    parts: dict[str, tuple[object, ...]] = {
+        "draft": (cycle.drafting, cycle.tree),
+        "accept": (cycle.acceptance,),
+        "commit": (cycle.head,),
+    }
+    return [type(part).__name__ for part in parts.get(phase, (cycle.attention,))]
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, and where in the compiler it was raised if it says nothing."""
+    inner = getattr(error, "inner_exception", None) or error
+    text = " ".join(str(inner).split()).partition("Set TORCHDYNAMO_VERBOSE")[0].strip()
+    if text.removesuffix(":") not in ("", type(inner).__name__):
+        return text
+    frames = traceback.extract_tb(inner.__traceback__)
+    where = [frame for frame in frames if "torch" in Path(frame.filename).parts] or frames
+    if not where:
+        return type(inner).__name__
+    file = Path(where[-1].filename)
+    return f"{type(inner).__name__} in {where[-1].name} of {file.name}, line {where[-1].lineno}"
 
 
 def _failures() -> tuple[type[Exception], ...]:

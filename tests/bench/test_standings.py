@@ -54,8 +54,9 @@ def run(monkeypatch):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Server, "serve", serve)
-            run_leaderboard(into, decoders, DOMAINS, PARAMS, temperatures=(0, 1), batches=(1, 2),
-                            **more)  # fmt: skip
+            specs = more.pop("specs", {name: one.spec for name, one in decoders.items()})
+            run_leaderboard(into, decoders, DOMAINS, PARAMS, specs=specs, temperatures=(0, 1),
+                            batches=(1, 2), **more)  # fmt: skip
         return turns
 
     return call
@@ -81,6 +82,18 @@ def test_every_cell_is_run_beside_plain_and_no_cell_twice(decoders, run, spec, p
     ]
     decoders["tree"] = Decoder.from_spec(spec(tree={"name": "chain", "depth": 1}), target=pair[0])
     assert "tree" in run(found, decoders), "what goes by that name now is another"
+
+
+def test_a_head_that_is_widened_again_goes_by_the_spec_that_was_asked_for(
+    decoders, run, spec, pair
+):
+    asked = {name: decoder.spec for name, decoder in decoders.items()}
+    found = Section("a", "b", "c", "d", "e")
+    run(found, decoders, specs=asked)
+    head = {"name": "eagle", "lm_head": "exact", **asked["tree"].head.settings}
+    decoders["tree"] = Decoder.from_spec(spec(head=head), target=pair[0])
+    assert run(found, decoders, specs=asked) == []
+    assert "tree" in run(found, decoders), "else it is another one"
 
 
 def test_an_interrupted_run_goes_on_where_it_was(decoders, run, tmp_path):

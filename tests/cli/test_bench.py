@@ -261,12 +261,14 @@ def test_a_leaderboard_is_written_and_goes_on_where_it_was(bench, tmp_path, monk
         "typical", "nobody", "--prompts", f"chat={tmp_path / 'prompts.txt'}", "--limit", "2",
         "--max-new-tokens", "4", "--batch", "1,2", "--temperature", "0", "--out", str(page),
     )  # fmt: skip
-    ran = bench(*given, command="leaderboard", specs=("tree",))
+    ran = bench(*given, "--fresh", command="leaderboard", specs=("tree",))
     assert ran.status == 0, ran.err
     assert "nobody: no spec is named 'nobody'" in ran.err
     text = page.read_text()
     for word in ("| tree |", "| typical (not lossless) |", "| nobody |", "2 of 2", "board-1.png"):
         assert word in text
+    command = next(line for line in text.splitlines() if line.startswith("    eagle bench"))
+    assert command.endswith(f" --fresh --out {page}"), "as it could be given again"
     assert (tmp_path / "board-1.png").stat().st_size > 10_000
     monkeypatch.setattr("eagle.bench.serving.Server.serve", None)
     assert bench(*given, command="leaderboard", specs=("tree",)).status == 0, "nothing is left"

@@ -1,5 +1,6 @@
 """Compiled phases: what is compiled for some slots serves any number of them, and every tree."""
 
+import re
 from collections import Counter
 from functools import partial
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from eagle import Decoder
-from eagle.runtime.compiling import compiled_phases
+from eagle.runtime.compiling import _reason, compiled_phases
 from eagle.runtime.runtime import _by_layers
 from eagle.spec import RuntimeSpec
 
@@ -86,3 +87,20 @@ def test_large_layers_are_compiled_one_for_all(pair, monkeypatch):
         assert _by_layers(RuntimeSpec(), pair[0]) is by_layers
         assert _by_layers(RuntimeSpec(compile="layers"), pair[0])
         assert not _by_layers(RuntimeSpec(compile=True), pair[0])
+
+
+def test_a_failure_without_a_word_is_told_by_where_it_happened():
+    def broken(graph, inputs):
+        raise AssertionError
+
+    def wordy(graph, inputs):
+        raise ValueError("no such\nlayout")
+
+    for backend, told in (
+        (broken, r"AssertionError in \w+ of \w+\.py, line \d+"),
+        (wordy, "no such layout"),
+    ):
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.TorchDynamoException) as failed:
+            torch.compile(lambda x: x + 1, backend=backend)(torch.ones(2))
+        assert re.fullmatch(told, _reason(failed.value))

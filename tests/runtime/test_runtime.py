@@ -117,6 +117,7 @@ def test_a_phase_that_cannot_be_compiled_runs_all_the_same(spec, pair, traced, m
         assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
     (message,) = said(caplog)
     assert message.startswith("the phase draft runs uncompiled:")
+    assert message.endswith(f"({type(decoder.resolved.head).__name__}, StaticTree)")
 
 
 def test_a_kernel_too_large_for_the_device_costs_the_phase_its_compiling(

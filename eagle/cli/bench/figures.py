@@ -126,6 +126,9 @@ def command_of(context: typer.Context) -> str:
         if value is None or value == parameter.default:
             continue
         flag = [] if parameter.param_type_name == "argument" else [parameter.opts[0]]
+        if isinstance(value, bool):  # a switch, which takes no value
+            words += flag if value else parameter.secondary_opts[:1]
+            continue
         for each in value if isinstance(value, (list, tuple)) else [value]:
             words += [*flag, str(each)]
     return shlex.join(words)

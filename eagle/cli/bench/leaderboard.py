@@ -139,6 +139,7 @@ def leaderboard(
             subjects.decoders,
             texts,
             params,
+            specs=subjects.specs,
             temperatures=warmths,
             batches=slots,
             rounds=rounds,
