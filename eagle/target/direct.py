@@ -2,9 +2,9 @@
 
 NCCL takes about 15 microseconds to add up a row over two GPUs, twice a layer. Here each process
 lays its part where all can read it, waits for the others' and adds all of them up, in their order,
-so that all have the same. PyTorch has the kernel, and NCCL has what does not fit. It ran on
-one machine of two GPUs so far, so it has to be asked for. Knows torch.distributed; knows no layer
-and no model.
+so that all have the same. PyTorch has the kernel, and NCCL has what does not fit. It ran on three
+machines of two GPUs so far, so it has to be asked for. Knows torch.distributed; knows no layer and
+no model.
 """
 
 from __future__ import annotations

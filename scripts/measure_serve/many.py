@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from eagle.bench import PROMPTS, find_shape, prepare, read_prompts
-from eagle.decoding import Decoder, Engine
+from eagle.decoding import Decoder, Engine, Prompt, encode
 from eagle.spec import load_spec
 from measure_serve.asking import apart
 from measure_serve.crowd import Answers, Crowd, crowds, model_at
@@ -26,7 +26,7 @@ from measure_serve.figures import many_json, many_lines
 from measure_serve.inside import asked_by_clients, counted, whole_queue
 from measure_serve.sites import frozen, serving
 
-__all__ = ["answers", "decoder_of", "measure_many", "queue_of", "rounds"]
+__all__ = ["answers", "check_room", "decoder_of", "measure_many", "queue_of", "rounds"]
 
 ENGINE, ASKED, SERVER = "the engine, whole queue", "the engine, asked by clients", "the server"
 Way = Callable[[], Answers]
@@ -41,7 +41,9 @@ def measure_many(given: argparse.Namespace) -> None:
         prompts = queue_of(given)
         engine = None
         if given.spec != "none":
-            engine = stack.enter_context(Engine(decoder_of(given), queue=len(prompts)))
+            decoder = decoder_of(given)
+            check_room(decoder, prompts, given.tokens)  # before anything is compiled
+            engine = stack.enter_context(Engine(decoder, queue=len(prompts)))
             engine.warm_up()
             stack.enter_context(frozen())
             ways = _own(engine, ask, prompts, given)
@@ -94,6 +96,19 @@ def decoder_of(given: argparse.Namespace) -> Decoder:
     spec = load_spec(given.spec, settings)
     shape = find_shape(given.shape) if given.shape else None
     return next(iter(prepare([spec], shape).decoders.values()))
+
+
+def check_room(decoder: Decoder, prompts: Sequence[Prompt], tokens: int) -> None:
+    """End with a sentence where a prompt has no room for so many tokens behind it."""
+    target, room = decoder.target, decoder.capacity - tokens
+    for number, prompt in enumerate(prompts, 1):
+        ids = encode(prompt, target.tokenizer, raw=False, embeddings=target.embeddings)
+        if len(ids) > room:
+            raise SystemExit(
+                f"error: prompt {number} has {len(ids)} tokens, and the decoder's "
+                f"{decoder.capacity} leave {max(room, 0)} for one before {tokens} of its answer; "
+                "raise runtime.max_length, lower --tokens, or give shorter prompts"
+            )
 
 
 def rounds(

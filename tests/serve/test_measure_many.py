@@ -12,12 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from eagle import Engine
+from eagle import Decoder, Engine
 from measure_serve.asking import apart
 from measure_serve.crowd import Answers, Crowd, crowds, in_order, model_at
 from measure_serve.figures import many_json, many_lines, of_neighbours
 from measure_serve.inside import asked_by_clients, counted, whole_queue
-from measure_serve.many import answers, queue_of, rounds
+from measure_serve.many import answers, check_room, queue_of, rounds
 from measure_serve.sites import serving
 
 ABOUT = {"clients": 2, "each": 1, "tokens": 4, "temperature": 0.0}
@@ -214,3 +214,10 @@ def test_without_an_engine_nobody_is_held_against_it():
 
 def test_first_tokens_stand_in_the_order_in_which_they_were_asked_for():
     assert in_order([(3.0, 0.1), (1.0, 0.4), (2.0, 0.2)]) == (0.4, 0.2, 0.1)
+
+
+def test_a_prompt_without_room_for_its_answer_is_told_before_anything_is_asked(pair, spec):
+    decoder = Decoder.from_spec(spec(runtime={"max_length": 16}), target=pair[0])
+    check_room(decoder, [[3, 5], [7] * 12], 4)
+    with pytest.raises(SystemExit, match=r"prompt 2 has 13 tokens, and .* 16 leave 12 for one"):
+        check_room(decoder, [[3, 5], [7] * 13], 4)
