@@ -177,13 +177,23 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     scores = (logits - top) / torch.where(temperature > 0, temperature, 1)
     if sampling.filtered:
         scores = _filter(scores, sampling.top_k.view(shape), sampling.top_p.view(shape))
-    probs = scores.softmax(-1)
+    probs = _softmax(scores)
     min_p = sampling.min_p.view(shape)
     probs = probs.where(probs >= min_p * probs.amax(-1, keepdim=True), 0)
     probs = probs / probs.sum(-1, keepdim=True)
     # Not a scatter of ones: adding 0 * top keeps NaN logits visible.
     greedy = torch.zeros_like(probs).scatter(-1, best, 1.0) + 0 * top
     return torch.where(temperature > 0, probs, greedy)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Return the softmax of scores whose maximum is 0, or which are NaN."""
+    if not torch.compiler.is_compiling():
+        return scores.softmax(-1)
+    # PyTorch's compiler (2.11, 2.13) rewrites the softmax of a quotient by one number a row, and
+    # fails at its own reduction of that number: "assert rnumel1 == 1 and rnumel2 != 1".
+    weights = scores.exp()
+    return weights / weights.sum(-1, keepdim=True)
 
 
 def _filter(scores: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:

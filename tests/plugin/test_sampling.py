@@ -86,3 +86,19 @@ def test_nan_logits_stay_visible(temperature):
 def test_refuses_impossible_parameters(wrong):
     with pytest.raises(ValidationError):
         SamplingParams(**wrong)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it is compiled: tests/gpu")
+@pytest.mark.parametrize("shape", [(1, 49152), (1, 1, 49152), (2, 49152)])
+def test_probabilities_are_made_kernels_of_up_to_where_triton_looks_for_a_device(shape):
+    """Over one row of a large vocabulary PyTorch's compiler failed at what it made of softmax."""
+    from torch._inductor import config
+    from torch._inductor.exc import InductorError
+
+    torch._dynamo.reset()
+    params = [SamplingParams(temperature=0.7)] * shape[0]
+    sampling = Sampling.of(params, "cpu")
+    compiled = torch.compile(probabilities, fullgraph=True, dynamic=False)
+    through_triton = config.patch(cpu_backend="triton", fx_graph_cache=False)
+    with through_triton, pytest.raises(InductorError, match="active drivers"):
+        compiled(torch.randn(shape), sampling)
