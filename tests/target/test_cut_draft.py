@@ -141,6 +141,45 @@ def test_what_does_not_share_out_or_is_not_worth_it_stays_whole():
     assert cutting.cut_network(Block(config()), 0, 5) == {}
 
 
+class Unplanned(LlamaMLP):
+    """Llama's, but for a norm of all inner numbers, which no process has."""
+
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(nn.functional.normalize(inner, dim=-1))
+
+
+class Planned(Unplanned):
+    def tp_plan(self, count):
+        return super().tp_plan(count)
+
+
+def test_a_network_with_a_forward_that_no_plan_was_made_for_stays_whole():
+    block = Block(config())
+    block.mlp = Unplanned(config())
+    assert cutting.cut_network(block, 0, 2) == {}
+    assert block.attention.heads == 4, "all layers have the same heads"
+    block.mlp = Planned(config())
+    assert len(cutting.cut_network(block, 0, 2)) == 7
+
+
+@pytest.mark.parametrize("wrap", [lambda b: nn.ModuleList([b]), lambda b: nn.ModuleList([b.mlp])])
+def test_what_was_cut_is_not_cut_again_by_whatever_it_is_found(wrap):
+    block = Block(config())
+    for network in (wrap(block), wrap(block), block):
+        cutting.bring_together(network, cutting.cut_network(network, 0, 2))
+    assert block.mlp.down_proj.weight.shape == (16, 12)
+    assert len(block.mlp.down_proj._forward_hooks) == 1
+    assert (block.attention.heads, block.attention.q_proj.weight.shape) == (2, (8, 16))
+
+
+def test_weights_that_are_cut_while_something_is_decoded_can_be_used_elsewhere():
+    block = Block(config(attention_bias=True))
+    with torch.inference_mode():
+        cutting.cut_network(block, 0, 2)
+    assert not any(weight.is_inference() for weight in block.parameters())
+
+
 def test_a_draft_is_cut_only_where_processes_hold_the_target():
     with pytest.raises(SpecError, match="should have a tp_plan with cut_draft: true"):
         load_spec("eagle", ["target.cut_draft=true"])
