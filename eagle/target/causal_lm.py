@@ -226,7 +226,7 @@ class Target(Whole):
         """
         return self.lm_head.rough() or self.logits
 
-    def lay_out(self, network: nn.Module) -> None:
+    def lay_out(self, network: nn.Module) -> bool:
         """Lay out a head's network for decoding; see `eagle.plugin.TargetModel.lay_out`."""
         cut: dict[str, str] = {}
         if self.together is not None and self.cut_draft is not False:
@@ -234,6 +234,7 @@ class Target(Whole):
             cut = cutting.cut_network(network, self.together.rank, self.together.count, least)
         arrange(network, Switch())
         cutting.bring_together(network, cut)
+        return cutting.is_parted(network)
 
     def draft_model(self, folder: Path, attention: AttentionBackend) -> Target:
         """Load another model beside this one; see `eagle.plugin.TargetModel.draft_model`."""

@@ -1,11 +1,13 @@
 """A draft head that is cut over two processes drafts what it drafts in one."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from eagle import Decoder, DecoderSpec
-from eagle.errors import SpecError
+from eagle.errors import CheckpointError, SpecError
 from eagle.plugin import LlamaAttention, LlamaMLP
 from eagle.spec import load_spec
 from eagle.target import Target, cutting
@@ -49,6 +51,8 @@ def _drafts(model, heads, wanted):
         decoder = Decoder.from_spec(cut)
         assert answers(decoder) == expected, head
         assert sizes(decoder) == (own[0] // 2, own[1] // 2), head
+        with pytest.raises(CheckpointError, match="is cut over processes cannot be saved"):
+            decoder.resolved.head.save(Path(model).parent / "part")
     for whole in ("auto", False):  # none of these is worth it
         spec = spec_of(model, head, weights, tree, tp_plan="auto", cut_draft=whole)
         decoder = Decoder.from_spec(spec)
