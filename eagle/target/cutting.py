@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from eagle.errors import TargetError
 from eagle.target.together import Together
 
-__all__ = ["bring_together", "cut", "cut_network", "is_parted", "settle", "whole"]
+__all__ = ["bring_together", "cut", "cut_network", "is_parted", "settle", "weighed", "whole"]
 
 _ROWS, _COLUMNS = 0, 1  # dimension of a weight that is cut
 _CUT = {"colwise": _ROWS, "rowwise": _COLUMNS, "colwise_gather_output": _ROWS, "colwise_rep": _ROWS}
@@ -138,6 +138,20 @@ def cut_network(network: nn.Module, rank: int, count: int, least: int = 0) -> di
 def is_parted(network: nn.Module) -> bool:
     """Whether `cut_network` left this process a part of a network only."""
     return any(_PARTED in vars(module) for module in network.modules())
+
+
+def weighed(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what tells a network from another: by name, the sizes of a weight and its bytes' sum.
+
+    Of weights that are no plain tensors, which may be kept in any way, the sizes alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, weight in network.named_parameters():
+        found[name] = {"sizes": list(weight.shape)}
+        if type(weight) is nn.Parameter and not weight.is_meta:
+            content = weight.detach().flatten().view(torch.uint8)
+            found[name]["content"] = int(content.sum(dtype=torch.int64))
+    return found
 
 
 def settle(model: Any) -> bool:

@@ -1,5 +1,6 @@
 """A draft head that is cut over two processes drafts what it drafts in one."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,11 +8,11 @@ import torch
 from torch import nn
 
 from eagle import Decoder, DecoderSpec
-from eagle.errors import CheckpointError, SpecError
+from eagle.errors import CheckpointError, PartedError, SpecError
 from eagle.plugin import LlamaAttention, LlamaMLP
 from eagle.spec import load_spec
 from eagle.target import Target, cutting
-from eagle.testing import tiny_pair
+from eagle.testing import tiny_pair, tiny_target
 from tests.strategies.drafters import trial
 from tests.train.together import run_together
 
@@ -79,6 +80,26 @@ def test_two_processes_draft_what_one_does(tmp_path):
         accepted = [count for _, cycles in wanted[-1][1] for count in cycles]
         assert len(set(accepted)) > 2, f"{head}: too little was accepted to tell anything"
     run_together(_drafts, str(tmp_path / "target"), heads, wanted)
+
+
+def _differ(model, folder):
+    """Be one of two processes, of which each finds another head where both look."""
+    os.chdir(f"{folder}/{os.environ['RANK']}")
+    for cut in (True, False):
+        decoder = Decoder.from_spec(spec_of(model, "eagle", "head", tp_plan="auto", cut_draft=cut))
+        for _ in range(2):
+            with pytest.raises(PartedError, match=r"another draft head than process 0: fc\.weight"):
+                decoder.generate(PROMPTS[0], max_new_tokens=4)
+
+
+def test_processes_that_were_given_different_heads_are_told(tmp_path):
+    target = tiny_target()
+    target.model.save_pretrained(tmp_path / "target")
+    for rank in range(2):
+        head = trial.fresh("eagle", target)
+        head.initialise(target, rank)
+        head.save(tmp_path / str(rank) / "head")
+    run_together(_differ, str(tmp_path / "target"), str(tmp_path))
 
 
 def config(**changes):
