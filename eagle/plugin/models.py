@@ -59,13 +59,16 @@ class TargetModel(Protocol):
         """
         ...
 
-    def lay_out(self, network: nn.Module) -> None:
+    def lay_out(self, network: nn.Module) -> bool:
         """Lay out the weights of a head's network for decoding, in place; training is over then.
 
         Layers that read the same input are stacked, and weights packed, as it pays on the device.
         Where several processes hold the target, modules with a ``tp_plan`` are cut over them (see
         `LlamaAttention.tp_plan`): so before sizes are taken from the network. To be asked for in
         `DraftHead.allocate`, in which it may come again for the same network.
+
+        Returns:
+            Whether this process has a part of the network only, which is not to be saved.
         """
         ...
 

@@ -52,7 +52,9 @@ def _why(resolved: Resolved) -> str:
         for role, name in named.items()
         if name != DEFAULT_STRATEGIES[role]
     ]
-    instead = f"with {' and '.join(others)}, say," if others else "without that"
+    # Where one is the default itself, its settings are at fault.
+    enough = len(others) == len(named)
+    instead = f"with {' and '.join(others)}, say," if enough else "without that"
     return (
         f"{parts}, as set here, {'reads' if len(named) == 1 else 'read'} the device on the host in "
         f"the middle of a cycle, so none can be captured as a CUDA graph; {instead} whole cycles "

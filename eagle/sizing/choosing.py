@@ -115,7 +115,8 @@ def cost_key(
         for role, entry in resolved.strategies.items()
         if role is not Role.TREE
     }
-    runtime = spec.runtime
+    runtime, own = spec.runtime, spec.target
+    cut = [own.tp_plan, loading.processes(), own.cut_draft] if own.tp_plan else [None, 1]
     key = {
         "format": _FORMAT,
         "hardware": hardware(device),
@@ -123,7 +124,7 @@ def cost_key(
         "target": {size: getattr(config, size, None) for size in _SIZES},
         "dtype": str(dtype),
         "quantized": runtime.quantize or _method(config),
-        "placement": [spec.target.tp_plan, loading.processes() if spec.target.tp_plan else 1],
+        "placement": cut,
         "strategies": strategies,
         "runtime": [runtime.compile, runtime.cuda_graph, resolved.capturable, runtime.max_length],
     }

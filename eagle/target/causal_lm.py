@@ -5,6 +5,7 @@ Knows how a transformers model is driven; knows nothing of drafting or acceptanc
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -107,6 +108,7 @@ class Target(Whole):
         self.lm_head = LmHead(model.get_output_embeddings(), self.config, self.dtype)
         self._embedding = model.get_input_embeddings()
         self._asked: Layers | None = None
+        self._compared: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         _ = self.eos_tokens  # what is no token is refused before anything is decoded
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
@@ -226,14 +228,22 @@ class Target(Whole):
         """
         return self.lm_head.rough() or self.logits
 
-    def lay_out(self, network: nn.Module) -> None:
-        """Lay out a head's network for decoding; see `eagle.plugin.TargetModel.lay_out`."""
+    def lay_out(self, network: nn.Module) -> bool:
+        """Lay out a head's network for decoding; see `eagle.plugin.TargetModel.lay_out`.
+
+        Raises:
+            PartedError: the processes that hold the target have different ones.
+        """
+        if self.together is not None and network not in self._compared:
+            self.together.compare("draft head", cutting.weighed(network))
+            self._compared.add(network)
         cut: dict[str, str] = {}
         if self.together is not None and self.cut_draft is not False:
             least = 0 if self.cut_draft is True else _WORTH_CUTTING
             cut = cutting.cut_network(network, self.together.rank, self.together.count, least)
         arrange(network, Switch())
         cutting.bring_together(network, cut)
+        return cutting.is_parted(network)
 
     def draft_model(self, folder: Path, attention: AttentionBackend) -> Target:
         """Load another model beside this one; see `eagle.plugin.TargetModel.draft_model`."""

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from eagle.errors import TargetError
 from eagle.target.together import Together
 
-__all__ = ["bring_together", "cut", "cut_network", "settle", "whole"]
+__all__ = ["bring_together", "cut", "cut_network", "is_parted", "settle", "weighed", "whole"]
 
 _ROWS, _COLUMNS = 0, 1  # dimension of a weight that is cut
 _CUT = {"colwise": _ROWS, "rowwise": _COLUMNS, "colwise_gather_output": _ROWS, "colwise_rep": _ROWS}
 _SIDE_BY_SIDE = ("colwise_gather_output", "colwise_rep")  # whose outputs are wanted whole
 _DONE = "_eagle_together"
 _DIMENSION = "_eagle_cut"
+_PARTED = "_eagle_parted"
 
 
 @torch.library.custom_op("eagle::add_up", mutates_args=("x",))
@@ -89,12 +90,15 @@ def cut(model: Any, rank: int, count: int) -> None:
     model._tp_size = count
 
 
+@torch.inference_mode(False)  # weights made in that mode could not be used outside it
 def cut_network(network: nn.Module, rank: int, count: int, least: int = 0) -> dict[str, str]:
     """Cut the network of a draft head, whose weights are there, by the plans of its modules.
 
     Those modules have a ``tp_plan(count)``, the styles of the linear layers that are their own, or
     nothing where they are not to be cut; and ``divide(count)``, called once they are cut. See
-    `eagle.plugin.LlamaAttention`. A network is cut once, whoever asks for it again.
+    `eagle.plugin.LlamaAttention`. A plan is one of the forward that it is declared with: where a
+    subclass has another one and no plan, all of the network stays whole. A module is cut once,
+    whoever asks for it again, and by whatever it is found.
 
     Args:
         network: frozen.
@@ -105,17 +109,14 @@ def cut_network(network: nn.Module, rank: int, count: int, least: int = 0) -> di
     Returns:
         The style of each layer that was cut, by its name in the network, for `bring_together`.
     """
-    if getattr(network, _DONE, False):
+    # A model of transformers has a property of that name.
+    planned = {n: m for n, m in network.named_modules() if callable(getattr(m, "tp_plan", None))}
+    if getattr(network, _DONE, False) or not all(map(_is_of_its_forward, planned.values())):
         return {}
-    parts = {
-        name: (module, module.tp_plan(count))
-        for name, module in network.named_modules()
-        # A model of transformers has a property of that name.
-        if callable(getattr(module, "tp_plan", None))
-    }
+    plans = ((name, m, m.tp_plan(count)) for name, m in planned.items() if _PARTED not in vars(m))
     parts = {
         name: (module, plan)
-        for name, (module, plan) in parts.items()
+        for name, module, plan in plans
         if plan and all(_fits(getattr(module, own), style, count) for own, style in plan.items())
     }
     layers = [getattr(module, own) for module, plan in parts.values() for own in plan]
@@ -130,7 +131,27 @@ def cut_network(network: nn.Module, rank: int, count: int, least: int = 0) -> di
             _become(layer, weight.clone(), None if bias is None else bias.clone(), style)
             made[f"{name}.{own}" if name else own] = style
         module.divide(count)
+        vars(module)[_PARTED] = True
     return made
+
+
+def is_parted(network: nn.Module) -> bool:
+    """Whether `cut_network` left this process a part of a network only."""
+    return any(_PARTED in vars(module) for module in network.modules())
+
+
+def weighed(network: nn.Module) -> dict[str, dict[str, Any]]:
+    """Return what tells a network from another: by name, the sizes of a weight and its bytes' sum.
+
+    Of weights that are no plain tensors, which may be kept in any way, the sizes alone.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, weight in network.named_parameters():
+        found[name] = {"sizes": list(weight.shape)}
+        if type(weight) is nn.Parameter and not weight.is_meta:
+            content = weight.detach().flatten().view(torch.uint8)
+            found[name]["content"] = int(content.sum(dtype=torch.int64))
+    return found
 
 
 def settle(model: Any) -> bool:
@@ -236,6 +257,16 @@ def _planned(model: Any) -> dict[str, str]:
     plan: Mapping[str, str] = model.tp_plan or {}
     named = ((name, re.sub(r"\.\d+(?=\.|$)", ".*", name)) for name, _ in model.named_modules())
     return {name: plan[pattern] for name, pattern in named if pattern in plan}
+
+
+def _is_of_its_forward(module: nn.Module) -> bool:
+    """Whether a module's plan was declared with the forward that it has, or below it."""
+    for one in type(module).__mro__:
+        if "tp_plan" in vars(one):
+            return True
+        if "forward" in vars(one):
+            return False
+    return True
 
 
 def _fits(layer: nn.Module, style: str, count: int) -> bool:

@@ -154,6 +154,14 @@ class Together:
             RequestError: an engine is open, so that the others are not here to agree.
         """
         self.apart(f"another {what}")
+        self.compare(what, value)
+
+    def compare(self, what: str, value: Any) -> None:
+        """Do as `agree` does, where all are at once by themselves, whoever orders it.
+
+        Raises:
+            PartedError: see `agree`.
+        """
         text = json.dumps(value, sort_keys=True, default=str)
         found: list[Any] = [None] * self.count
         self._run(lambda: dist.all_gather_object(found, text, group=self._group))

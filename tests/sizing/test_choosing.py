@@ -20,6 +20,7 @@ from eagle.plugin.roles import BuildContext, Law
 from eagle.sizing import choosing
 from eagle.sizing.choosing import NO_FILES, NO_FILES_HELP, account, cost_key, fit_tree, recall
 from eagle.sizing.costing import measure_costs, measure_slots
+from eagle.spec import TargetSpec
 from eagle_plugins.attention.auto import Auto
 from eagle_plugins.trees.chain import CHAIN
 
@@ -231,6 +232,20 @@ def test_costs_go_by_the_settings_of_the_head_and_not_by_its_folder(loaded, head
     elsewhere = shutil.copytree(head["weights"], tmp_path / "elsewhere")
     assert key(weights=str(elsewhere)) == key()
     assert key(lm_head="exact") != key()
+
+
+def test_costs_of_a_head_that_is_cut_are_not_those_of_a_whole_one(loaded, pair):
+    def key(**target):
+        resolved = loaded()
+        spec = resolved.spec
+        own = TargetSpec(model=spec.target.model, dtype=spec.target.dtype, **target)
+        resolved = replace(resolved, spec=spec.model_copy(update={"target": own}))
+        return cost_key(resolved, pair[0].config, pair[0].dtype, pair[0].device)
+
+    ways = [{"tp_plan": "auto", "cut_draft": cut} for cut in ("auto", True, False)]
+    keys = [str(key(**way)) for way in (*ways, {})]
+    assert len(set(keys)) == 4
+    assert str(key(cut_draft=False)) == keys[-1], "one process cuts nothing"
 
 
 class Fitting:

@@ -1,15 +1,18 @@
 """A draft head that is cut over two processes drafts what it drafts in one."""
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from eagle import Decoder, DecoderSpec
-from eagle.errors import SpecError
+from eagle.errors import CheckpointError, PartedError, SpecError
 from eagle.plugin import LlamaAttention, LlamaMLP
 from eagle.spec import load_spec
 from eagle.target import Target, cutting
-from eagle.testing import tiny_pair
+from eagle.testing import tiny_pair, tiny_target
 from tests.strategies.drafters import trial
 from tests.train.together import run_together
 
@@ -49,6 +52,8 @@ def _drafts(model, heads, wanted):
         decoder = Decoder.from_spec(cut)
         assert answers(decoder) == expected, head
         assert sizes(decoder) == (own[0] // 2, own[1] // 2), head
+        with pytest.raises(CheckpointError, match="is cut over processes cannot be saved"):
+            decoder.resolved.head.save(Path(model).parent / "part")
     for whole in ("auto", False):  # none of these is worth it
         spec = spec_of(model, head, weights, tree, tp_plan="auto", cut_draft=whole)
         decoder = Decoder.from_spec(spec)
@@ -75,6 +80,26 @@ def test_two_processes_draft_what_one_does(tmp_path):
         accepted = [count for _, cycles in wanted[-1][1] for count in cycles]
         assert len(set(accepted)) > 2, f"{head}: too little was accepted to tell anything"
     run_together(_drafts, str(tmp_path / "target"), heads, wanted)
+
+
+def _differ(model, folder):
+    """Be one of two processes, of which each finds another head where both look."""
+    os.chdir(f"{folder}/{os.environ['RANK']}")
+    for cut in (True, False):
+        decoder = Decoder.from_spec(spec_of(model, "eagle", "head", tp_plan="auto", cut_draft=cut))
+        for _ in range(2):
+            with pytest.raises(PartedError, match=r"another draft head than process 0: fc\.weight"):
+                decoder.generate(PROMPTS[0], max_new_tokens=4)
+
+
+def test_processes_that_were_given_different_heads_are_told(tmp_path):
+    target = tiny_target()
+    target.model.save_pretrained(tmp_path / "target")
+    for rank in range(2):
+        head = trial.fresh("eagle", target)
+        head.initialise(target, rank)
+        head.save(tmp_path / str(rank) / "head")
+    run_together(_differ, str(tmp_path / "target"), str(tmp_path))
 
 
 def config(**changes):
@@ -139,6 +164,45 @@ def test_what_does_not_share_out_or_is_not_worth_it_stays_whole():
     assert set(found) == {"mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"}
     assert (block.attention.heads, block.mlp.up_proj.weight.shape) == (4, (8, 16))
     assert cutting.cut_network(Block(config()), 0, 5) == {}
+
+
+class Unplanned(LlamaMLP):
+    """Llama's, but for a norm of all inner numbers, which no process has."""
+
+    def forward(self, x):
+        inner = nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(nn.functional.normalize(inner, dim=-1))
+
+
+class Planned(Unplanned):
+    def tp_plan(self, count):
+        return super().tp_plan(count)
+
+
+def test_a_network_with_a_forward_that_no_plan_was_made_for_stays_whole():
+    block = Block(config())
+    block.mlp = Unplanned(config())
+    assert cutting.cut_network(block, 0, 2) == {}
+    assert block.attention.heads == 4, "all layers have the same heads"
+    block.mlp = Planned(config())
+    assert len(cutting.cut_network(block, 0, 2)) == 7
+
+
+@pytest.mark.parametrize("wrap", [lambda b: nn.ModuleList([b]), lambda b: nn.ModuleList([b.mlp])])
+def test_what_was_cut_is_not_cut_again_by_whatever_it_is_found(wrap):
+    block = Block(config())
+    for network in (wrap(block), wrap(block), block):
+        cutting.bring_together(network, cutting.cut_network(network, 0, 2))
+    assert block.mlp.down_proj.weight.shape == (16, 12)
+    assert len(block.mlp.down_proj._forward_hooks) == 1
+    assert (block.attention.heads, block.attention.q_proj.weight.shape) == (2, (8, 16))
+
+
+def test_weights_that_are_cut_while_something_is_decoded_can_be_used_elsewhere():
+    block = Block(config(attention_bias=True))
+    with torch.inference_mode():
+        cutting.cut_network(block, 0, 2)
+    assert not any(weight.is_inference() for weight in block.parameters())
 
 
 def test_a_draft_is_cut_only_where_processes_hold_the_target():

@@ -144,3 +144,8 @@ def test_heads_are_not_cut_in_two(monkeypatch, count, heads, kv_heads, fits):
 def test_a_device_map_is_written_and_read(spec):
     mapped = TargetSpec(device_map={"model": 0, "lm_head": "cpu"})
     assert TargetSpec.model_validate(mapped.model_dump(mode="json")) == mapped
+
+
+def test_a_draft_that_is_to_be_cut_keeps_no_spread_target_from_training():
+    spec = load_train_spec("tiny", ["target.tp_plan=auto", "target.cut_draft=true"])
+    assert spec.decoder.target.tp_plan is None

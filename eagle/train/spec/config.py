@@ -325,7 +325,8 @@ class TrainSpec(_Model):
     def decoder_with(self, tree: ComponentSpec) -> DecoderSpec:
         """Return that decoder spec with one of the trees that are measured."""
         # Its parts are resolved only, never decoded with, wherever the target's layers are.
-        target = self.target.model_copy(update={"device_map": None, "tp_plan": None})
+        alone = {"device_map": None, "tp_plan": None, "cut_draft": "auto"}
+        target = self.target.model_copy(update=alone)
         spec = DecoderSpec(target=target, features=self.features, head=self.head, tree=tree)
         spec._document = self._document
         return spec

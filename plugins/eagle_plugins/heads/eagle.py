@@ -203,11 +203,7 @@ class EagleHead(DecoderHead):
             config["add_para_norm"] = True
         if self.kind != EagleHead.kind:  # other engines know one kind only, and no such key
             config["draft_kind"] = self.kind
-        # Copied where they have the right dtype too: fused layers' weights share their memory.
-        tensors = {
-            k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
-        }
-        write_checkpoint(folder, config, tensors)
+        write_checkpoint(folder, config, self.saved_weights())
 
 
 def side_by_side(features: Sequence[Tensor]) -> Tensor:

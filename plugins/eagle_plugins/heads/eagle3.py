@@ -335,10 +335,7 @@ class Eagle3Head(DecoderHead):
         config = variant_config(variant, variant.layers_of(target))
         if self._embedding is not None:
             config["embed_requires_grad"] = True
-        # Copied where they have the right dtype too: fused layers' weights share their memory.
-        tensors = {
-            k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
-        }
+        tensors = self.saved_weights()
         if self._embedding is not None:
             tensors[EMBEDDING] = self._embedding.to(torch.bfloat16, copy=True)
         if self._ids is not None:

@@ -290,11 +290,7 @@ class BlockDrafter(DecoderHead):
         """Write the layout of z-lab and JetSpec in bfloat16."""
         variant = self._made
         assert variant is not None
-        # Copied where they have the right dtype too: fused layers' weights share their memory.
-        tensors = {
-            k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
-        }
-        write_checkpoint(folder, written_config(variant, self._target.info), tensors)
+        write_checkpoint(folder, written_config(variant, self._target.info), self.saved_weights())
 
 
 def _network(variant: BlockVariant) -> BlockNetwork:

@@ -23,6 +23,10 @@ class NormedAttention(LlamaAttention):
         self.q_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
         self.k_norm = nn.RMSNorm(self.head_dim, eps=config.rms_norm_eps)
 
+    def tp_plan(self, count: int) -> dict[str, str]:
+        """See `eagle.plugin.LlamaAttention.tp_plan`: each norm is of one head's numbers."""
+        return super().tp_plan(count)
+
     def _split(self, projected: Tensor) -> Tensor:
         return projected.view(*projected.shape[:-1], -1, self.head_dim)
 

@@ -71,6 +71,7 @@ class DecoderHead:
     capturable = True
     paged = True
     module: Any
+    _parted = False
 
     def adopt(self, module: HeadNetwork, config: Any, target: TargetModel) -> None:
         """Take a network, whose rotary positions are those of a Llama configuration."""
@@ -99,7 +100,7 @@ class DecoderHead:
     def allocate(self, slots: int, rows: int, pages: Pages | None = None) -> None:
         """Allocate the cache of its layers, and lay out their weights for decoding."""
         # Not on loading: neither packed nor stacked weights can be trained.
-        self._target.lay_out(self.module)
+        self._parted = self._target.lay_out(self.module)
         attention = self.module.attention
         self._cache = TreeCache(
             layers=self.module.depth,
@@ -111,6 +112,22 @@ class DecoderHead:
             device=self._target.device,
             pages=pages,
         )
+
+    def saved_weights(self) -> dict[str, Tensor]:
+        """Return the network's weights as heads are saved, in bfloat16.
+
+        Raises:
+            CheckpointError: processes hold the network together, and none has all of it.
+        """
+        if self._parted:
+            raise CheckpointError(
+                "a draft head that is cut over processes cannot be saved: each has a part of it; "
+                "with target.cut_draft: false each has all of it"
+            )
+        # Copied where they have the right dtype too: fused layers' weights share their memory.
+        return {
+            k: t.detach().to(torch.bfloat16, copy=True) for k, t in self.module.state_dict().items()
+        }
 
     def over_cache(self, step: Step, *inputs: Tensor) -> Tensor:
         """Run the network on new entries, each of which sees what a step says."""
