@@ -7,6 +7,7 @@ as ``python server.py SOCKET``; `CLIENT` is the program that calls it.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -40,9 +41,10 @@ def answer(caller: socket.socket) -> None:
         os.chdir(call["folder"])
         os.environ.clear()
         os.environ.update(call["env"])
-        from eagle.cli import main
+        sys.argv = ["eagle", *call["words"]]
+        from eagle.cli import program
 
-        main(call["words"])
+        program()
     caller.sendall(f"{worker}\n".encode())  # so that who ends the caller ends it
     status = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
     caller.sendall(f"{status if status >= 0 else 128 - status}\n".encode())
@@ -53,11 +55,13 @@ def serve(path: str) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     import eagle.bench.speed
+    import eagle.cli.root
     import eagle.decoding
     import eagle.train.run  # noqa: F401
     import eagle_plugins  # noqa: F401
     import eagle_strategies  # noqa: F401
 
+    gc.freeze()  # of what is here forks copy no more than they change
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(path)
         server.listen()

@@ -1,7 +1,9 @@
 """A pass compiled ahead of time gives the numbers and tokens of an eager one, or is not used."""
 
 import functools
+import gc
 import logging
+import weakref
 from collections import namedtuple
 
 import pytest
@@ -302,3 +304,24 @@ def test_code_that_computes_something_else_is_not_used(compiled, pair, monkeypat
     monkeypatch.setattr(TracedPass, "digest", lambda self: digest)
     with pytest.raises(CompileError, match="gives other logits"):
         found.load()
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_compiled_decoder_is_freed_with_its_last_reference(
+    compiled, spec, pair, loads, monkeypatch
+):
+    def refuse(_):
+        raise CompileError("it cannot be loaded")
+
+    if not loads:  # what is said of that is kept, as whoever collects records does
+        monkeypatch.setattr(AheadPass, "load", refuse)
+    made = spec(attention="sdpa", runtime={"compile": True})
+    decoder = Decoder.from_spec(made, target=pair[0])
+    assert (decoder._cycle.ahead is not None) == loads
+    gone = weakref.ref(decoder._cycle)
+    gc.disable()
+    try:
+        del decoder
+        assert gone() is None
+    finally:
+        gc.enable()

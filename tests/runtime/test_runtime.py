@@ -1,9 +1,7 @@
 """Modes of execution, as far as a CPU can show them; tests/gpu has the rest."""
 
 import functools
-import gc
 import logging
-import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +10,7 @@ import torch
 from eagle.cache.store import BLOCK
 from eagle.cycle import Cycle
 from eagle.decoding.decoder import Decoder
-from eagle.errors import CompileError, IncompatibleError
+from eagle.errors import IncompatibleError
 from eagle.plugin.sampling import Sampling, SamplingParams
 from eagle.runtime.widths import Widths
 from eagle.spec import DecoderSpec
@@ -130,7 +128,9 @@ def test_a_kernel_too_large_for_the_device_costs_the_phase_its_compiling(
     def launch(cycle, *args):
         raise errors.OutOfResources(163880, 101376, "shared memory")
 
-    monkeypatch.setattr(decoder._cycle.compiled["verify"], "_compiled", launch)
+    verify, accept = (decoder._cycle.compiled[name] for name in ("verify", "accept"))
+    decoder._cycle.compiled = {"verify": verify, "accept": accept}  # the others are others' tests
+    monkeypatch.setattr(verify, "_compiled", launch)
     with caplog.at_level(logging.WARNING, logger="eagle.runtime"):
         assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == expected.tokens
     (message,) = said(caplog)
@@ -346,6 +346,7 @@ def test_compiled_phases_read_one_number_of_rows(spec, pair, traced, caplog):
 def test_a_phase_compiled_too_often_runs_all_the_same(spec, pair, traced, monkeypatch, caplog):
     expected = Decoder.from_spec(spec(), target=pair[0]).generate(PROMPTS[0], max_new_tokens=12)
     decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
+    decoder._cycle.compiled = {name: decoder._cycle.compiled[name] for name in ("draft", "accept")}
     limited = functools.partial(torch._dynamo.config.patch, recompile_limit=1)
     monkeypatch.setattr("eagle.runtime.compiling._many_shapes", limited)
     for temperature in (1.0, 0.0):
@@ -361,20 +362,3 @@ def test_a_first_call_in_inference_mode_binds_no_later_one(spec, pair):
     with torch.inference_mode():
         first = decoder.generate(PROMPTS[0], max_new_tokens=12)
     assert decoder.generate(PROMPTS[0], max_new_tokens=12).tokens == first.tokens
-
-
-@pytest.mark.parametrize("loads", [True, False])
-def test_a_compiled_decoder_is_freed_with_its_last_reference(spec, pair, loads, monkeypatch):
-    def refuse(_):
-        raise CompileError("it cannot be loaded")
-
-    if not loads:  # what is said of that is kept, as whoever collects records does
-        monkeypatch.setattr("eagle.runtime.aot.AheadPass.load", refuse)
-    decoder = Decoder.from_spec(spec(runtime={"compile": True}), target=pair[0])
-    gone = weakref.ref(decoder._cycle)
-    gc.disable()
-    try:
-        del decoder
-        assert gone() is None
-    finally:
-        gc.enable()

@@ -161,28 +161,28 @@ def random_batch(rng: Random, law: Law, dtype: torch.dtype, *, filtered: bool = 
     return tree, TargetProbs(logits, sampling), shape, uniforms
 
 
+def at_every_node(target, slot):
+    """Return a slot's target distributions, one for each node."""
+    logits = target.logits[slot].unsqueeze(1)  # as if each node were a slot with nothing else
+    own = {
+        name: value[slot].expand(len(logits)) if isinstance(value, torch.Tensor) else value
+        for name, value in vars(target.sampling).items()
+    }
+    roots = torch.zeros(len(logits), dtype=torch.int64)
+    return TargetProbs(logits, Sampling(**own)).at(roots).tolist()
+
+
 def scalar_outcome(tree, target, shape, uniforms, slot, tolerance, replayed=ReplayedDraws):
     draws = replayed(uniforms[slot].tolist(), tolerance, tree.law)
-    sampled = bool(tree.sampled[slot])
-    nodes = []
-    for index in range(shape.nodes):
-        everywhere = torch.full((tree.tokens.shape[0],), index)
-        nodes.append(
-            ScalarNode(
-                index,
-                int(tree.ranks[slot, index]),
-                int(tree.depths[slot, index]),
-                int(tree.tokens[slot, index]),
-                target.at(everywhere)[slot].tolist(),
-                tree.draft_probs[slot, tree.draft_rows[slot, index]].tolist() if sampled else None,
-                [],
-                draws,
-                shape.siblings,
-            )
-        )
-    for index in range(1, shape.nodes):
-        if tree.parents[slot, index] >= 0:
-            nodes[int(tree.parents[slot, index])].below.append(nodes[index])
+    drafts = [None] * shape.nodes
+    if tree.sampled[slot]:
+        drafts = tree.draft_probs[slot, tree.draft_rows[slot]].tolist()
+    told = (getattr(tree, name)[slot].tolist() for name in ("ranks", "depths", "tokens"))
+    rows = zip(*told, at_every_node(target, slot), drafts, strict=True)
+    nodes = [ScalarNode(i, *row, [], draws, shape.siblings) for i, row in enumerate(rows)]
+    for node, parent in zip(nodes, tree.parents[slot].tolist(), strict=True):
+        if parent >= 0:
+            nodes[parent].below.append(node)
     accepted, bonus = scalar_speculative(nodes[0], tree.law, draws)
     return [node.index for node in accepted], bonus
 
