@@ -140,7 +140,13 @@ def test_a_signal_ends_a_start_and_says_so_by_its_status(process, home, pair, ki
     maps = Path(f"/proc/{server.pid}/maps")
     until(lambda: "libtorch" in maps.read_text(), patience=60)  # it is being imported
     server.send_signal(kind)
-    assert server.wait(30) == status
+    try:
+        assert server.wait(30) == status
+    except subprocess.TimeoutExpired:
+        state = Path(f"/proc/{server.pid}/status").read_text()
+        masks = [line for line in state.splitlines() if line.startswith(("State", "Sig", "Thr"))]
+        server.kill()
+        pytest.fail(f"it goes on: {masks}, and said {server.stderr.read()[-2000:]!r}")
     assert "Traceback" not in server.stderr.read()
 
 
