@@ -182,7 +182,7 @@ def _wide_head(
     }
     if nested or "weights" not in own:
         return _moved(head, narrow, shape, **nested)
-    if wide.together is None or wide.together.main:
+    if wide.leads:
         _write_wide(spec, head, narrow, shape, folder)
     if wide.together is not None:
         wide.together.least(0)  # until it is written

@@ -54,8 +54,7 @@ class Decoder(Whole):
     def _make(self, resolved: Resolved, target: Target) -> None:
         if target.together is not None:
             target.together.agree("spec", resolved.spec.model_dump(mode="json"))
-        speaks = target.together is None or target.together.main
-        check_capturable(resolved, target.device, speaks=speaks)
+        check_capturable(resolved, target.device, speaks=target.leads)
         target.probe(resolved.attention)
         resolved.head.load(target, resolved.attention)
         resolved = fit_tree(resolved, target)

@@ -363,7 +363,7 @@ def learn_costs(resolved: Resolved, target: Target, slots: int) -> None:
 
 def _tell(target: Target, text: str) -> None:
     """Notify, once where several processes hold the target."""
-    if target.together is None or target.together.main:
+    if target.leads:
         notify(text)
 
 

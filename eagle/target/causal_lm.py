@@ -113,6 +113,11 @@ class Target(Whole):
         self._open = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
 
     @property
+    def leads(self) -> bool:
+        """Whether this process speaks and writes for all that hold it, or holds it by itself."""
+        return self.together is None or self.together.main
+
+    @property
     def heads(self) -> int:
         """Its query heads."""
         return self.asked.heads[0]
